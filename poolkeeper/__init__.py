@@ -1,0 +1,124 @@
+"""poolkeeper: a worker pool that nothing kills.
+
+Names are loaded when they are first asked for, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .batch import Batch
+    from .cancellation import CancellationToken
+    from .task_context import Context, context
+    from .errors import (
+        AlreadyRunning,
+        CommandFailed,
+        DeathReport,
+        HomeUnusable,
+        NotReexecable,
+        PayloadError,
+        PoolkeeperError,
+        ProtocolError,
+        RemoteError,
+        RemoteTraceback,
+        ServiceFailed,
+        TaskExited,
+        TaskQuarantined,
+        TaskTimeout,
+        UnsupportedPlatform,
+        WorkerLost,
+        WorkerStartFailed,
+    )
+    from .fleet import Fleet
+    from .futures import TaskFuture
+    from .model import BatchResult, RunResult, RunStatistics, ServiceState, TaskResult, TaskStatus
+    from .policy import ExecutionPolicy, RestartPolicy, RetryPolicy, WorkerPolicy, stop_after_burst
+    from .pool import Keeper
+    from .ratelimit import RateLimit
+
+_MODULES = {
+    "batch": ("Batch",),
+    "cancellation": ("CancellationToken",),
+    "task_context": ("Context", "context"),
+    "errors": (
+        "AlreadyRunning",
+        "CommandFailed",
+        "DeathReport",
+        "HomeUnusable",
+        "NotReexecable",
+        "PayloadError",
+        "PoolkeeperError",
+        "ProtocolError",
+        "RemoteError",
+        "RemoteTraceback",
+        "ServiceFailed",
+        "TaskExited",
+        "TaskQuarantined",
+        "TaskTimeout",
+        "UnsupportedPlatform",
+        "WorkerLost",
+        "WorkerStartFailed",
+    ),
+    "fleet": ("Fleet",),
+    "futures": ("TaskFuture",),
+    "model": ("BatchResult", "RunResult", "RunStatistics", "ServiceState", "TaskResult", "TaskStatus"),
+    "policy": ("ExecutionPolicy", "RestartPolicy", "RetryPolicy", "WorkerPolicy", "stop_after_burst"),
+    "pool": ("Keeper",),
+    "ratelimit": ("RateLimit",),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+__version__ = "0.1.0"
+__all__ = [
+    "AlreadyRunning",
+    "Batch",
+    "BatchResult",
+    "CancellationToken",
+    "CommandFailed",
+    "Context",
+    "DeathReport",
+    "ExecutionPolicy",
+    "Fleet",
+    "HomeUnusable",
+    "Keeper",
+    "NotReexecable",
+    "PayloadError",
+    "PoolkeeperError",
+    "ProtocolError",
+    "RateLimit",
+    "RemoteError",
+    "RemoteTraceback",
+    "RestartPolicy",
+    "RetryPolicy",
+    "RunResult",
+    "RunStatistics",
+    "ServiceFailed",
+    "ServiceState",
+    "TaskExited",
+    "TaskFuture",
+    "TaskQuarantined",
+    "TaskResult",
+    "TaskStatus",
+    "TaskTimeout",
+    "UnsupportedPlatform",
+    "WorkerLost",
+    "WorkerPolicy",
+    "WorkerStartFailed",
+    "context",
+    "stop_after_burst",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _HOMES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{module}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

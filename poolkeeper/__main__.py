@@ -1,0 +1,8 @@
+"""``python -m poolkeeper`` is the command ``poolkeeper``."""
+
+from __future__ import annotations
+
+from poolkeeper.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""Shared memory for large messages: one recycled file in memory per message.
+
+The sender writes the buffers of a message into an arena with ``pwrite`` (which needs no mapping, hence no page faults
+of its own, and lets other threads run) and passes the descriptor. The receiver maps it copy-on-write, so that what
+arrives is writable and nobody else sees the writes, and closes the descriptor. When the last view of the mapping is
+gone, it releases the arena by its number, and the sender writes the next message into the same, still present pages.
+
+Arenas have no names: they vanish with the last process that holds them.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from itertools import count
+
+from .page import anonymous_file
+
+__all__ = ["ARENA_THRESHOLD", "Arena", "ArenaPool", "map_arena"]
+
+ARENA_THRESHOLD = 1 << 16
+"""Messages from this many bytes on travel in an arena."""
+
+KEEP_BYTES = 1 << 29
+KEEP_FILES = 32
+"""What a pool keeps for recycling at most."""
+
+LENT_FILES = 64
+"""Arenas lent out for which a pool keeps the descriptor; the receivers of older ones hold them alone."""
+
+ALIGNMENT = 64
+
+
+class Arena:
+    """One block: its descriptor, its size in bytes, and the number by which the receiver releases it."""
+
+    __slots__ = ("fd", "id", "size")
+
+    _ids = count(1)
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.id = next(Arena._ids)
+        self.fd = fd
+        self.size = size
+
+    def close(self) -> None:
+        """Let go of the memory; receivers that have mapped it keep it."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def size_class(size: int) -> int:
+    """Return ``size`` rounded up to a quarter of its power of two, so that blocks of like size can be recycled."""
+    step = max(mmap.PAGESIZE, 1 << max(0, size.bit_length() - 3))
+    return -(-size // step) * step
+
+
+class ArenaPool:
+    """The arenas of one sender: free ones by size, and those that receivers hold.
+
+    Not thread-safe; the owner locks. ``directory`` is where files go on systems without memfd.
+    """
+
+    def __init__(self, directory: str | None = None) -> None:
+        self._directory = directory
+        self._free: dict[int, list[Arena]] = {}
+        self._free_bytes = 0
+        self._free_files = 0
+        self._lent: OrderedDict[int, Arena] = OrderedDict()
+
+    def write(self, buffers: list[memoryview]) -> tuple[Arena, list[tuple[int, int]]]:
+        """Copy ``buffers`` into an arena; return it and the (offset, length) of each.
+
+        Raises OSError (ENOSPC, ENOMEM, EMFILE) when the system gives no more.
+        """
+        spans: list[tuple[int, int]] = []
+        position = 0
+        for buffer in buffers:
+            spans.append((position, buffer.nbytes))
+            position += -(-buffer.nbytes // ALIGNMENT) * ALIGNMENT
+        arena = self._take(size_class(max(position, 1)))
+        try:
+            for (offset, length), buffer in zip(spans, buffers, strict=True):
+                written = 0
+                while written < length:
+                    written += os.pwrite(arena.fd, buffer[written:], offset + written)
+        except BaseException:
+            arena.close()
+            raise
+        return arena, spans
+
+    def lend(self, arena: Arena) -> None:
+        """Keep ``arena`` until the receiver releases it; beyond a number, let the receivers alone hold the oldest."""
+        self._lent[arena.id] = arena
+
+    def trim_lent(self) -> None:
+        """Forget the oldest lent arenas beyond what may be kept; call it when their frames have been acknowledged."""
+        while len(self._lent) > LENT_FILES:
+            self._lent.popitem(last=False)[1].close()
+
+    def released(self, id: int) -> None:
+        """The receiver has no view of this arena any more."""
+        arena = self._lent.pop(id, None)
+        if arena is not None:
+            self.recycle(arena)
+
+    def recycle(self, arena: Arena) -> None:
+        """Take back an arena that nobody sees any more."""
+        if arena.fd < 0:
+            return
+        if self._free_bytes + arena.size > KEEP_BYTES or self._free_files >= KEEP_FILES:
+            arena.close()
+            return
+        self._free.setdefault(arena.size, []).append(arena)
+        self._free_bytes += arena.size
+        self._free_files += 1
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        for arenas in [*self._free.values(), list(self._lent.values())]:
+            for arena in arenas:
+                arena.close()
+        self._free.clear()
+        self._lent.clear()
+        self._free_bytes = self._free_files = 0
+
+    def _take(self, size: int) -> Arena:
+        free = self._free.get(size)
+        if free:
+            self._free_bytes -= size
+            self._free_files -= 1
+            return free.pop()
+        fd = anonymous_file("poolkeeper-arena", self._directory)
+        try:
+            os.ftruncate(fd, size)
+        except BaseException:
+            os.close(fd)
+            raise
+        return Arena(fd, size)
+
+
+class _Memory:
+    """mmap by way of the C library: Python's own would keep a descriptor open for every mapping (until 3.13)."""
+
+    def __init__(self) -> None:
+        import ctypes
+
+        self.ctypes = ctypes
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._mmap = libc.mmap
+        self._mmap.restype = ctypes.c_void_p
+        self._mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+        self.munmap = libc.munmap
+        self.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+    def map(self, fd: int, size: int) -> int | None:
+        """Return the address of a private, writable mapping, None where the system refuses one more."""
+        address = self._mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, fd, 0)
+        return None if address in (None, self.ctypes.c_void_p(-1).value) else int(address)
+
+
+_memory: _Memory | None = None
+
+
+def map_arena(fd: int, size: int, id: int, released: Callable[[int], None]) -> memoryview:
+    """Map a received arena copy-on-write, close ``fd``, and call ``released(id)`` when no view of it is left.
+
+    ``released`` may be called in any thread, at any moment; it must neither block nor lock. Where no more mappings
+    are to be had, the content is copied and released at once.
+    """
+    global _memory
+    if _memory is None:
+        _memory = _Memory()
+    memory = _memory
+    try:
+        address = memory.map(fd, size)
+        if address is None:
+            content = bytearray(size)
+            os.preadv(fd, [content], 0)
+            released(id)
+            return memoryview(content)
+    finally:
+        os.close(fd)
+    block = (memory.ctypes.c_ubyte * size).from_address(address)
+    # Not at interpreter exit: views may outlive this, and the kernel unmaps anyway.
+    weakref.finalize(block, _unmap, memory.munmap, address, size, id, released).atexit = False
+    return memoryview(block).cast("B")
+
+
+def _unmap(munmap: Callable[[int, int], int], address: int, size: int, id: int, released: Callable[[int], None]) -> None:
+    munmap(address, size)
+    released(id)
+
+
+class ReleaseQueue:
+    """Arena numbers released by finalizers, waiting for the owner's next message."""
+
+    def __init__(self) -> None:
+        self._ids: deque[int] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._ids)
+
+    def add(self, id: int) -> None:
+        """Note a release; safe in any thread and in finalizers."""
+        self._ids.append(id)
+
+    def take(self) -> list[int]:
+        """Return and forget what was released so far."""
+        ids = []
+        while self._ids:
+            ids.append(self._ids.popleft())
+        return ids

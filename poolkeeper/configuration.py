@@ -1,0 +1,145 @@
+"""The arguments of ``Keeper`` to settings: checked, with defaults, each error naming the argument and the remedy."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .errors import PayloadError
+from .keeper import Settings
+from .payload import dumps_in_band
+from .policy import WorkerPolicy
+
+__all__ = ["settings_for"]
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+START_METHODS = ("forkserver", "loky", "inline")
+DESCRIPTORS_PER_WORKER = 3
+DESCRIPTORS_FOR_OTHERS = 64
+
+
+def settings_for(
+    *,
+    max_workers: int | None,
+    mp_context: Any,
+    initializer: Callable[..., object] | None,
+    initargs: tuple[Any, ...],
+    max_tasks: int | None,
+    start_method: str,
+    preload: Iterable[str],
+    threads_per_worker: int | None,
+    worker: WorkerPolicy,
+    queue_memory: int | str | None,
+    inherit_output: bool,
+) -> Settings:
+    """Return the settings of a keeper; raises as ``Keeper`` documents."""
+    if start_method not in START_METHODS:
+        raise ValueError(f"start_method={start_method!r} must be one of {', '.join(map(repr, START_METHODS))}")
+    if mp_context is not None and mp_context.get_start_method() in ("spawn", "loky") and start_method == "forkserver":
+        start_method = "loky"
+    workers = _workers(max_workers, start_method)
+    return Settings(
+        max_workers=workers,
+        max_tasks=_max_tasks(max_tasks, worker),
+        start_method=start_method,
+        preload=_preload(preload),
+        environment=_environment(workers, threads_per_worker, worker),
+        initializer=_initializer(initializer, initargs),
+        max_memory=worker.max_memory,
+        inherit_output=inherit_output,
+        queue_bytes=_queue_bytes(queue_memory),
+    )
+
+
+def _workers(given: int | None, start_method: str) -> int:
+    if given is None:
+        import loky
+
+        return int(loky.cpu_count())
+    if isinstance(given, bool) or not isinstance(given, int):
+        raise TypeError(f"max_workers={given!r} must be an integer or None")
+    if given < 1:
+        raise ValueError(f"max_workers={given} must be greater than 0")
+    if start_method != "inline":
+        _check_descriptors(given)
+    return given
+
+
+def _check_descriptors(workers: int) -> None:
+    """A keeper holds some descriptors for each worker: say so now rather than fail in the midst of the work."""
+    import resource
+
+    needed = DESCRIPTORS_PER_WORKER * workers + DESCRIPTORS_FOR_OTHERS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise ValueError(
+            f"max_workers={workers} needs about {needed} open files, and this process may have {hard} (ulimit -Hn); "
+            f"at most {max(1, (hard - DESCRIPTORS_FOR_OTHERS) // DESCRIPTORS_PER_WORKER)} workers fit"
+        )
+    if soft != resource.RLIM_INFINITY and needed > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def _max_tasks(given: int | None, worker: WorkerPolicy) -> int | None:
+    if given is None:
+        return worker.max_tasks
+    if isinstance(given, bool) or not isinstance(given, int):
+        raise TypeError(f"max_tasks_per_child={given!r} must be an integer or None")
+    if given < 1:
+        raise ValueError(f"max_tasks_per_child={given} must be greater than 0")
+    return given
+
+
+def _preload(modules: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(modules, str):
+        raise TypeError(f"preload={modules!r} must be a list of module names, as [{modules!r}]")
+    names = tuple(modules)
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"preload={list(names)!r} must be a list of module names")
+        top = name.partition(".")[0]
+        try:
+            found = importlib.util.find_spec(top) is not None
+        except ValueError:  # a module without a spec, such as __main__
+            found = True
+        if not found:
+            raise ModuleNotFoundError(f"preload={list(names)!r}: there is no module named {top!r}", name=top)
+    return names
+
+
+def _environment(workers: int, threads_per_worker: int | None, worker: WorkerPolicy) -> dict[str, str]:
+    if threads_per_worker is None:
+        threads_per_worker = max(1, len(os.sched_getaffinity(0)) // workers) if hasattr(os, "sched_getaffinity") else 1
+    elif isinstance(threads_per_worker, bool) or not isinstance(threads_per_worker, int):
+        raise TypeError(f"threads_per_worker={threads_per_worker!r} must be an integer or None")
+    elif threads_per_worker < 1:
+        raise ValueError(f"threads_per_worker={threads_per_worker} must be greater than 0")
+    environment = {name: str(threads_per_worker) for name in THREAD_VARIABLES if name not in os.environ}
+    environment.update(worker.env or {})
+    return environment
+
+
+def _initializer(function: Callable[..., object] | None, args: tuple[Any, ...]) -> bytes | None:
+    if function is None:
+        return None
+    if not callable(function):
+        raise TypeError(f"initializer={function!r} must be a callable")
+    try:
+        return dumps_in_band((function, tuple(args)))
+    except PayloadError as error:
+        raise PayloadError(f"the initializer {function!r} or its arguments {error}") from error.__cause__
+
+
+def _queue_bytes(given: int | str | None) -> int:
+    if given is None:
+        try:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
+        except (ValueError, OSError):
+            return 1 << 30
+    bound = WorkerPolicy(max_memory=given).max_memory
+    assert bound is not None
+    return bound
+
+

@@ -1,0 +1,284 @@
+"""The fork server: a small single-threaded process that imports once, forks workers, and reports how they end.
+
+It is started as a plain subprocess in a session of its own. It is a child subreaper, so that what a dead worker
+leaves behind comes to it and is reaped. When the link to the keeper ends, it ends its workers and itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import gc
+import importlib
+import json
+import multiprocessing
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterable
+from dataclasses import asdict
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from .errors import ProtocolError
+from .link import Link, call_keeper
+from .messages import Kind, pack, unpack
+from .session import Session
+from .worker import WorkerConfig
+from .worker import main as worker_main
+
+__all__ = ["Launched", "launch"]
+
+END_SECONDS = 5.0
+
+CALL_TIMEOUT = 10.0
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def launch(
+    config: WorkerConfig, *, preload: Iterable[str], start_method: str, environment: dict[str, str], inherit_output: bool
+) -> Launched:
+    """Start a fork server; it will call the keeper at ``config.socket``.
+
+    ``environment`` is set before the preload. ``inherit_output`` leaves it the caller's stdout and stderr.
+    """
+    plain = asdict(config)
+    for name in ("key", "initializer"):
+        if plain[name] is not None:
+            plain[name] = base64.b64encode(plain[name]).decode()
+    content = {"worker": plain, "preload": list(preload), "start_method": start_method, "sys_path": sys.path}
+    flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
+    output = None if inherit_output else subprocess.DEVNULL
+    process = subprocess.Popen(
+        [sys.executable, *flags, "-c", "from poolkeeper.forkserver import main; main()"],
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=output,
+        env={**os.environ, **environment, "PYTHONPATH": _python_path()},
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(json.dumps(content).encode())
+        process.stdin.close()
+    return Launched(process)
+
+
+class Launched:
+    """The keeper's handle on its fork server. ``watch_fd`` becomes readable when it ends, None where that cannot be had."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self.watch_fd: int | None = None
+        if hasattr(os, "pidfd_open"):
+            with contextlib.suppress(OSError):
+                self.watch_fd = os.pidfd_open(process.pid)
+
+    @property
+    def exitcode(self) -> int | None:
+        """How it ended, None while it lives."""
+        return self._process.poll()
+
+    def end(self) -> None:
+        """Wait for it to end, now that its link is closed; kill it if it does not."""
+        try:
+            self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self.watch_fd is not None:
+            os.close(self.watch_fd)
+            self.watch_fd = None
+
+
+def _python_path() -> str:
+    """Let the new interpreter find poolkeeper itself, wherever this one has it from."""
+    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    given = os.environ.get("PYTHONPATH")
+    return here if not given else os.pathsep.join((given, here))
+
+
+class ForkServer:
+    """Forks on request and reports exits."""
+
+    def __init__(self, config: WorkerConfig, start_method: str) -> None:
+        self._config = config
+        self._start_method = start_method
+        self._session = Session()
+        introduction = {"role": "forkserver", "id": 0, "pid": os.getpid()}
+        self._link: Link = call_keeper(config.socket, config.key, self._session, introduction, CALL_TIMEOUT)
+        self._workers: dict[int, tuple[int, BaseProcess, int]] = {}
+        self._wake, self._woken = socket.socketpair()
+        for end in (self._wake, self._woken):
+            end.setblocking(False)
+
+    def preload(self, modules: Iterable[str]) -> None:
+        """Import modules for all workers to share; say so where that fails or leaves threads running."""
+        for name in modules:
+            before = _threads()
+            try:
+                importlib.import_module(name)
+            except BaseException:
+                self._send((Kind.NOTICE, f"preload of {name!r} failed; workers import it themselves\n{traceback.format_exc()}"))
+            after = _threads()
+            if after > before and after > 1 and self._start_method == "forkserver":
+                self._start_method = "loky"
+                text = f"preload of {name!r} leaves {after - before} threads running: workers start by fork+exec instead"
+                self._send((Kind.NOTICE, text))
+
+    def run(self) -> None:
+        """Serve until the keeper is gone."""
+        signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        gc.collect()
+        gc.freeze()
+        early, self._link.early = self._link.early, []
+        if early:
+            self._take(early)
+        poll = select.poll()
+        poll.register(self._link.fileno(), select.POLLIN)
+        poll.register(self._wake.fileno(), select.POLLIN)
+        while True:
+            self._reap()
+            ready = dict(poll.poll())
+            if self._wake.fileno() in ready:
+                with contextlib.suppress(BlockingIOError):
+                    self._wake.recv(4096)
+            if self._link.fileno() in ready:
+                frames, alive = self._link.receive()
+                self._take(frames)
+                if not alive:
+                    return
+
+    def end(self) -> None:
+        """Kill and reap all workers."""
+        for pid in self._workers:
+            _kill_group(pid)
+        for pid in list(self._workers):
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+    def _take(self, frames: Iterable[Any]) -> None:
+        for frame in frames:
+            if not self._session.receive(frame):
+                continue
+            fds = self._link.take_fds(frame)
+            for message in unpack(frame.body):
+                if message[0] == Kind.SPAWN:
+                    self._spawn(message[1], message[2], fds.pop(0))
+
+    def _spawn(self, id: int, slot: int, page: int) -> None:
+        try:
+            if self._start_method == "loky":
+                from loky.backend import get_context
+
+                own = f"/proc/{os.getpid()}/fd/{page}"
+                process = get_context("loky").Process(target=worker_main, args=(self._config, id, slot, own))
+            else:
+                fork = multiprocessing.get_context("fork")
+                process = fork.Process(target=self._become_worker, args=(id, slot, page))
+            process.name = f"worker-{id}"
+            process.start()
+        except Exception as error:
+            os.close(page)
+            self._send((Kind.SPAWN_FAILED, id, f"a worker could not be started: {type(error).__name__}: {error}"))
+            return
+        assert process.pid is not None
+        if self._start_method != "loky":
+            os.close(page)
+            page = -1
+        self._workers[process.pid] = (id, process, page)
+        self._send((Kind.SPAWNED, id, process.pid))
+
+    def _become_worker(self, id: int, slot: int, page: int) -> None:
+        signal.set_wakeup_fd(-1)
+        self._link.close()
+        self._wake.close()
+        self._woken.close()
+        worker_main(self._config, id, slot, page)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if ended is None:
+                return
+            pid = ended.si_pid
+            known = self._workers.pop(pid, None)
+            if known is not None:
+                _kill_group(pid)  # before its pid can be anybody else's
+            _, status, usage = os.wait4(pid, 0)
+            if known is not None:
+                id, process, page = known
+                code = os.waitstatus_to_exitcode(status)
+                self._forget(process, code)
+                if page >= 0:
+                    os.close(page)
+                self._send((Kind.EXITED, id, code, usage.ru_maxrss * 1024))
+
+    @staticmethod
+    def _forget(process: BaseProcess, code: int) -> None:
+        """Tell multiprocessing that its child is reaped, or it would look for it at every start."""
+        popen = getattr(process, "_popen", None)
+        if popen is not None:
+            popen.returncode = code
+        process.join()
+        process.close()
+
+    def _send(self, message: tuple[Any, ...]) -> None:
+        with contextlib.suppress(OSError):  # a keeper that is gone shows as the end of the link
+            self._link.send(self._session.send(pack([message])))
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _threads() -> int:
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        import threading
+
+        return threading.active_count()
+
+
+def _become_subreaper() -> None:
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def main() -> None:
+    """Read the configuration from standard input and serve."""
+    content = json.load(sys.stdin)
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL if number != signal.SIGPIPE else signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _become_subreaper()
+    plain = content["worker"]
+    for name in ("key", "initializer"):
+        if plain[name] is not None:
+            plain[name] = base64.b64decode(plain[name])
+    sys.path[:] = content["sys_path"]
+    try:
+        server = ForkServer(WorkerConfig(**plain), content["start_method"])
+    except (OSError, ProtocolError):
+        os._exit(1)  # the keeper is gone already
+    try:
+        server.preload(content["preload"])
+        server.run()
+    finally:
+        server.end()
+        os._exit(0)

@@ -1,0 +1,207 @@
+"""The future of a task. It is the task: one object for both, for a pool of small tasks is made of little else.
+
+Against the standard future it saves the Condition (3 to 6 µs) until somebody waits, and unpickles a result in the
+thread that asks for it. The state changes under the keeper's lock; a Condition is published before it is waited on,
+so that whoever settles the task either sees it or has settled before the waiter looks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
+from typing import Any, Protocol
+
+from .ledger import Call, Code, Task
+from .errors import PayloadError
+from .payload import loads, loads_exception, loads_view
+
+__all__ = ["Cancels", "TaskFuture", "Unread"]
+
+_creation = threading.Lock()
+
+
+class Cancels(Protocol):
+    """Whoever can withdraw a task."""
+
+    def cancel(self, task: TaskFuture) -> bool:
+        """Withdraw ``task``; False if it is too late."""
+
+    def is_running(self, task: TaskFuture) -> bool:
+        """Whether a worker executes ``task`` now."""
+
+
+class Unread:
+    """A result as it arrived; ``read`` unpickles it, and raises what the task raised."""
+
+    __slots__ = ("code", "payload")
+
+    def __init__(self, code: int, payload: Any) -> None:
+        self.code = code
+        self.payload = payload
+
+    def read(self) -> Any:
+        """Return the value; raises PayloadError where it cannot be unpickled."""
+        if self.code == Code.ARENA:
+            return loads_view(self.payload)
+        return loads(self.payload)
+
+
+class TaskFuture(Task, Future):  # type: ignore[type-arg]
+    """A ``concurrent.futures.Future`` that also tells how its task fared.
+
+    ``attempts`` counts runs, ``deaths`` the workers that died of it, ``run_seconds`` is the last run's time (the mean,
+    where tasks were so short that they were answered together), ``worker_pid`` where it ran; None while unknown.
+    """
+
+    _state = PENDING
+    _result: Any = None
+    _exception: BaseException | None = None
+    _cond: threading.Condition | None = None
+    run_seconds: float | None = None
+    worker_pid: int | None = None
+
+    def __init__(self, call: Call, payload: Any, key: str | None, keeper: Cancels) -> None:
+        # Future.__init__ is what this class avoids; its attributes are the class' own until they are needed.
+        self.call = call
+        self.payload = payload
+        self.key = key
+        self.worker = None
+        self.index = 0
+        self.attempts = 1
+        self.deaths = 0
+        self.history = None
+        self.withdrawn = False
+        self._keeper = keeper
+
+    @property
+    def _condition(self) -> threading.Condition:
+        condition = self._cond
+        if condition is None:
+            with _creation:
+                condition = self._cond
+                if condition is None:
+                    self._waiters: list[Any] = []
+                    self._done_callbacks: list[Callable[[Any], object]] = []
+                    condition = self._cond = threading.Condition()
+        return condition
+
+    # -- what the keeper does -----------------------------------------------------------------------------------
+
+    def settle(self, value: Any) -> bool:
+        """Record the outcome, under the keeper's lock; return whether somebody must be told (``announce``)."""
+        if self._state != PENDING:
+            return False
+        self._result = value
+        self._state = FINISHED
+        return self._cond is not None
+
+    def settle_exception(self, error: BaseException) -> bool:
+        """Record that the task has failed; as ``settle``."""
+        self._exception = error
+        return self.settle(None)
+
+    def settle_cancelled(self) -> bool:
+        """Record that the task will not run; as ``settle``."""
+        if self._state != PENDING:
+            return False
+        self._state = CANCELLED_AND_NOTIFIED
+        return self._cond is not None
+
+    def announce(self) -> bool:
+        """Wake all who wait; return whether there are callbacks to be run."""
+        with self._condition as _:
+            for waiter in self._waiters:
+                if self._state == CANCELLED_AND_NOTIFIED:
+                    waiter.add_cancelled(self)
+                elif self._exception is not None or (type(self._result) is Unread and self._result.code == Code.EXCEPTION):
+                    waiter.add_exception(self)
+                else:
+                    waiter.add_result(self)
+            self._condition.notify_all()
+            return bool(self._done_callbacks)
+
+    def run_callbacks(self) -> None:
+        """Run the callbacks, in the keeper's delivery thread."""
+        self._invoke_callbacks()  # type: ignore[attr-defined]
+
+    # -- what the application does ------------------------------------------------------------------------------
+
+    def cancel(self) -> bool:
+        """Withdraw the task; return False if it has ended, or runs and ``options(cancel="kill")`` was not given.
+
+        A running task that is not killed sees ``context().cancelled``.
+        """
+        return self._keeper.cancel(self)
+
+    def cancelled(self) -> bool:
+        """Whether the task was withdrawn."""
+        return self._state == CANCELLED_AND_NOTIFIED
+
+    def running(self) -> bool:
+        """Whether a worker executes the task at this moment."""
+        return self._state == PENDING and self._keeper.is_running(self)
+
+    def done(self) -> bool:
+        """Whether the task has ended or was withdrawn."""
+        return self._state != PENDING
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Return the task's result.
+
+        ``timeout`` is in seconds. Raises what the task raised (the worker's traceback as its cause), TimeoutError,
+        CancelledError, TaskTimeout, WorkerLost or TaskQuarantined.
+        """
+        if self._state != FINISHED:
+            self._await(timeout)
+        if type(self._result) is Unread:
+            self._read()
+        if self._exception is not None:
+            try:
+                raise self._exception
+            finally:
+                self = None  # type: ignore[assignment]  # noqa: PLW0642 - no cycle from the traceback to the exception
+        return self._result
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what the task raised, None if it did not; waits and raises as ``result`` does."""
+        if self._state != FINISHED:
+            self._await(timeout)
+        if type(self._result) is Unread:
+            self._read()
+        return self._exception
+
+    def _await(self, timeout: float | None) -> None:
+        if self._state == PENDING:
+            with self._condition:
+                if self._state == PENDING:
+                    self._condition.wait(timeout)
+        if self._state == PENDING:
+            raise TimeoutError
+        if self._state == CANCELLED_AND_NOTIFIED:
+            raise CancelledError
+
+    def _read(self) -> None:
+        with self._condition:
+            unread = self._result
+            if type(unread) is not Unread:
+                return
+            try:
+                if unread.code == Code.EXCEPTION:
+                    self._exception, self._result = loads_exception(unread.payload), None
+                else:
+                    self._result = unread.read()
+            except PayloadError as error:
+                self._exception = PayloadError(f"the result of {self.call.name} {error}")
+                self._exception.__cause__ = error.__cause__
+                self._result = None
+
+    def set_running_or_notify_cancel(self) -> bool:
+        raise InvalidStateError("the keeper alone moves this future")
+
+    def set_result(self, result: Any) -> None:
+        raise InvalidStateError("the keeper alone settles this future")
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        raise InvalidStateError("the keeper alone settles this future")

@@ -1,0 +1,105 @@
+"""Where a keeper keeps its files, and that it can: directories, permissions, the kind of filesystem."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import HomeUnusable
+
+__all__ = ["Home"]
+
+SOCKET_PATH_LIMIT = 107
+_NAME = re.compile(r"[^/\0]+")
+
+
+@dataclass(frozen=True)
+class Home:
+    """One keeper's directory: ``name/run_id`` below the base, or a private temporary one that is removed at the end."""
+
+    path: Path
+    ephemeral: bool
+    socket: str
+    key: bytes
+
+    @classmethod
+    def open(cls, name: str | None, run_id: str, base: str | os.PathLike[str] | None) -> Home:
+        """Create the directory as needed, mode 0700, with a fresh key.
+
+        Raises HomeUnusable where it cannot be created or written to, ValueError for a name that is no file name.
+        """
+        ephemeral = name is None
+        try:
+            if name is None:
+                parent = None if base is None else _made(Path(base))
+                path = Path(tempfile.mkdtemp(prefix="poolkeeper-", dir=parent))
+            else:
+                path = _made(_base(base) / _checked("name", name) / _checked("run_id", run_id))
+            (path / "logs").mkdir(mode=0o700, exist_ok=True)
+            key = secrets.token_bytes(32)
+            _write_private(path / "authkey", key)
+        except OSError as error:
+            where = base if base is not None else (tempfile.gettempdir() if ephemeral else default_base())
+            raise HomeUnusable(
+                error.errno,
+                f"the keeper cannot use {where} as its home: {error.strerror}; "
+                "pass home=... or set POOLKEEPER_HOME to a directory that it may write to",
+            ) from error
+        return cls(path, ephemeral, _socket_path(path), key)
+
+    @property
+    def logs(self) -> Path:
+        """The directory of the workers' logs."""
+        return self.path / "logs"
+
+    def remove(self) -> None:
+        """Remove what must not outlive the keeper: everything if ephemeral, else the socket."""
+        if os.path.dirname(self.socket) != str(self.path):
+            shutil.rmtree(os.path.dirname(self.socket), ignore_errors=True)
+        if self.ephemeral:
+            shutil.rmtree(self.path, ignore_errors=True)
+        else:
+            Path(self.socket).unlink(missing_ok=True)
+
+
+def default_base() -> Path:
+    """Return the directory that holds the homes of all named keepers (XDG base directory specification)."""
+    given = os.environ.get("POOLKEEPER_HOME")
+    if given:
+        return Path(given)
+    state = os.environ.get("XDG_STATE_HOME")
+    return (Path(state) if state else Path.home() / ".local" / "state") / "poolkeeper"
+
+
+def _base(base: str | os.PathLike[str] | None) -> Path:
+    return Path(base) if base is not None else default_base()
+
+
+def _checked(what: str, name: str) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name in (".", ".."):
+        raise ValueError(f"{what}={name!r} must be a non-empty string without '/' or NUL, for it names a directory")
+    return name
+
+
+def _made(path: Path) -> Path:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(content)
+
+
+def _socket_path(home: Path) -> str:
+    path = str(home / "keeper.sock")
+    if len(os.fsencode(path)) <= SOCKET_PATH_LIMIT:
+        Path(path).unlink(missing_ok=True)
+        return path
+    return os.path.join(tempfile.mkdtemp(prefix="pk-", dir="/tmp"), "keeper.sock")  # noqa: S108 - mkdtemp is private

@@ -1,0 +1,117 @@
+"""``start_method="inline"``: tasks run at once, in the caller's own process and thread; for pdb, coverage and tests."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from pickle import PickleBuffer
+from typing import Any
+
+from . import task_context
+from .futures import TaskFuture
+from .keeper import Settings
+from .payload import loads
+
+__all__ = ["InlineRuntime"]
+
+
+class _Pickled:
+    """Arguments are pickled here too, so that what works inline works in a worker."""
+
+    __slots__ = ("buffers", "data")
+
+    def __init__(self, data: bytes, buffers: list[PickleBuffer]) -> None:
+        self.data = data
+        self.buffers = buffers
+
+
+class _Stowage:
+    stow = _Pickled
+
+
+class _Surroundings:
+    worker = "inline"
+    slot = 0
+
+    def __init__(self, task: TaskFuture) -> None:
+        self.name = task.call.name
+        self.attempt = task.attempts
+        self.key = task.key
+
+    def is_cancelled(self) -> bool:
+        return False
+
+    def wait(self, seconds: float) -> bool:
+        time.sleep(seconds)
+        return False
+
+    def progress(self, done: float, total: float | None) -> None:
+        pass
+
+
+class InlineRuntime:
+    """Takes the place of the runtime, without processes or threads. Timeouts cannot be kept and are ignored."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.refusal: str | None = None
+        self.started = time.time()
+        self.stowage = _Stowage()
+        if settings.initializer is not None:
+            initializer, args = loads(settings.initializer)
+            initializer(*args)
+
+    def submit(self, task: TaskFuture) -> None:
+        """Run ``task`` to its end, retries included."""
+        function = loads(task.call.blob)
+        if task_context.wants_context(function):
+            inner = function
+
+            def function(*args: Any, **kwargs: Any) -> Any:
+                return inner(task_context.context(), *args, **kwargs)
+
+        while True:
+            if type(task.payload) is _Pickled:
+                args, kwargs = pickle.loads(task.payload.data, buffers=task.payload.buffers)
+            else:
+                args, kwargs = task.payload, {}
+            task_context.enter(_Surroundings(task))
+            began = time.monotonic()
+            try:
+                value = function(*args, **kwargs)
+            except Exception as error:
+                delay = task.call.options.retry.delay_after_failure(task.attempts, time.monotonic() - began, error)
+                if delay is None:
+                    task.settle_exception(error)
+                    return
+                task.attempts += 1
+                time.sleep(delay)
+            else:
+                task.settle(value)
+                return
+            finally:
+                task.run_seconds = time.monotonic() - began
+                task_context.enter(None)
+
+    def cancel(self, task: TaskFuture) -> bool:
+        """Tasks have ended before anybody holds their future."""
+        return False
+
+    def is_running(self, task: TaskFuture) -> bool:
+        """As ``cancel``."""
+        return False
+
+    def withdraw_pending(self) -> None:
+        """Nothing is ever pending."""
+
+    def close(self) -> None:
+        """Take no more tasks."""
+        self.refusal = "cannot schedule new futures after shutdown"
+
+    def join(self, timeout: float | None = None) -> bool:
+        """All is done."""
+        return True
+
+    def snapshot(self) -> tuple[int, int, list[Any]]:
+        """Return that nothing waits, nothing runs, and nobody works."""
+        return 0, 0, []

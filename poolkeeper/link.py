@@ -1,0 +1,198 @@
+"""One end of an AF_UNIX connection: frames and their descriptors in and out, and the handshake that opens it.
+
+The keeper speaks first (CHALLENGE with a nonce), the caller answers (HELLO with its own nonce, what it is, and a
+proof), the keeper proves itself in turn (WELCOME). Nothing is unpickled before that. Both sides then resend what
+the other has not received.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import secrets
+import socket
+import sys
+from collections import deque
+from typing import Any
+
+from .errors import ProtocolError
+from .frames import PROTOCOL, Frame, FrameKind, FrameReader, decode_json, encode, encode_json, proof
+from .session import Session
+
+__all__ = ["FDS_LIMIT", "Handshake", "Link", "call_keeper"]
+
+RECEIVE_SIZE = 1 << 18
+FDS_LIMIT = 120
+"""Descriptors beside one frame; the kernel takes 253 in one message."""
+
+_CMSG_SPACE = socket.CMSG_SPACE(FDS_LIMIT * array.array("i").itemsize)
+
+
+class Link:
+    """A connected socket with a frame reader, and a queue of what the socket would not take yet.
+
+    A non-blocking socket keeps the rest for ``flush``; a blocking one sends all at once.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self.reader = FrameReader()
+        self._unsent: deque[tuple[memoryview, tuple[int, ...]]] = deque()
+        self._fds: deque[int] = deque()
+        self.early: list[Frame] = []
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor."""
+        return self.socket.fileno()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether something waits for the socket to become writable."""
+        return bool(self._unsent)
+
+    def receive(self) -> tuple[list[Frame], bool]:
+        """Read once; return the frames that are whole now, and whether the peer is still there.
+
+        Raises ProtocolError on damage, BlockingIOError where nothing is there to read.
+        """
+        try:
+            data, ancillary, flags, _ = self.socket.recvmsg(RECEIVE_SIZE, _CMSG_SPACE, socket.MSG_CMSG_CLOEXEC)
+        except (ConnectionError, TimeoutError):
+            return [], False
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds = array.array("i")
+                fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+                self._fds.extend(fds)
+        if flags & socket.MSG_CTRUNC:
+            raise ProtocolError("descriptors were lost on the way: this process has too many open files")
+        return self.reader.receive(data), bool(data)
+
+    def take_fds(self, frame: Frame) -> list[int]:
+        """Return the descriptors that came beside ``frame``; the caller closes them. Raises ProtocolError if they did not."""
+        if frame.fds > len(self._fds):
+            raise ProtocolError(f"a frame announces {frame.fds} descriptors, {len(self._fds)} came")
+        return [self._fds.popleft() for _ in range(frame.fds)]
+
+    def send(self, frame: bytes, fds: tuple[int, ...] = ()) -> bool:
+        """Send a frame, or queue what the socket does not take; return whether all is sent. Raises OSError if the peer is gone."""
+        if not self._unsent and not fds:
+            try:
+                sent = self.socket.send(frame)
+            except BlockingIOError:
+                sent = 0
+            if sent == len(frame):
+                return True
+            self._unsent.append((memoryview(frame)[sent:], ()))
+            return False if self.socket.gettimeout() == 0.0 else self.flush()
+        self._unsent.append((memoryview(frame), fds))
+        return self.flush()
+
+    def flush(self) -> bool:
+        """Send what is queued; return whether all of it is sent. Raises OSError if the peer is gone."""
+        unsent = self._unsent
+        while unsent:
+            data, fds = unsent[0]
+            try:
+                if fds:
+                    sent = socket.send_fds(self.socket, [data], list(fds))
+                else:
+                    sent = self.socket.send(data)
+            except BlockingIOError:
+                return False
+            if sent == len(data):
+                unsent.popleft()
+            else:
+                unsent[0] = (data[sent:], ())
+        return True
+
+    def close(self) -> None:
+        """Close the socket and the descriptors that no frame has claimed."""
+        while self._fds:
+            os.close(self._fds.popleft())
+        try:
+            self.socket.close()
+        except OSError:
+            self.socket.detach()
+
+
+def _about_us() -> dict[str, Any]:
+    return {"protocol": PROTOCOL, "python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
+
+
+class Handshake:
+    """The keeper's side of opening a link: feed it frames until it returns what the caller says of itself."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._nonce = secrets.token_bytes(32)
+
+    def challenge(self) -> bytes:
+        """Return the frame that the keeper sends on accepting."""
+        return encode(FrameKind.CHALLENGE, encode_json({"nonce": self._nonce.hex(), **_about_us()}))
+
+    def verify(self, frame: Frame) -> dict[str, Any]:
+        """Return the caller's introduction (role, id, received); raises ProtocolError when it does not know the key."""
+        if frame.kind is not FrameKind.HELLO:
+            raise ProtocolError(f"{frame.kind.name} came before HELLO")
+        hello = decode_json(frame.body)
+        given = hello.pop("proof", None)
+        if not isinstance(given, str) or not _same(given, proof(self._key, "caller", self._nonce, encode_json(hello))):
+            raise ProtocolError("a caller could not prove that it knows the key")
+        if hello.get("protocol") != PROTOCOL:
+            raise ProtocolError(f"a caller speaks protocol {hello.get('protocol')!r}, this keeper speaks {PROTOCOL}")
+        return hello
+
+    def welcome(self, hello: dict[str, Any], received: int) -> bytes:
+        """Return the frame by which the keeper proves itself and says up to where it has received."""
+        content = {"received": received}
+        mac = proof(self._key, "keeper", bytes.fromhex(str(hello["nonce"])), encode_json(content))
+        return encode(FrameKind.WELCOME, encode_json({**content, "proof": mac}))
+
+
+def _same(given: str, expected: str) -> bool:
+    return secrets.compare_digest(given.encode(), expected.encode())
+
+
+def call_keeper(path: str, key: bytes, session: Session, introduction: dict[str, Any], timeout: float) -> Link:
+    """Connect to the keeper's socket, pass the handshake, resend what it misses, and return the blocking link.
+
+    ``timeout`` is in seconds for each step. Raises OSError when nobody answers, ProtocolError when whoever answers is
+    not the keeper.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    link = Link(sock)
+    try:
+        sock.settimeout(timeout)
+        sock.connect(path)
+        challenge = decode_json(_await(link, FrameKind.CHALLENGE).body)
+        nonce = secrets.token_bytes(32)
+        hello = {**introduction, **_about_us(), "nonce": nonce.hex(), "received": session.received}
+        hello["proof"] = proof(key, "caller", bytes.fromhex(challenge["nonce"]), encode_json(hello))
+        link.send(encode(FrameKind.HELLO, encode_json(hello)))
+        link.reader.authenticated = True
+        welcome = decode_json(_await(link, FrameKind.WELCOME).body)
+        given = welcome.pop("proof", "")
+        if not _same(str(given), proof(key, "keeper", nonce, encode_json(welcome))):
+            raise ProtocolError("whoever listens on the keeper's socket does not know its key")
+        sock.settimeout(None)
+        for frame, fds in session.resume(int(welcome["received"])):
+            link.send(frame, fds)
+    except BaseException:
+        link.close()
+        raise
+    return link
+
+
+def _await(link: Link, kind: FrameKind) -> Frame:
+    """Return the next frame; the handshake of one side never runs ahead of the other's, so it comes alone."""
+    while True:
+        frames, alive = link.receive()
+        if frames:
+            frame, *rest = frames
+            if frame.kind is not kind:
+                raise ProtocolError(f"{frame.kind.name} came where {kind.name} was due")
+            link.early = rest
+            return frame
+        if not alive:
+            raise ConnectionResetError("the keeper closed the connection during the handshake")

@@ -1,0 +1,183 @@
+"""``map``: items cut into chunks that fit, their results put back in order, and pulled lazily where asked.
+
+The chunks are cut by the keeper when a worker can take one. The consumer's thread does the rest: it reads the input,
+pickles items, unpickles results and, with a ``buffersize``, pulls more input as results are consumed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
+from typing import Any, Protocol
+
+from .errors import PayloadError
+from .ledger import Call, Chunk, Code, Segment
+from .payload import SCALARS, is_plain, loads, loads_exception, loads_view
+
+__all__ = ["MapJob", "Mapper"]
+
+
+class Mapper(Protocol):
+    """The keeper as a map sees it."""
+
+    def submit(self, segment: Segment) -> None:
+        """Take on a stretch of items."""
+
+    def encode_item(self, item: Any) -> Any:
+        """Return what travels in the place of ``item``; raises PayloadError."""
+
+
+class _Piece:
+    """The outcome of one chunk, or the error that took its place."""
+
+    __slots__ = ("codes", "count", "error", "values")
+
+    def __init__(self, count: int, codes: Sequence[int] | None, values: Any, error: BaseException | None = None) -> None:
+        self.count = count
+        self.codes = codes
+        self.values = values
+        self.error = error
+
+    def read(self, name: str) -> tuple[list[Any], BaseException | None]:
+        """Return the results up to the first failure, and that failure."""
+        if self.error is not None:
+            return [], self.error
+        if self.codes is None:
+            return self.values, None
+        try:
+            if self.codes[0] == Code.ARENA:
+                return loads_view(self.values), None
+            if not isinstance(self.values, list):
+                return loads(self.values), None
+        except PayloadError as error:
+            return [], PayloadError(f"the results of {name} {error}")
+        results: list[Any] = []
+        for code, value in zip(self.codes, self.values, strict=True):
+            if code == Code.EXCEPTION:
+                return results, loads_exception(value)
+            try:
+                results.append(loads(value))
+            except PayloadError as error:
+                return results, PayloadError(f"the result of {name} {error}")
+        return results, None
+
+
+class MapJob:
+    """One call of ``map``: gathers pieces under the keeper's lock, hands them out in the consumer's thread."""
+
+    def __init__(self, mapper: Mapper, call: Call, *, starred: bool, chunksize: int | None, ordered: bool) -> None:
+        self.withdrawn = False
+        self._mapper = mapper
+        self._call = call
+        self._starred = starred
+        self._chunksize = chunksize
+        self._ordered = ordered
+        self._submitted = 0
+        self._pieces: dict[int, _Piece] = {}
+        self._arrived: deque[int] = deque()
+        self._awaited: int | None = None
+        self._condition = threading.Condition()
+
+    # -- the keeper's side --------------------------------------------------------------------------------------------
+
+    def settle(self, chunk: Chunk, codes: Sequence[int] | None, values: Any) -> bool:
+        """Take in the outcome of ``chunk``; return whether the consumer waits for it."""
+        return self._take_in(chunk.start, _Piece(chunk.items, codes, values))
+
+    def fail(self, piece: Chunk | Segment, error: BaseException) -> bool:
+        """Take in that these items have failed; as ``settle``."""
+        if isinstance(piece, Chunk):
+            return self._take_in(piece.start, _Piece(piece.items, None, None, error))
+        return self._take_in(piece.start + piece.position, _Piece(piece.remaining, None, None, error))
+
+    def _take_in(self, start: int, piece: _Piece) -> bool:
+        self._pieces[start] = piece
+        if not self._ordered:
+            self._arrived.append(start)
+        return self._awaited == start or self._awaited == -1
+
+    def announce(self) -> None:
+        """Wake the consumer."""
+        with self._condition:
+            self._condition.notify_all()
+
+    # -- the consumer's side ------------------------------------------------------------------------------------------
+
+    def submit(self, items: Sequence[Any]) -> None:
+        """Give ``items`` to the keeper, pickled here and now unless they cannot change."""
+        if not items:
+            return
+        chunksize = self._chunksize
+        plain = SCALARS.issuperset(map(type, chain.from_iterable(items) if self._starred else items)) or all(
+            map(is_plain, chain.from_iterable(items) if self._starred else items)
+        )
+        if not plain:
+            items = [self._mapper.encode_item(item) for item in items]
+            if any(type(item) is not bytes for item in items):
+                chunksize = 1  # one descriptor each; a frame carries few
+        segment = Segment(
+            self, self._call, items, self._submitted, starred=self._starred, plain=plain, chunksize=chunksize
+        )
+        self._submitted += len(items)
+        self._mapper.submit(segment)
+
+    def results(
+        self, source: Iterator[Any] | None, buffersize: int, deadline: float | None, timeout: float | None
+    ) -> Iterator[Any]:
+        """Yield the results; pull from ``source`` so that at most ``buffersize`` are submitted and not yielded."""
+        yielded = 0
+        try:
+            while True:
+                if source is not None and (wanted := buffersize - (self._submitted - yielded)) > 0:
+                    items = list(islice(source, wanted))
+                    if len(items) < wanted:
+                        source = None
+                    self.submit(items)
+                if yielded >= self._submitted:
+                    return
+                piece = self._next(yielded, deadline, timeout)
+                results, error = piece.read(self._call.name)
+                yielded += piece.count
+                piece.values = None
+                yield from _draining(results)
+                if error is not None:
+                    raise error
+        finally:
+            self.withdrawn = True
+
+    def _next(self, position: int, deadline: float | None, timeout: float | None) -> _Piece:
+        while True:
+            # Published before the look: the keeper either sees it, or has put the piece there before.
+            self._awaited = position if self._ordered else -1
+            found = self._found(position)
+            if found is not None:
+                self._awaited = None
+                return found
+            with self._condition:
+                found = self._found(position)
+                if found is not None:
+                    self._awaited = None
+                    return found
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise TimeoutError(f"map of {self._call.name} has no result {position} after {timeout} s")
+                self._condition.wait(left)
+
+    def _found(self, position: int) -> _Piece | None:
+        if self._ordered:
+            return self._pieces.pop(position, None)
+        return self._pieces.pop(self._arrived.popleft()) if self._arrived else None
+
+
+def _draining(results: list[Any]) -> Iterator[Any]:
+    """Yield from a list without keeping what was yielded alive."""
+    results.reverse()
+    pop = results.pop
+    while results:
+        yield pop()
+
+
+Step = Callable[[Any], Any]

@@ -1,0 +1,77 @@
+"""What can be found out about a dead worker: its last words, and whether the kernel ran out of memory."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from .core import Exit, Fail, Failure
+from .errors import DeathReport, PoolkeeperError, TaskQuarantined, TaskTimeout, WorkerLost, WorkerStartFailed
+from .ledger import Task
+
+__all__ = ["Postmortem"]
+
+TAIL_BYTES = 4096
+TAIL_LINES = 20
+
+
+class Postmortem:
+    """Writes death reports; knows how many out-of-memory kills the kernel had counted when the keeper started."""
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self._oom_kills = _oom_kills()
+
+    def explain(self, verdict: Fail) -> PoolkeeperError:
+        """Return the exception that tells the user why a task has ended without a result of its own."""
+        task = verdict.task
+        what = f"task {task.call.name}"
+        if isinstance(task, Task) and task.key is not None:
+            what += f" (key {task.key!r})"
+        if verdict.failure is Failure.NO_WORKERS:
+            return WorkerStartFailed(f"{what} cannot run, for no worker can be started: {verdict.detail}")
+        if verdict.failure is Failure.TIMEOUT:
+            return TaskTimeout(f"{what} ran longer than its timeout of {task.call.options.timeout} s and was killed")
+        assert isinstance(task, Task) and verdict.worker is not None
+        report = self.report(verdict.worker.id, verdict.worker.pid or 0, verdict.worker.exit)
+        if verdict.failure is Failure.LOST:
+            text = f"{what} may have run when its worker died, and deaths=0 forbids to run it again: {report.describe()}"
+            return WorkerLost(text, report, max(task.deaths, 1))
+        plural = "s" if task.deaths != 1 else ""
+        text = f"{what} has ended {task.deaths} worker{plural} and is not run again: {report.describe()}"
+        return TaskQuarantined(text, report, task.deaths)
+
+    def report(self, worker: int, pid: int, exit: Exit | None) -> DeathReport:
+        """Return what is known of the death of ``worker``."""
+        code, peak = exit if exit is not None else (None, None)
+        verdict = "no"
+        if code == -signal.SIGKILL:
+            # The counter is the machine's, not the worker's: more than likely cannot be said.
+            kills = _oom_kills()
+            if kills > self._oom_kills:
+                self._oom_kills = kills
+                verdict = "likely"
+        tails = [_tail(self._logs / f"worker-{worker}.{kind}") for kind in ("log", "crash")]
+        return DeathReport(str(worker), pid, code, peak, verdict, "\n".join(tail for tail in tails if tail))
+
+
+def _oom_kills() -> int:
+    try:
+        with open("/proc/vmstat") as file:
+            for line in file:
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+    except (OSError, ValueError):
+        pass
+    return 0
+
+
+def _tail(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-TAIL_LINES:])

@@ -1,0 +1,100 @@
+"""The reliable message stream that survives reconnects. Pure: it numbers, keeps, acknowledges and deduplicates.
+
+Rules:
+
+1. Every DATA frame has the next sequence number and stays in the outbox until the peer acknowledges it.
+2. A frame is taken in once: what was received before is dropped, a gap is a protocol error.
+3. Acknowledgements are cumulative and ride on every frame; an ACK frame is sent only when nothing else goes out.
+4. After a reconnect both peers tell the highest sequence that they have received; what lies behind it is resent.
+5. What travels beside a frame (descriptors of arenas) stays with its outbox entry, so that a resend carries it again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .errors import ProtocolError
+from .frames import Frame, FrameKind, encode
+
+__all__ = ["Outgoing", "Session"]
+
+
+class Outgoing(NamedTuple):
+    """One DATA frame that the peer has not acknowledged yet, with the descriptors that go beside it."""
+
+    sequence: int
+    body: bytes
+    fds: tuple[int, ...]
+
+
+class Session:
+    """One side of a session between the keeper and a worker or fork server.
+
+    ``received`` is the highest sequence taken in, ``sent`` the highest given out.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.sent = 0
+        self._acknowledged_to_peer = 0
+        self._outbox: deque[Outgoing] = deque()
+
+    @property
+    def outbox(self) -> Sequence[Outgoing]:
+        """What the peer has not acknowledged, oldest first."""
+        return self._outbox
+
+    @property
+    def owes_ack(self) -> bool:
+        """Whether something was received that no frame of ours has acknowledged yet."""
+        return self.received > self._acknowledged_to_peer
+
+    def send(self, body: bytes, fds: tuple[int, ...] = ()) -> bytes:
+        """Number ``body``, keep it until acknowledged, and return the frame to put on the link."""
+        self.sent += 1
+        outgoing = Outgoing(self.sent, body, fds)
+        self._outbox.append(outgoing)
+        return self._encode(outgoing)
+
+    def acknowledge(self) -> bytes:
+        """Return an ACK frame for all that was received."""
+        self._acknowledged_to_peer = self.received
+        return encode(FrameKind.ACK, acknowledged=self.received)
+
+    def receive(self, frame: Frame) -> bool:
+        """Take in a DATA or ACK frame; return whether it carries a body that is new.
+
+        Raises ProtocolError on a gap, or on the acknowledgement of something never sent.
+        """
+        self._take_acknowledgement(frame.acknowledged)
+        if frame.kind is not FrameKind.DATA:
+            return False
+        if frame.sequence <= self.received:
+            return False
+        if frame.sequence != self.received + 1:
+            raise ProtocolError(f"frame {frame.sequence} arrived where {self.received + 1} was due")
+        self.received = frame.sequence
+        return True
+
+    def resume(self, peer_received: int) -> list[tuple[bytes, tuple[int, ...]]]:
+        """Return what to resend, frames with their descriptors, to a peer that has received up to ``peer_received``.
+
+        Raises ProtocolError when the peer claims more than was sent, or misses what it had acknowledged.
+        """
+        self._take_acknowledgement(peer_received)
+        if self._outbox and self._outbox[0].sequence != peer_received + 1 or not self._outbox and peer_received != self.sent:
+            raise ProtocolError(f"the peer misses frames behind {peer_received} that it had acknowledged")
+        return [(self._encode(outgoing), outgoing.fds) for outgoing in self._outbox]
+
+    def _encode(self, outgoing: Outgoing) -> bytes:
+        self._acknowledged_to_peer = self.received
+        return encode(FrameKind.DATA, outgoing.body, outgoing.sequence, self.received, len(outgoing.fds))
+
+    def _take_acknowledgement(self, acknowledged: int) -> None:
+        if acknowledged > self.sent:
+            raise ProtocolError(f"frame {acknowledged} was acknowledged but only {self.sent} were sent")
+        outbox = self._outbox
+        while outbox and outbox[0].sequence <= acknowledged:
+            outbox.popleft()

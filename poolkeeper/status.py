@@ -1,0 +1,36 @@
+"""A keeper's state at one moment, as the immutable words of ``model``."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from .model import KeeperStatus, WorkerStatus
+
+__all__ = ["keeper_status"]
+
+
+def keeper_status(name: str | None, run_id: str, runtime: Any) -> KeeperStatus:
+    """Return what ``runtime`` is doing now."""
+    queued, running, rows = runtime.snapshot()
+    workers = tuple(
+        WorkerStatus(
+            id=str(row.id),
+            pid=row.pid,
+            state=row.state,
+            task=None if row.task is None else row.task.call.name,
+            started=row.started,
+            rss=_rss(row.pid),
+        )
+        for row in rows
+    )
+    return KeeperStatus(name, run_id, os.getpid(), time.time() - runtime.started, queued, running, workers)
+
+
+def _rss(pid: int | None) -> int | None:
+    try:
+        with open(f"/proc/{pid}/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+    except (OSError, ValueError, IndexError):
+        return None

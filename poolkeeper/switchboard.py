@@ -1,0 +1,239 @@
+"""The keeper's listening socket and all sessions over it: who calls is asked for proof, who is known is heard.
+
+It moves bytes, frames and sessions; what a message means it leaves to its ``Listener``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import socket
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, Protocol
+
+from .errors import ProtocolError
+from .frames import Frame, FrameKind
+from .link import Handshake, Link
+from .logs import emit
+from .messages import Kind, pack, unpack
+from .session import Session
+
+__all__ = ["Listener", "Peer", "Switchboard"]
+
+ACK_FRAMES = 16
+"""Frames that may stay unacknowledged while nothing else goes out to carry the acknowledgement."""
+
+STRANGERS = 256
+"""Connections that have not authenticated yet, at most; beyond, the oldest is closed."""
+
+
+class Peer:
+    """The keeper's end of the session with one worker or the fork server, across all its links."""
+
+    name = "a peer"
+
+    def __init__(self) -> None:
+        self.session = Session()
+        self.link: Link | None = None
+        self.outgoing: list[tuple[Any, ...]] = []
+        self.fds: list[int] = []
+        self.wants_write = False
+        self.told = 0
+
+    def releases(self) -> list[int]:
+        """Return the numbers of arenas to give back with the next message."""
+        return []
+
+
+class Listener(Protocol):
+    """Who the switchboard speaks to."""
+
+    def introduce(self, hello: dict[str, Any]) -> Peer:
+        """Return whose session this caller resumes; raises ProtocolError for a stranger."""
+
+    def connected(self, peer: Peer, hello: dict[str, Any]) -> None:
+        """A link to ``peer`` is up."""
+
+    def message(self, peer: Peer, message: tuple[Any, ...], fds: list[int]) -> None:
+        """``peer`` has sent a message; its descriptors are the first of ``fds``, to be taken out."""
+
+    def disconnected(self, peer: Peer) -> None:
+        """The link to ``peer`` is gone."""
+
+
+class _Caller:
+    """A connection that has not said yet who it is."""
+
+    def __init__(self, link: Link, key: bytes) -> None:
+        self.link = link
+        self.handshake = Handshake(key)
+
+
+class Switchboard:
+    """Accepts, authenticates, reads and writes; runs on the keeper's thread alone."""
+
+    def __init__(self, path: str, key: bytes, selector: selectors.BaseSelector, listener: Listener) -> None:
+        self._key = key
+        self._selector = selector
+        self._listener = listener
+        self._callers: dict[Link, _Caller] = {}
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.setblocking(False)
+        self._socket.bind(path)
+        os.chmod(path, 0o600)
+        self._socket.listen(1024)
+        selector.register(self._socket, selectors.EVENT_READ, self._accept)
+
+    # -- callers ------------------------------------------------------------------------------------------------------
+
+    def _accept(self, _: int) -> None:
+        # Gone again, or no descriptor left: whoever it is calls again.
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _address = self._socket.accept()
+                sock.setblocking(False)
+                caller = _Caller(Link(sock), self._key)
+                if len(self._callers) >= STRANGERS:
+                    self._drop(next(iter(self._callers.values())))
+                self._callers[caller.link] = caller
+                self._selector.register(sock, selectors.EVENT_READ, partial(self._hear_caller, caller))
+                caller.link.send(caller.handshake.challenge())
+
+    def _drop(self, caller: _Caller) -> None:
+        del self._callers[caller.link]
+        self._selector.unregister(caller.link.socket)
+        caller.link.close()
+
+    def _hear_caller(self, caller: _Caller, _: int) -> None:
+        try:
+            frames, alive = caller.link.receive()
+            if frames:
+                hello = caller.handshake.verify(frames[0])
+                peer = self._listener.introduce(hello)
+                caller.link.reader.authenticated = True
+                self._connect(peer, caller, hello)
+                self._hear_frames(peer, frames[1:])
+            elif not alive:
+                self._drop(caller)
+        except (ProtocolError, OSError, KeyError, ValueError, TypeError) as error:
+            emit("WARNING", f"a connection to the keeper's socket is refused: {error}")
+            if caller.link in self._callers:
+                self._drop(caller)
+
+    def _connect(self, peer: Peer, caller: _Caller, hello: dict[str, Any]) -> None:
+        resend = peer.session.resume(int(hello["received"]))
+        del self._callers[caller.link]
+        self.detach(peer)
+        link = peer.link = caller.link
+        self._selector.modify(link.socket, selectors.EVENT_READ, partial(self._hear, peer))
+        sent = link.send(caller.handshake.welcome(hello, peer.session.received))
+        for frame, fds in resend:
+            sent = link.send(frame, fds)
+        if not sent:
+            self._watch_writable(peer, True)
+        self._listener.connected(peer, hello)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def _hear(self, peer: Peer, mask: int) -> None:
+        if mask & selectors.EVENT_WRITE:
+            self._flush(peer)
+        if mask & selectors.EVENT_READ:
+            self.read(peer)
+
+    def read(self, peer: Peer) -> bool:
+        """Read once; return whether there may be more."""
+        link = peer.link
+        if link is None:
+            return False
+        try:
+            frames, alive = link.receive()
+            self._hear_frames(peer, frames)
+        except BlockingIOError:
+            return False
+        except (ProtocolError, OSError) as error:
+            emit("WARNING", f"the link to {peer.name} is closed: {error}")
+            alive = False
+        if not alive and peer.link is link:
+            self.lose(peer)
+        return alive
+
+    def _hear_frames(self, peer: Peer, frames: Iterable[Frame]) -> None:
+        link = peer.link
+        assert link is not None
+        for frame in frames:
+            if frame.kind is not FrameKind.DATA and frame.kind is not FrameKind.ACK:
+                raise ProtocolError(f"{frame.kind.name} came within a session")
+            fds = link.take_fds(frame) if frame.fds else []
+            try:
+                if peer.session.receive(frame):
+                    for message in unpack(frame.body):
+                        self._listener.message(peer, message, fds)
+            finally:
+                for fd in fds:
+                    os.close(fd)
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def send(self, peer: Peer) -> None:
+        """Put what ``peer`` is to be told into one frame, or acknowledge what it has sent if that is overdue."""
+        released = peer.releases()
+        if released:
+            peer.outgoing.append((Kind.RELEASE, released))
+        session = peer.session
+        fds: tuple[int, ...] = ()
+        if peer.outgoing:
+            messages, peer.outgoing = peer.outgoing, []
+            fds, peer.fds = tuple(peer.fds), []
+            frame = session.send(pack(messages), fds)
+        elif session.received - peer.told >= ACK_FRAMES:
+            frame = session.acknowledge()
+        else:
+            return
+        peer.told = session.received
+        if peer.link is not None:
+            try:
+                if not peer.link.send(frame, fds):
+                    self._watch_writable(peer, True)
+            except OSError:
+                self.lose(peer)
+
+    def _flush(self, peer: Peer) -> None:
+        if peer.link is None:
+            return
+        try:
+            if peer.link.flush():
+                self._watch_writable(peer, False)
+        except OSError:
+            self.lose(peer)
+
+    def _watch_writable(self, peer: Peer, wanted: bool) -> None:
+        if peer.link is not None and peer.wants_write != wanted:
+            peer.wants_write = wanted
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0)
+            self._selector.modify(peer.link.socket, events, partial(self._hear, peer))
+
+    # -- ending -------------------------------------------------------------------------------------------------------
+
+    def lose(self, peer: Peer) -> None:
+        """Close the link to ``peer`` and say so."""
+        self.detach(peer)
+        self._listener.disconnected(peer)
+
+    def detach(self, peer: Peer) -> None:
+        """Close the link to ``peer``, if there is one; the session goes on when it calls again."""
+        if peer.link is not None:
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(peer.link.socket)
+            peer.link.close()
+            peer.link = None
+            peer.wants_write = False
+
+    def close(self) -> None:
+        """Close the listening socket and all connections of callers."""
+        for caller in list(self._callers.values()):
+            caller.link.close()
+        self._callers.clear()
+        self._socket.close()

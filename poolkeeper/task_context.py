@@ -1,0 +1,129 @@
+"""What a running task sees of itself: ``context()``. Outside a worker it answers harmlessly."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from loguru import Logger
+
+__all__ = ["Context", "Surroundings", "context", "wants_context"]
+
+
+class Surroundings(Protocol):
+    """What a worker tells the context of the task that it runs."""
+
+    name: str
+    attempt: int
+    key: str | None
+    slot: int
+    worker: str
+
+    def is_cancelled(self) -> bool:
+        """Whether the keeper asks the running task to stop."""
+
+    def wait(self, seconds: float) -> bool:
+        """Wait; return early, and True, once the task is asked to stop."""
+
+    def progress(self, done: float, total: float | None) -> None:
+        """Pass progress on to the keeper."""
+
+
+class _Nowhere:
+    """Outside a worker: nobody asks a plain function to stop, and nobody watches its progress."""
+
+    name = ""
+    attempt = 1
+    key: str | None = None
+    slot = 0
+    worker = ""
+
+    def is_cancelled(self) -> bool:
+        return False
+
+    def wait(self, seconds: float) -> bool:
+        time.sleep(seconds)
+        return False
+
+    def progress(self, done: float, total: float | None) -> None:
+        pass
+
+
+class Context:
+    """The running task's view of itself.
+
+    Obtained by ``context()``, or as a first parameter annotated ``Context``. It stays valid for the whole process and
+    always speaks of the task that runs at the moment.
+    """
+
+    def __init__(self, surroundings: Surroundings | None = None) -> None:
+        self._around: Surroundings = surroundings if surroundings is not None else _Nowhere()
+
+    @property
+    def name(self) -> str:
+        """The name of the callable that runs."""
+        return self._around.name
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt at the task this is, from 1; worker deaths count as attempts here."""
+        return self._around.attempt
+
+    @property
+    def key(self) -> str | None:
+        """The task's key, None where it has none."""
+        return self._around.key
+
+    @property
+    def slot(self) -> int:
+        """A small integer that no other living worker of this keeper has."""
+        return self._around.slot
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the task is asked to stop: its future was cancelled while it ran."""
+        return self._around.is_cancelled()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep for ``seconds``, but no longer than until the task is asked to stop; return ``cancelled``."""
+        return self._around.wait(max(0.0, seconds))
+
+    def progress(self, done: float, total: float | None = None) -> None:
+        """Report that ``done`` of ``total`` units are done; cheap, may be called in every round of a loop."""
+        self._around.progress(done, total)
+
+    @property
+    def log(self) -> Logger:
+        """A loguru logger bound to the worker, task and attempt."""
+        from loguru import logger
+
+        around = self._around
+        return logger.bind(worker=around.worker, task=around.name, key=around.key, attempt=around.attempt)
+
+
+_current = Context()
+
+
+def context() -> Context:
+    """Return the context of the running task; outside a worker one that does nothing harmful."""
+    return _current
+
+
+def enter(surroundings: Surroundings | None) -> None:
+    """Make ``surroundings`` what ``context()`` speaks of; None leaves the worker."""
+    _current._around = surroundings if surroundings is not None else _Nowhere()
+
+
+def wants_context(function: Callable[..., Any]) -> bool:
+    """Whether the first parameter of ``function`` is annotated ``Context``."""
+    annotations = getattr(function, "__annotations__", None)
+    if not annotations or not any(note is Context or note in ("Context", "poolkeeper.Context") for note in annotations.values()):
+        return False
+    try:
+        first = next(iter(inspect.signature(function).parameters.values()), None)
+    except (TypeError, ValueError):
+        return False
+    return first is not None and (first.annotation is Context or first.annotation in ("Context", "poolkeeper.Context"))

@@ -1,0 +1,560 @@
+"""The worker process: takes tasks from its link, runs them one at a time, sends results back.
+
+It is single-threaded, so that user code may fork. Results are held back for at most ``FLUSH_SECONDS`` of run time,
+and never behind a task that is expected to take longer; where that expectation fails the keeper nudges (SIGURG), and
+the signal's handler sends what is held. The handler runs between two bytecodes of the main thread; ``_Outgoing``
+is written so that it may cut in anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import functools
+import itertools
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from . import task_context
+from .arena import Arena, ArenaPool, ReleaseQueue
+from .task_context import wants_context
+from .errors import PayloadError, ProtocolError
+from .frames import Frame
+from .ledger import Code
+from .link import Link, call_keeper
+from .messages import Kind, pack, unpack
+from .page import CANCEL, FINISHED, ITEM, MARKS, STARTED, STARTED_AT, WorkerPage
+from .payload import Large, dumps, dumps_exception, dumps_in_band, is_plain, loads, loads_large, to_arena
+from .session import Session
+
+__all__ = ["WorkerConfig", "main"]
+
+FLUSH_SECONDS = 0.0005
+HELD_BYTES = 1 << 16
+PROGRESS_SECONDS = 0.1
+MEMORY_CHECK_SECONDS = 0.05
+CALL_TIMEOUT = 5.0
+CALL_ATTEMPTS = 6
+
+_PLAIN = frozenset({int, float, bool, complex, type(None)})
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """What every worker of a keeper is started with.
+
+    ``socket`` is the keeper's address and ``key`` the secret to prove; ``log`` is a format for the file that takes
+    the output, None to inherit; ``crash_log`` likewise for the interpreter's last words. ``max_memory`` is in bytes.
+    """
+
+    socket: str
+    key: bytes
+    crash_log: str
+    log: str | None = None
+    initializer: bytes | None = None
+    max_memory: int | None = None
+    arena_directory: str | None = None
+
+
+class _Retired(Exception):
+    """The keeper has told this worker to leave, or is gone."""
+
+
+class _Call:
+    """A callable as the keeper has defined it; unpickled when its first task runs, so that blame falls right."""
+
+    def __init__(self, name: str, blob: bytes) -> None:
+        self.name = name
+        self.blob = blob
+        self.function: Callable[..., Any] | None = None
+        self.expected = 1.0
+
+    def load(self) -> Callable[..., Any]:
+        if self.function is None:
+            try:
+                function = loads(self.blob)
+            except PayloadError as error:
+                raise PayloadError(
+                    f"the callable {self.name} {error}; a worker must be able to import the module that defines it"
+                ) from error.__cause__
+            if wants_context(function):
+                function = functools.partial(function, task_context.context())
+            self.function = function
+        return self.function
+
+
+class _Outgoing:
+    """The worker's end of the session: results that are held back, and everything else that goes to the keeper."""
+
+    def __init__(self, config: WorkerConfig, id: int) -> None:
+        self.config = config
+        self.id = id
+        self.session = Session()
+        self.link: Link | None = None
+        self.arenas = ArenaPool(config.arena_directory)
+        self.released = ReleaseQueue()
+        self.values: list[Any] = []
+        self.codes: dict[int, int] = {}
+        self.lending: dict[int, Arena] = {}
+        self.first = 1
+        self.began = 0.0
+        self.flushed = 0.0
+        self._busy = False
+
+    def hold(self, index: int, value: Any, code: int) -> None:
+        """Hold back a result that is not a plain value."""
+        self.codes[index] = code
+        if type(value) is Large:
+            self.lending[index] = value.arena
+            value = value.wire()
+        self.values.append(value)
+
+    def flush(self) -> None:
+        """Send the results that are held back, unless something is being sent this moment."""
+        if self._busy or not self.values:
+            return
+        self._busy = True
+        try:
+            number = len(self.values)
+            first, last = self.first, self.first + number
+            values = self.values[:number]
+            codes = None
+            fds: list[int] = []
+            if self.codes:
+                codes = [self.codes.pop(index, 0) for index in range(first, last)]
+                for index in range(first, last):
+                    arena = self.lending.pop(index, None)
+                    if arena is not None:
+                        self.arenas.lend(arena)
+                        fds.append(arena.fd)
+            self.first = last
+            del self.values[:number]
+            now = time.monotonic()
+            seconds = now - self.began
+            self.began = self.flushed = now
+            self._send((Kind.RESULTS, first, codes, values, seconds), tuple(fds))
+        finally:
+            self._busy = False
+
+    def send(self, message: tuple[Any, ...], fds: tuple[int, ...] = ()) -> None:
+        """Send one message."""
+        busy, self._busy = self._busy, True
+        try:
+            self._send(message, fds)
+        finally:
+            self._busy = busy
+
+    def _send(self, message: tuple[Any, ...], fds: tuple[int, ...]) -> None:
+        """Send, with the releases that are due; reconnect where the link is broken."""
+        messages = [message]
+        if self.released:
+            messages.append((Kind.RELEASE, self.released.take()))
+        frame = self.session.send(pack(messages), fds)
+        try:
+            if self.link is None:
+                raise ConnectionResetError
+            self.link.send(frame, fds)
+        except OSError:
+            self.reconnect()
+        if fds:
+            self.arenas.trim_lent()
+
+    def connect(self) -> None:
+        """Call the keeper; raises _Retired where it does not answer."""
+        introduction = {"role": "worker", "id": self.id, "pid": os.getpid()}
+        delay = 0.01
+        for attempt in range(CALL_ATTEMPTS):
+            try:
+                self.link = call_keeper(self.config.socket, self.config.key, self.session, introduction, CALL_TIMEOUT)
+                return
+            except (FileNotFoundError, ConnectionRefusedError):
+                raise _Retired from None
+            except (OSError, ProtocolError) as error:
+                if attempt == CALL_ATTEMPTS - 1:
+                    raise _Retired from error
+                time.sleep(delay)
+                delay *= 2
+
+    def reconnect(self) -> None:
+        """Resume the session over a new link."""
+        if self.link is not None:
+            # A task may have closed our descriptor, and opened something of its own with that number.
+            self.link.socket.detach()
+            self.link = None
+        self.connect()
+
+
+class _Worker:
+    """One worker: the surroundings of its tasks, and the loop that runs them."""
+
+    def __init__(self, config: WorkerConfig, id: int, slot: int, page_fd: int) -> None:
+        self.config = config
+        self.worker = str(id)
+        self.slot = slot
+        self.name = ""
+        self.attempt = 1
+        self.key: str | None = None
+        self.index = 0
+        self.page = WorkerPage(page_fd)
+        os.close(page_fd)
+        self.out = _Outgoing(config, id)
+        self.calls: dict[int, _Call] = {}
+        self._wake = -1
+        self._progress_at = 0.0
+        self._memory_at = 0.0
+        self._recycling = False
+
+    # -- what the context asks ----------------------------------------------------------------------------------
+
+    def is_cancelled(self) -> bool:
+        return self.index != 0 and self.page.words[CANCEL] == self.index
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the nudge that goes with a cancellation."""
+        if self._wake < 0:
+            self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if hasattr(os, "eventfd") else -1
+        deadline = time.monotonic() + seconds
+        while not self.is_cancelled():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            if self._wake < 0:
+                time.sleep(min(left, 0.05))
+            elif select.select([self._wake], [], [], left)[0]:
+                os.eventfd_read(self._wake)
+        return True
+
+    def progress(self, done: float, total: float | None) -> None:
+        now = time.monotonic()
+        if now - self._progress_at >= PROGRESS_SECONDS or done == total:
+            self._progress_at = now
+            with contextlib.suppress(_Retired):
+                self.out.flush()
+                self.out.send((Kind.PROGRESS, self.index, done, total))
+
+    def nudged(self, *_: object) -> None:
+        """SIGURG: a task takes longer than expected, or is asked to stop."""
+        with contextlib.suppress(_Retired):
+            self.out.flush()
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
+
+    # -- the loop -----------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Work until the keeper retires this worker or is gone."""
+        out = self.out
+        out.connect()
+        link = out.link
+        assert link is not None
+        if self.config.initializer is not None:
+            self._initialize(self.config.initializer)
+        early, link.early = link.early, []
+        self._take(early)
+        while True:
+            link = out.link
+            if link is None:
+                out.reconnect()
+                continue
+            try:
+                frames, alive = link.receive()
+            except (OSError, ProtocolError):
+                out.reconnect()
+                frames, alive = [], True
+            self._take(frames)
+            if out.link is not None and out.link.early:
+                early, out.link.early = out.link.early, []
+                self._take(early)
+            if not alive and out.link is link:
+                raise _Retired
+
+    def _initialize(self, blob: bytes) -> None:
+        try:
+            initializer, args = loads(blob)
+            initializer(*args)
+        except BaseException:
+            self.out.send((Kind.START_FAILED, "the initializer raised\n" + traceback.format_exc()))
+            raise _Retired from None
+        self.out.send((Kind.STARTED,))
+
+    def _take(self, frames: list[Frame]) -> None:
+        out = self.out
+        for frame in frames:
+            if not out.session.receive(frame):
+                continue
+            assert out.link is not None
+            fds = out.link.take_fds(frame)
+            for message in unpack(frame.body):
+                kind = message[0]
+                if kind == Kind.TASKS:
+                    self._run_tasks(message[1], self.calls[message[2]], message[3], message[4], fds)
+                elif kind == Kind.CHUNK:
+                    self._run_chunk(message, fds)
+                elif kind == Kind.DEFINE:
+                    _, id, name, blob, path = message
+                    self.calls[id] = _Call(name, blob)
+                    if path is not None:
+                        sys.path[:] = path
+                elif kind == Kind.RELEASE:
+                    for arena in message[1]:
+                        out.arenas.released(arena)
+                elif kind == Kind.RETIRE:
+                    out.flush()
+                    raise _Retired
+        out.flush()
+        if self.config.max_memory is not None:
+            self._check_memory(self.config.max_memory)
+
+    def _load(self, payload: Any, fds: list[int]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if type(payload) is list:
+            args, kwargs = loads_large(payload, fds.pop(0), self.out.released.add)
+        else:
+            args, kwargs = loads(payload)
+        return args, kwargs
+
+    def _run_tasks(self, first: int, call: _Call, payloads: list[Any], infos: Any, fds: list[int]) -> None:
+        out, words, times, marks = self.out, self.page.words, self.page.times, self.page.marks
+        values = out.values
+        clock = time.monotonic
+        plain = _PLAIN
+        self.name = call.name
+        self.attempt, self.key = 1, None
+        if values and call.expected > FLUSH_SECONDS:
+            out.flush()
+        function = call.function
+        now = clock()
+        if not values:
+            out.first = first
+            out.began = out.flushed = now
+        index = first
+        started = now
+        for payload in payloads:
+            self.index = index
+            words[STARTED] = index
+            times[STARTED_AT] = now
+            if marks[index % MARKS]:
+                self._skip(index, payload, fds)
+                index += 1
+                continue
+            if infos is not None:
+                self.key, self.attempt = infos[index - first]
+            try:
+                if function is None:
+                    function = call.load()
+                if type(payload) is tuple:
+                    value = function(*payload)
+                else:
+                    args, kwargs = self._load(payload, fds)
+                    value = function(*args, **kwargs)
+                    args = kwargs = None  # type: ignore[assignment]  # views must not outlive the task
+                if type(value) in plain:
+                    words[FINISHED] = index
+                    values.append(value)
+                else:
+                    self._hold(index, value)
+                    value = None
+            except BaseException as error:  # the task's, whatever it is
+                self._hold_exception(index, error)
+            index += 1
+            now = clock()
+            if now - out.flushed > FLUSH_SECONDS:
+                out.flush()
+        call.expected = (now - started) / len(payloads)
+        self.index = 0
+
+    def _skip(self, index: int, payload: Any, fds: list[int]) -> None:
+        """The keeper has taken this task back."""
+        self.page.marks[index % MARKS] = 0
+        if type(payload) is list:
+            os.close(fds.pop(0))
+            self.out.released.add(payload[0])
+        self.page.words[FINISHED] = index
+        self.out.hold(index, None, Code.SKIPPED)
+
+    def _hold(self, index: int, value: Any) -> None:
+        encoded, code = self._encode(value)
+        self.page.words[FINISHED] = index
+        self.out.hold(index, encoded, code)
+
+    def _encode(self, value: Any) -> tuple[Any, int]:
+        if is_plain(value):
+            return value, Code.VALUE
+        try:
+            data, buffers = dumps(value)
+        except PayloadError as error:
+            raise PayloadError(f"the result of {self.name} {error}") from error.__cause__
+        if buffers or len(data) > HELD_BYTES:
+            try:
+                return to_arena(data, buffers, self.out.arenas), Code.ARENA
+            except OSError as error:
+                raise PayloadError(f"no memory to send the result of {self.name}: {error}") from error
+        return data, Code.PICKLED
+
+    def _hold_exception(self, index: int, error: BaseException) -> None:
+        data = dumps_exception(_without_our_frames(error), self.name)
+        self.page.words[FINISHED] = index
+        self.out.hold(index, data, Code.EXCEPTION)
+
+    # -- chunks of a map ----------------------------------------------------------------------------------------
+
+    def _run_chunk(self, message: tuple[Any, ...], fds: list[int]) -> None:
+        _, index, call_id, items, plain, starred, careful = message
+        call = self.calls[call_id]
+        words = self.page.words
+        self.out.flush()
+        self.out.first = index + 1
+        self.name, self.attempt, self.key, self.index = call.name, 1, None, index
+        began = time.monotonic()
+        words[STARTED] = index
+        self.page.times[STARTED_AT] = began
+        if self.page.marks[index % MARKS]:
+            self.page.marks[index % MARKS] = 0
+            words[FINISHED] = index
+            self.out.send((Kind.RESULTS, index, [Code.SKIPPED], [None], 0.0))
+            return
+        arguments = iter(items) if plain else map(functools.partial(self._load_item, fds), items)
+        values: list[Any] = []
+        failed: dict[int, bytes] = {}
+        self._run_items(call, arguments, len(items), starred, careful, values, failed)
+        if not failed and _PLAIN.issuperset(map(type, values)):
+            codes, sent, beside = None, values, ()
+        else:
+            codes, sent, beside = self._encode_items(values, failed)
+        words[FINISHED] = index
+        self.index = 0
+        self.out.send((Kind.CHUNK_RESULT, index, codes, sent, time.monotonic() - began), beside)
+
+    def _load_item(self, fds: list[int], item: Any) -> Any:
+        if type(item) is list:
+            return loads_large(item, fds.pop(0), self.out.released.add)
+        return loads(item)
+
+    def _run_items(
+        self,
+        call: _Call,
+        arguments: Iterator[Any],
+        number: int,
+        starred: bool,
+        careful: bool,
+        values: list[Any],
+        failed: dict[int, bytes],
+    ) -> None:
+        """Run all items; an exception of one is its own affair, ``values`` holds a None in its place."""
+        words = self.page.words
+        words[ITEM] = 0
+        try:
+            function = call.load()
+        except BaseException as error:
+            failed.update(dict.fromkeys(range(number), dumps_exception(error, call.name)))
+            values.extend([None] * number)
+            return
+        results = itertools.starmap(function, arguments) if starred else map(function, arguments)
+        while len(values) < number:
+            try:
+                if careful:
+                    words[ITEM] = len(values)
+                    values.append(next(results))
+                else:
+                    values.extend(results)  # what it has appended when an item raises stays
+            except BaseException as error:
+                failed[len(values)] = dumps_exception(_without_our_frames(error), call.name)
+                values.append(None)
+
+    def _encode_items(self, values: list[Any], failed: dict[int, bytes]) -> tuple[Any, Any, tuple[int, ...]]:
+        if not failed:
+            try:
+                encoded, code = self._encode(values)
+            except PayloadError:
+                pass  # one of them spoils it: item by item, then
+            else:
+                if code != Code.ARENA:
+                    return [code], encoded, ()
+                self.out.arenas.lend(encoded.arena)
+                return [code], encoded.wire(), (encoded.arena.fd,)
+        codes: list[int] = []
+        sent: list[Any] = []
+        for position, value in enumerate(values):
+            if position in failed:
+                sent.append(failed[position])
+                codes.append(Code.EXCEPTION)
+                continue
+            try:
+                sent.append(dumps_in_band(value))
+                codes.append(Code.PICKLED)
+            except PayloadError as error:
+                sent.append(dumps_exception(PayloadError(f"the result of {self.name} {error}"), self.name))
+                codes.append(Code.EXCEPTION)
+        return codes, sent, ()
+
+    # -- memory -------------------------------------------------------------------------------------------------
+
+    def _check_memory(self, limit: int) -> None:
+        now = time.monotonic()
+        if self._recycling or now - self._memory_at < MEMORY_CHECK_SECONDS:
+            return
+        self._memory_at = now
+        resident = resident_bytes()
+        if resident > limit:
+            self._recycling = True
+            self.out.send((Kind.RECYCLE, f"memory of {resident} bytes exceeds max_memory={limit}"))
+
+
+def resident_bytes() -> int:
+    """Return this process' resident memory."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def _without_our_frames(error: BaseException) -> BaseException:
+    """Drop the frames of this module from the top of the traceback: the user's code is what matters."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__ and trace.tb_next is not None:
+        trace = trace.tb_next
+    return error.with_traceback(trace)
+
+
+def main(config: WorkerConfig, id: int, slot: int, page: int | str) -> None:
+    """Be worker ``id``: the target of a multiprocessing process.
+
+    ``page`` is the descriptor of the page, or a path that opens it in a process that did not inherit it.
+    """
+    os.setsid()
+    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if config.log is not None:
+        log = os.open(config.log.format(id), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+    crash_log = open(config.crash_log.format(id), "a")  # noqa: SIM115 - open for the process' life
+    faulthandler.enable(crash_log)
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed()  # forked siblings would all draw the same numbers
+    worker = _Worker(config, id, slot, os.open(page, os.O_RDWR) if isinstance(page, str) else page)
+    signal.signal(signal.SIGURG, worker.nudged)
+    task_context.enter(worker)
+    with contextlib.suppress(_Retired):
+        worker.run()
+    _leave()
+
+
+def _leave() -> None:
+    """End without waiting for threads or children that a task has left behind; the fork server ends those."""
+    import multiprocessing
+    from multiprocessing.util import _run_finalizers  # type: ignore[attr-defined]
+
+    for child in multiprocessing.active_children():
+        child.kill()
+    _run_finalizers()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(0)
