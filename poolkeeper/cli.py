@@ -119,7 +119,14 @@ def _run_fleet(fleet: Fleet, name: str, run_id: str, workers: int | None, *, mir
     with contextlib.ExitStack() as stack:
         steps_stdout = stack.enter_context(contextlib.redirect_stdout(sys.stderr)) if as_json else sys.stdout
         logs.configure(lambda line: click.echo(line, nl=False, err=True), colour=terminal.is_terminal)
-        keeper = Keeper(workers, name=name, run_id=run_id, resources=fleet.resources)
+        keeper = Keeper(
+            workers,
+            initializer=loading.use_arguments,
+            initargs=(sys.argv,),
+            name=name,
+            run_id=run_id,
+            resources=fleet.resources,
+        )
         live = LiveDisplay(terminal, keeper.status, redirect=steps_stdout.isatty()) if terminal.is_terminal else None
 
         def stop(number: int) -> None:

@@ -221,7 +221,7 @@ def workers_line(status: KeeperStatus) -> str:
 
 def summary(result: RunResult, samples: int = 3) -> RenderableType:
     """Return the end of a run as a table, and below it the failures grouped by error, the first few with their text."""
-    table = Table(title=f"{result.fleet} · {result.run_id}", title_justify="left", title_style="bold", box=None)
+    table = Table(title=f"{result.fleet} · {result.run_id}", title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column in ("", "tasks", "done", "failed", "cancelled", "retried", "deaths", "time", "tasks/s"):
         table.add_column(column, justify="left" if not column else "right")
     for name, batch in result.batches.items():

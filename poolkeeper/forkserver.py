@@ -188,6 +188,8 @@ class ForkServer:
             self._send((Kind.SPAWN_FAILED, id, f"a worker could not be started: {type(error).__name__}: {error}"))
             return
         assert process.pid is not None
+        # multiprocessing would look after all its children at every start, and take their exit statuses from us.
+        multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
         if self._start_method != "loky":
             os.close(page)
             page = -1
@@ -215,21 +217,10 @@ class ForkServer:
                 _kill_group(pid)  # before its pid can be anybody else's
             _, status, usage = os.wait4(pid, 0)
             if known is not None:
-                id, process, page = known
-                code = os.waitstatus_to_exitcode(status)
-                self._forget(process, code)
+                id, _process, page = known
                 if page >= 0:
                     os.close(page)
-                self._send((Kind.EXITED, id, code, usage.ru_maxrss * 1024))
-
-    @staticmethod
-    def _forget(process: BaseProcess, code: int) -> None:
-        """Tell multiprocessing that its child is reaped, or it would look for it at every start."""
-        popen = getattr(process, "_popen", None)
-        if popen is not None:
-            popen.returncode = code
-        process.join()
-        process.close()
+                self._send((Kind.EXITED, id, os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024))
 
     def _send(self, message: tuple[Any, ...]) -> None:
         with contextlib.suppress(OSError):  # a keeper that is gone shows as the end of the link

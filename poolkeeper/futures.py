@@ -8,6 +8,7 @@ so that whoever settles the task either sees it or has settled before the waiter
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
@@ -30,6 +31,9 @@ class Cancels(Protocol):
 
     def is_running(self, task: TaskFuture) -> bool:
         """Whether a worker executes ``task`` now."""
+
+    def drive(self, task: TaskFuture, timeout: float | None) -> None:
+        """Do the keeper's work until ``task`` is done, if the calling thread may; ``timeout`` in seconds."""
 
 
 class Unread:
@@ -174,9 +178,13 @@ class TaskFuture(Task, Future):  # type: ignore[type-arg]
 
     def _await(self, timeout: float | None) -> None:
         if self._state == PENDING:
-            with self._condition:
-                if self._state == PENDING:
-                    self._condition.wait(timeout)
+            began = time.monotonic()
+            self._keeper.drive(self, timeout)
+            if self._state == PENDING:
+                left = None if timeout is None else timeout - (time.monotonic() - began)
+                with self._condition:
+                    if self._state == PENDING:
+                        self._condition.wait(left)
         if self._state == PENDING:
             raise TimeoutError
         if self._state == CANCELLED_AND_NOTIFIED:

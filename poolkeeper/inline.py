@@ -101,6 +101,9 @@ class InlineRuntime:
         """As ``cancel``."""
         return False
 
+    def drive(self, task: TaskFuture, timeout: float | None) -> None:
+        """As ``cancel``."""
+
     def withdraw_pending(self) -> None:
         """Nothing is ever pending."""
 

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from .arena import ReleaseQueue
 from .core import Core, Decide, Exit, Fail, Feed, Kill, Nudge, Retire, Settle, Spawn, Worker
 from .delivery import Delivery
+from .driving import Seat, SignalGuard
 from .errors import PoolkeeperError, ProtocolError
 from .forkserver import Launched, launch
 from .futures import TaskFuture, Unread
@@ -126,6 +127,8 @@ class KeeperRuntime:
         self._calls: deque[Callable[[], None]] = deque()
         self._lock = threading.RLock()
         self._sleeping = False
+        self._seat = Seat()
+        self._guard = SignalGuard()
         self._ended = threading.Event()
         self._retired_at: float | None = None
         self._peers: dict[int, _WorkerPeer] = {}
@@ -279,6 +282,7 @@ class KeeperRuntime:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             while not self._finished():
+                self._seat.stand_back()
                 self._step()
         except BaseException as error:
             self._break(error)
@@ -289,6 +293,9 @@ class KeeperRuntime:
         self._sleeping = True
         ready = self._selector.select(0.0 if self._inbox or self._calls else self._timeout())
         self._sleeping = False
+        self._process(ready)
+
+    def _process(self, ready: list[tuple[selectors.SelectorKey, int]]) -> None:
         with self._lock:
             now = time.monotonic()
             for key, mask in ready:
@@ -300,6 +307,51 @@ class KeeperRuntime:
                 _ACTIONS[type(command)](self, command)
             self._send_all()
         self._announce()
+
+    def drive(self, task: TaskFuture, timeout: float | None) -> None:
+        """Run the loop in the calling thread until ``task`` is done, if that may be; see ``driving``."""
+        if not self._seat.take():
+            return
+        guard = self._guard if threading.current_thread() is threading.main_thread() else None
+        try:
+            if guard is not None and not guard.enter():
+                return
+            try:
+                self._drive(task, None if timeout is None else time.monotonic() + timeout, guard)
+            finally:
+                if guard is not None:
+                    guard.leave()
+        finally:
+            # Whoever submits next must wake the keeper's thread, unless it looks by itself in a moment.
+            self._sleeping = not self._seat.parked
+            if self._inbox or self._calls:
+                self.wake()
+            self._seat.leave()
+
+    def _drive(self, task: TaskFuture, deadline: float | None, guard: SignalGuard | None) -> None:
+        ready: list[tuple[selectors.SelectorKey, int]] = []
+        while True:
+            if guard is not None:
+                guard.critical = True
+            try:
+                self._process(ready)
+            except Exception as error:
+                self._calls.append(partial(_raise, error))  # the keeper's thread fails with it
+                return
+            finally:
+                if guard is not None:
+                    guard.check()
+            if task.done() or self._calls:
+                return
+            wait = self._timeout()
+            if deadline is not None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return
+                wait = left if wait is None else min(wait, left)
+            self._sleeping = True
+            ready = self._selector.select(0.0 if self._inbox or self._calls else wait)
+            self._sleeping = False
 
     def _timeout(self) -> float | None:
         deadline = self.core.next_deadline()
@@ -677,6 +729,7 @@ class KeeperRuntime:
 
     def _end(self) -> None:
         """Leave nothing behind: no process, no descriptor, no file that should not stay."""
+        self._seat.close()
         self._announce()
         self._board.detach(self._server)
         if self._server_process is not None:
@@ -712,6 +765,10 @@ class KeeperRuntime:
         self._wake_writer = self._wake_reader = -1
         with contextlib.suppress(OSError):
             os.close(self._selector.fileno())  # type: ignore[attr-defined]
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def _wake_pair() -> tuple[int, int]:

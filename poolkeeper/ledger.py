@@ -170,12 +170,13 @@ class Chunk(Task):
 
 
 class Segment:
-    """A stretch of a map's items that chunks are cut from; ``chunksize`` None lets the call's cost decide.
+    """A stretch of a map's items that chunks are cut from, at least ``chunksize`` items each.
 
+    More travel together where they are short; ``single`` items never do.
     ``starred`` items are tuples of arguments. ``plain`` items cannot change and travel as they are; others are payloads.
     """
 
-    __slots__ = ("call", "chunksize", "items", "job", "plain", "position", "starred", "start")
+    __slots__ = ("call", "chunksize", "items", "job", "plain", "position", "single", "starred", "start")
 
     def __init__(
         self,
@@ -186,7 +187,8 @@ class Segment:
         *,
         starred: bool,
         plain: bool,
-        chunksize: int | None,
+        chunksize: int = 1,
+        single: bool = False,
     ) -> None:
         self.job = job
         self.call = call
@@ -195,6 +197,7 @@ class Segment:
         self.starred = starred
         self.plain = plain
         self.chunksize = chunksize
+        self.single = single
         self.position = 0
 
     @property
@@ -204,7 +207,10 @@ class Segment:
 
     def cut(self, workers: int) -> Chunk:
         """Return the next chunk, small enough that ``workers`` stay busy to the end (guided self-scheduling)."""
-        size = self.chunksize or min(self.call.chunk(), -(-self.remaining // (2 * workers)))
+        if self.single:
+            size = 1
+        else:
+            size = max(self.chunksize, min(self.call.chunk(), -(-self.remaining // (2 * workers))))
         stop = min(self.position + size, len(self.items))
         chunk = Chunk(self, self.items[self.position : stop], self.start + self.position)
         self.position = stop

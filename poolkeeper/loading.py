@@ -13,7 +13,7 @@ from pathlib import Path
 
 from poolkeeper.fleet import Fleet, FleetError
 
-__all__ = ["load_fleet"]
+__all__ = ["load_fleet", "use_arguments"]
 
 
 def load_fleet(file: str | os.PathLike[str], arguments: Sequence[str] = ()) -> Fleet:
@@ -24,7 +24,7 @@ def load_fleet(file: str | os.PathLike[str], arguments: Sequence[str] = ()) -> F
     """
     path = Path(file).resolve()
     _check_importable(path)
-    sys.argv = [os.fspath(file), *arguments]
+    use_arguments([os.fspath(file), *arguments])
     folder = str(path.parent)
     if sys.path[:1] != [folder]:
         sys.path.insert(0, folder)
@@ -42,6 +42,11 @@ def load_fleet(file: str | os.PathLike[str], arguments: Sequence[str] = ()) -> F
         found = f"declares {len(fleets)} fleets ({names})" if fleets else "declares no fleet"
         raise FleetError(f'{file} {found}; it must declare one, as fleet = Fleet("{path.stem}")')
     return fleets.popitem()[1]
+
+
+def use_arguments(arguments: Sequence[str]) -> None:
+    """Make ``arguments`` this process' ``sys.argv``; workers do so before they import the fleet's file."""
+    sys.argv = list(arguments)
 
 
 def _check_importable(path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from typing import Any, Protocol
 
@@ -68,12 +68,15 @@ class _Piece:
 class MapJob:
     """One call of ``map``: gathers pieces under the keeper's lock, hands them out in the consumer's thread."""
 
-    def __init__(self, mapper: Mapper, call: Call, *, starred: bool, chunksize: int | None, ordered: bool) -> None:
+    def __init__(
+        self, mapper: Mapper, call: Call, *, starred: bool, chunksize: int, single: bool, ordered: bool
+    ) -> None:
         self.withdrawn = False
         self._mapper = mapper
         self._call = call
         self._starred = starred
         self._chunksize = chunksize
+        self._single = single
         self._ordered = ordered
         self._submitted = 0
         self._pieces: dict[int, _Piece] = {}
@@ -110,16 +113,22 @@ class MapJob:
         """Give ``items`` to the keeper, pickled here and now unless they cannot change."""
         if not items:
             return
-        chunksize = self._chunksize
+        single = self._single
         plain = SCALARS.issuperset(map(type, chain.from_iterable(items) if self._starred else items)) or all(
             map(is_plain, chain.from_iterable(items) if self._starred else items)
         )
         if not plain:
             items = [self._mapper.encode_item(item) for item in items]
-            if any(type(item) is not bytes for item in items):
-                chunksize = 1  # one descriptor each; a frame carries few
+            single = single or any(type(item) is not bytes for item in items)  # a frame carries few descriptors
         segment = Segment(
-            self, self._call, items, self._submitted, starred=self._starred, plain=plain, chunksize=chunksize
+            self,
+            self._call,
+            items,
+            self._submitted,
+            starred=self._starred,
+            plain=plain,
+            chunksize=self._chunksize,
+            single=single,
         )
         self._submitted += len(items)
         self._mapper.submit(segment)
@@ -178,6 +187,3 @@ def _draining(results: list[Any]) -> Iterator[Any]:
     pop = results.pop
     while results:
         yield pop()
-
-
-Step = Callable[[Any], Any]

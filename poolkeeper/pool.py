@@ -83,7 +83,7 @@ class KeeperView(Executor):
             fn: takes as many arguments as there are iterables.
             iterables: read at once; with ``buffersize``, as results are consumed.
             timeout: seconds from this call within which each next result must be there.
-            chunksize: items that travel and run together; None lets the measured run time decide.
+            chunksize: items that travel together at least; more do as long as they are short, by measured run time.
             buffersize: how many items may be submitted whose results have not been yielded (Python 3.14).
             ordered: whether results come in the order of the items, or as they end.
 
@@ -104,10 +104,14 @@ class KeeperView(Executor):
         if self._key is not None or not isinstance(runtime, KeeperRuntime):
             return _map_by_submit(self, fn, source, starred, deadline, buffersize, ordered)
         options = self._options
-        if options.retries_failures or options.timeout is not None or options.retry.deaths < 2:
-            chunksize = 1  # what is decided by task must be one
         job = MapJob(
-            _Mapper(runtime), self._registry.call(fn), starred=starred, chunksize=chunksize, ordered=ordered
+            _Mapper(runtime),
+            self._registry.call(fn),
+            starred=starred,
+            chunksize=chunksize or 1,
+            # what is decided task by task must run task by task
+            single=options.retries_failures or options.timeout is not None or options.retry.deaths < 2,
+            ordered=ordered,
         )
         if buffersize is None:
             job.submit(list(source))
