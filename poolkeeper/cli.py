@@ -131,11 +131,11 @@ def _run_fleet(fleet: Fleet, name: str, run_id: str, workers: int | None, *, mir
 
         def stop(number: int) -> None:
             reason = f"{signal.Signals(number).name} received"
+            token.cancel(reason)
             if live is not None:
                 live.notice(f"{reason}: what runs is finished, the rest is not started; once more stops at once")
             else:
                 logs.emit("WARNING", f"{reason}: what runs is finished, the rest is not started")
-            token.cancel(reason)
 
         def leave(number: int) -> None:
             if live is not None:
@@ -151,8 +151,9 @@ def _run_fleet(fleet: Fleet, name: str, run_id: str, workers: int | None, *, mir
     if as_json:
         click.echo(json.dumps(run_as_data(result), indent=2))
     else:
-        # Where nobody has a width, lines should not be broken: somebody greps them.
-        Console(width=None if sys.stdout.isatty() else 200).print(summary(result))
+        # A terminal folds long lines; what goes into a file or pipe is searched line by line.
+        seen = sys.stdout.isatty()
+        Console(width=None if seen else 200).print(summary(result), soft_wrap=not seen)
     if interrupts.received is not None:
         return INTERRUPTED if interrupts.received == signal.SIGINT else 0
     return result.exit_code

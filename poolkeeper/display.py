@@ -221,7 +221,9 @@ def workers_line(status: KeeperStatus) -> str:
 
 def summary(result: RunResult, samples: int = 3) -> RenderableType:
     """Return the end of a run as a table, and below it the failures grouped by error, the first few with their text."""
-    table = Table(title=f"{result.fleet} · {result.run_id}", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(
+        title=f"{result.fleet} · {result.run_id}", title_justify="left", title_style="bold", box=None, pad_edge=False
+    )
     for column in ("", "tasks", "done", "failed", "cancelled", "retried", "deaths", "time", "tasks/s"):
         table.add_column(column, justify="left" if not column else "right")
     for name, batch in result.batches.items():
@@ -304,7 +306,7 @@ def _failure_lines(batch: BatchResult[Any], samples: int) -> list[RenderableType
         lines.append(Text(f"{batch.name}: cut short by {error_name(batch.error)}: {batch.error}", "red"))
     for group in failure_groups(batch, samples):
         lines.append(Text.from_markup(f"[red]{escape(batch.name)}: {group.count} × {escape(group.error)}[/]"))
-        lines += [Text(f"    {each.label}: {each.message}", overflow="fold") for each in group.first]
+        lines += [Text(f"    {each.label}: {each.message}") for each in group.first]
         if group.count > len(group.first):
             lines.append(Text(f"    … and {group.count - len(group.first)} more", "dim"))
     return lines

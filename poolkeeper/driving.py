@@ -72,6 +72,11 @@ class Seat:
         self._vacated = False
         self.parked = False
 
+    @property
+    def taken(self) -> bool:
+        """Whether somebody drives."""
+        return self._lock.locked()
+
     def take(self) -> bool:
         """Take the seat unless it is taken."""
         return self._lock.acquire(blocking=False)

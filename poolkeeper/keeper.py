@@ -282,6 +282,8 @@ class KeeperRuntime:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             while not self._finished():
+                if self._seat.taken:
+                    self.wake()  # what the driver waits for may have been done in the step before
                 self._seat.stand_back()
                 self._step()
         except BaseException as error:

@@ -1,7 +1,8 @@
 """Logs: what poolkeeper says of itself through loguru, and the mirror of what workers write.
 
 As a library poolkeeper is silent until the application says ``logger.enable("poolkeeper")``. Loguru is slow to import
-and nobody can have enabled what nobody has imported, so ``emit`` does nothing before somebody else imports it.
+and nobody can have enabled what nobody has imported, so ``emit`` does nothing before somebody else imports it, and
+disables poolkeeper at its first message unless the application has decided by then.
 """
 
 from __future__ import annotations
@@ -11,18 +12,14 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
+
+if TYPE_CHECKING:
+    from loguru import Logger
 
 __all__ = ["LogMirror", "configure", "emit"]
 
 _FORMAT = "<dim>{time:HH:mm:ss}</dim> <level>{level: <7}</level> {message}"
-
-
-def silence() -> None:
-    """Disable poolkeeper's messages in loguru, if it is there; ``import poolkeeper`` does so once."""
-    loguru = sys.modules.get("loguru")
-    if loguru is not None:
-        loguru.logger.disable("poolkeeper")
 
 
 def emit(level: str, message: str, /, **facts: Any) -> None:
@@ -34,8 +31,18 @@ def emit(level: str, message: str, /, **facts: Any) -> None:
         facts: what a structured sink should have in fields of their own.
     """
     loguru = sys.modules.get("loguru")
-    if loguru is not None:
-        loguru.logger.opt(depth=1).bind(**facts).log(level, "{}", message)
+    if loguru is None:
+        return
+    logger: Logger = loguru.logger
+    if not _application_has_decided(logger):
+        logger.disable("poolkeeper")
+    logger.opt(depth=1).bind(**facts).log(level, "{}", message)
+
+
+def _application_has_decided(logger: Logger) -> bool:
+    """Whether somebody has enabled or disabled poolkeeper; loguru has no public way to ask."""
+    decisions: list[tuple[str, bool]] = getattr(getattr(logger, "_core", None), "activation_list", [])
+    return any(name == "poolkeeper." for name, _ in decisions)
 
 
 def configure(write: Callable[[str], None], *, level: str = "INFO", colour: bool = False) -> None:

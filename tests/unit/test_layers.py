@@ -1,0 +1,86 @@
+"""The layers of the package: imports point one way, and the pure layer knows no clock, socket, thread or process."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import poolkeeper
+
+PACKAGE = Path(poolkeeper.__file__).parent
+
+# Top to bottom. A module imports only from the rows above its own, and from what stands before it in its row.
+LAYERS = {
+    "words": "errors model messages",
+    "pure": "fields ratelimit strategies policy lifecycle ledger frames session core",
+    "io": "logs home page arena payload spool link postmortem",
+    "runtime": "cancellation interrupts task_context worker forkserver delivery retrying switchboard futures calls "
+    "keeper configuration inline",
+    "faces": "status mapping feed batch fleet loading runner progress summary pool display cli __main__",
+}
+ORDER = [module for modules in LAYERS.values() for module in modules.split()]
+
+IMPURE = {
+    "asyncio",
+    "multiprocessing",
+    "os",
+    "select",
+    "selectors",
+    "signal",
+    "socket",
+    "subprocess",
+    "threading",
+    "time",
+}
+
+
+def imports_of(module: str) -> Iterator[tuple[str, bool]]:
+    """Every module that ``module`` imports, wherever in its text, and whether only type checkers see it."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text("utf-8"))
+    guarded = {
+        node
+        for test in ast.walk(tree)
+        if isinstance(test, ast.If) and ast.unparse(test.test).endswith("TYPE_CHECKING")
+        for statement in test.body
+        for node in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node in guarded
+        elif isinstance(node, ast.ImportFrom):
+            origin = ".".join(filter(None, ("poolkeeper" if node.level else "", node.module or "")))
+            if origin == "poolkeeper":  # from . import frames
+                for alias in node.names:
+                    yield f"poolkeeper.{alias.name}", node in guarded
+            else:
+                yield origin, node in guarded
+
+
+def own_imports(module: str) -> set[str]:
+    return {name.split(".")[1] for name, _ in imports_of(module) if name.startswith("poolkeeper.")}
+
+
+def modules() -> list[str]:
+    return sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+
+def test_every_module_has_its_place_and_every_place_its_module() -> None:
+    assert sorted(ORDER) == modules()
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_point_one_way(module: str) -> None:
+    assert module in ORDER, f"{module} has no place in the layers"
+    above = set(ORDER[: ORDER.index(module)])
+    wrong = sorted(own_imports(module) & set(ORDER) - above)
+    assert not wrong, f"{module} imports {', '.join(wrong)}, which the layers put below it"
+
+
+@pytest.mark.parametrize("module", LAYERS["pure"].split())
+def test_the_pure_layer_is_pure(module: str) -> None:
+    wrong = sorted({name for name, types_only in imports_of(module) if not types_only and name.split(".")[0] in IMPURE})
+    assert not wrong, f"{module} imports {', '.join(wrong)}; pass in what it needs"
