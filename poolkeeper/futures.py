@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from typing import Any, Protocol
@@ -18,13 +18,14 @@ from .ledger import Call, Code, Task
 from .errors import PayloadError
 from .payload import loads, loads_exception, loads_view
 
-__all__ = ["Cancels", "TaskFuture", "Unread"]
+__all__ = ["Keeps", "TaskFuture", "Unread", "settle_quietly"]
 
-_creation = threading.Lock()
+creation = threading.Lock()
+"""Held while a condition is made, and by ``settle_quietly``: nobody begins to wait between its look and its deed."""
 
 
-class Cancels(Protocol):
-    """Whoever can withdraw a task."""
+class Keeps(Protocol):
+    """The keeper, as a future sees it."""
 
     def cancel(self, task: TaskFuture) -> bool:
         """Withdraw ``task``; False if it is too late."""
@@ -66,7 +67,7 @@ class TaskFuture(Task, Future):  # type: ignore[type-arg]
     run_seconds: float | None = None
     worker_pid: int | None = None
 
-    def __init__(self, call: Call, payload: Any, key: str | None, keeper: Cancels) -> None:
+    def __init__(self, call: Call, payload: Any, key: str | None, keeper: Keeps) -> None:
         # Future.__init__ is what this class avoids; its attributes are the class' own until they are needed.
         self.call = call
         self.payload = payload
@@ -83,7 +84,7 @@ class TaskFuture(Task, Future):  # type: ignore[type-arg]
     def _condition(self) -> threading.Condition:
         condition = self._cond
         if condition is None:
-            with _creation:
+            with creation:
                 condition = self._cond
                 if condition is None:
                     self._waiters: list[Any] = []
@@ -94,36 +95,35 @@ class TaskFuture(Task, Future):  # type: ignore[type-arg]
     # -- what the keeper does -----------------------------------------------------------------------------------
 
     def settle(self, value: Any) -> bool:
-        """Record the outcome, under the keeper's lock; return whether somebody must be told (``announce``)."""
-        if self._state != PENDING:
-            return False
-        self._result = value
-        self._state = FINISHED
-        return self._cond is not None
+        """Record the outcome; return whether there are callbacks to be run (``run_callbacks``)."""
+        return self._conclude(FINISHED, value, None)
 
     def settle_exception(self, error: BaseException) -> bool:
         """Record that the task has failed; as ``settle``."""
-        self._exception = error
-        return self.settle(None)
+        return self._conclude(FINISHED, None, error)
 
     def settle_cancelled(self) -> bool:
         """Record that the task will not run; as ``settle``."""
-        if self._state != PENDING:
-            return False
-        self._state = CANCELLED_AND_NOTIFIED
-        return self._cond is not None
+        return self._conclude(CANCELLED_AND_NOTIFIED, None, None)
 
-    def announce(self) -> bool:
-        """Wake all who wait; return whether there are callbacks to be run."""
-        with self._condition as _:
+    def _conclude(self, state: str, value: Any, error: BaseException | None) -> bool:
+        with creation:
+            if self._state != PENDING:
+                return False
+            if self._cond is None:
+                self._result, self._exception, self._state = value, error, state
+                return False
+        # Waiters are installed under the condition too: each sees either the end or the call that tells of it.
+        with self._cond:
+            self._result, self._exception, self._state = value, error, state
             for waiter in self._waiters:
-                if self._state == CANCELLED_AND_NOTIFIED:
+                if state == CANCELLED_AND_NOTIFIED:
                     waiter.add_cancelled(self)
-                elif self._exception is not None or (type(self._result) is Unread and self._result.code == Code.EXCEPTION):
+                elif error is not None or (type(value) is Unread and value.code == Code.EXCEPTION):
                     waiter.add_exception(self)
                 else:
                     waiter.add_result(self)
-            self._condition.notify_all()
+            self._cond.notify_all()
             return bool(self._done_callbacks)
 
     def run_callbacks(self) -> None:
@@ -213,3 +213,16 @@ class TaskFuture(Task, Future):  # type: ignore[type-arg]
 
     def set_exception(self, exception: BaseException | None) -> None:
         raise InvalidStateError("the keeper alone settles this future")
+
+
+def settle_quietly(futures: list[TaskFuture], values: Sequence[Any]) -> list[tuple[TaskFuture, Any]]:
+    """Record the outcomes of all futures that nobody waits for, at once; return the others with their values."""
+    observed: list[tuple[TaskFuture, Any]] = []
+    with creation:
+        for future, value in zip(futures, values, strict=True):
+            if future._cond is not None:
+                observed.append((future, value))
+            elif future._state == PENDING:
+                future._result = value
+                future._state = FINISHED
+    return observed

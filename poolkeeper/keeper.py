@@ -26,7 +26,7 @@ from .delivery import Delivery
 from .driving import Seat, SignalGuard
 from .errors import PoolkeeperError, ProtocolError
 from .forkserver import Launched, launch
-from .futures import TaskFuture, Unread
+from .futures import TaskFuture, Unread, settle_quietly
 from .home import Home
 from .ledger import Chunk, Code, Segment, Task
 from .lifecycle import WorkerState
@@ -133,7 +133,6 @@ class KeeperRuntime:
         self._retired_at: float | None = None
         self._peers: dict[int, _WorkerPeer] = {}
         self._unreported: dict[int, Worker] = {}
-        self._announcements: list[TaskFuture] = []
         self._jobs: list[Job] = []
         self._delivery = Delivery()
         self._postmortem = Postmortem(home.logs)
@@ -184,7 +183,7 @@ class KeeperRuntime:
             task = self._inbox.popleft()
             error = RuntimeError(self.refusal)
             if isinstance(task, TaskFuture):
-                if task.settle_exception(error) and task.announce():
+                if task.settle_exception(error):
                     task.run_callbacks()
             else:
                 self._fail_piece(task, error)
@@ -197,12 +196,12 @@ class KeeperRuntime:
                 return task.cancelled()
             withdrawn = self.core.cancel(task)
             if withdrawn:
-                task.settle_cancelled()
+                has_callbacks = task.settle_cancelled()
             else:
                 self._ask_to_stop(task)
         if withdrawn:
             self.wake()
-            if task.announce():
+            if has_callbacks:
                 task.run_callbacks()
         return withdrawn
 
@@ -229,8 +228,7 @@ class KeeperRuntime:
             for task in withdrawn:
                 if isinstance(task, TaskFuture):
                     task.withdrawn = True
-                    if task.settle_cancelled():
-                        self._announcements.append(task)
+                    self._tell(task, task.settle_cancelled())
                 elif isinstance(task, Chunk):
                     task.segment.job.withdrawn = True
                 elif isinstance(task, Segment):
@@ -300,8 +298,11 @@ class KeeperRuntime:
     def _process(self, ready: list[tuple[selectors.SelectorKey, int]]) -> None:
         with self._lock:
             now = time.monotonic()
+            registered = self._selector.get_map()
             for key, mask in ready:
-                key.data(mask)
+                # What came before, or another driver, may have closed this descriptor or given it another meaning.
+                if registered.get(key.fd) is key:
+                    key.data(mask)
             while self._calls:
                 self._calls.popleft()()
             self._take_inbox()
@@ -384,11 +385,6 @@ class KeeperRuntime:
         return False
 
     def _announce(self) -> None:
-        if self._announcements:
-            futures, self._announcements = self._announcements, []
-            for future in futures:
-                if future.announce():
-                    self._delivery.post(future.run_callbacks)
         if self._jobs:
             jobs, self._jobs = self._jobs, []
             for job in jobs:
@@ -436,6 +432,8 @@ class KeeperRuntime:
                 items = [self._outbound(peer, item) for item in items]
             chunk = (Kind.CHUNK, command.first, call.id, items, segment.plain, segment.starred, first.careful)
             peer.outgoing.append(chunk)
+            if len(peer.fds) >= FDS_LIMIT:
+                self._board.send(peer)
             return
         payloads = [task.payload for task in tasks]
         infos = None
@@ -472,31 +470,36 @@ class KeeperRuntime:
 
     def _settle(self, command: Settle) -> None:
         tasks, codes, values = command.tasks, command.codes, command.values
-        pid = command.worker.pid
-        seconds = command.seconds
-        tell = self._announcements.append
-        for position, task in enumerate(tasks):
-            if task is None:
-                continue
-            if type(task) is Chunk:
-                job: Any = task.segment.job
-                if job.settle(task, codes, values):
-                    self._jobs.append(job)
-                if not task.segment.plain:
-                    for item in task.payload:
-                        self.stowage.drop(item)
-                continue
-            value = values[position]
-            if codes is not None and codes[position]:
-                value = Unread(codes[position], value)
-            assert isinstance(task, TaskFuture)
-            task.worker_pid = pid
-            task.run_seconds = seconds
-            if task.settle(value):
-                tell(task)
-            if type(task.payload) not in _LIGHT:
-                self.stowage.drop(task.payload)
-            task.payload = None
+        if type(tasks[0]) is Chunk:
+            self._settle_chunk(tasks[0], codes, values)
+            return
+        if codes is not None:
+            values = [Unread(code, value) if code else value for code, value in zip(codes, values, strict=True)]
+            if None in tasks:
+                values = [value for task, value in zip(tasks, values, strict=True) if task is not None]
+                tasks = [task for task in tasks if task is not None]
+        futures: Any = tasks
+        pid, seconds = command.worker.pid, command.seconds
+        for future in futures:
+            future.worker_pid = pid
+            future.run_seconds = seconds
+            if type(future.payload) not in _LIGHT:
+                self.stowage.drop(future.payload)
+            future.payload = None
+        for future, value in settle_quietly(futures, values):
+            self._tell(future, future.settle(value))
+
+    def _settle_chunk(self, chunk: Chunk, codes: Any, values: Any) -> None:
+        job: Any = chunk.segment.job
+        if job.settle(chunk, codes, values):
+            self._jobs.append(job)
+        if not chunk.segment.plain:
+            for item in chunk.payload:
+                self.stowage.drop(item)
+
+    def _tell(self, future: TaskFuture, has_callbacks: bool) -> None:
+        if has_callbacks:
+            self._delivery.post(future.run_callbacks)
 
     def _fail(self, command: Fail) -> None:
         task = command.task
@@ -504,8 +507,7 @@ class KeeperRuntime:
         if isinstance(task, TaskFuture):
             if command.worker is not None:
                 task.worker_pid = command.worker.pid
-            if task.settle_exception(error):
-                self._announcements.append(task)
+            self._tell(task, task.settle_exception(error))
             self.stowage.drop(task.payload)
             task.payload = None
         else:
@@ -547,7 +549,11 @@ class KeeperRuntime:
         """On the delivery thread, for a policy's strategies are user code."""
         from .retrying import delay_before_retry
 
-        delay = delay_before_retry(command, time.monotonic())
+        try:
+            delay = delay_before_retry(command, time.monotonic())
+        except Exception:
+            emit("ERROR", f"the failure of {command.task.call.name} is final\n{traceback.format_exc()}")
+            delay = None
         self.call_soon(lambda: self.core.decided(command, delay, time.monotonic()))
 
     # -- what the switchboard says ------------------------------------------------------------------------------------
@@ -575,6 +581,8 @@ class KeeperRuntime:
                 self._selector.register(peer.pidfd, selectors.EVENT_READ, partial(self._process_ended, peer))
         if peer.killed:
             self._signal(peer, signal.SIGKILL)
+        if worker.state is WorkerState.READY:
+            self.core.link_lost(worker)  # it has called again before the end of its link was seen
         if self.settings.initializer is None or worker.state is not WorkerState.STARTING:
             self.core.hello(worker)
 
@@ -656,6 +664,8 @@ class KeeperRuntime:
 
     def _worker_gone(self, peer: _WorkerPeer, exit: Exit | None) -> None:
         """A worker's process has ended: drain its link, then let the core judge by its page."""
+        if self._peers.get(peer.worker.id) is not peer:
+            return
         while self._board.read(peer):
             pass
         worker = peer.worker
@@ -703,7 +713,7 @@ class KeeperRuntime:
             self.core.died(worker, time.monotonic(), unknown)
         self._unreported.clear()
         for peer in list(self._peers.values()):
-            if peer.worker.state is WorkerState.STARTING:
+            if peer.worker.pid is None or peer.worker.state is WorkerState.STARTING:
                 self.core.start_failed(peer.worker, f"the fork server has ended (exit code {process.exitcode})")
                 self._worker_gone(peer, unknown)
 
@@ -723,8 +733,7 @@ class KeeperRuntime:
                 pending.extend(task for task in worker.inflight if task is not None)
             for task in pending:
                 if isinstance(task, TaskFuture):
-                    task.settle_exception(failure)
-                    self._announcements.append(task)
+                    self._tell(task, task.settle_exception(failure))
                 else:
                     self._fail_piece(task, failure)
         self._announce()

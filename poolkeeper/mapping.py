@@ -140,7 +140,9 @@ class MapJob:
         yielded = 0
         try:
             while True:
-                if source is not None and (wanted := buffersize - (self._submitted - yielded)) > 0:
+                wanted = buffersize - (self._submitted - yielded)
+                # Not item by item: what is submitted together is cut into chunks together.
+                if source is not None and 2 * wanted >= buffersize:
                     items = list(islice(source, wanted))
                     if len(items) < wanted:
                         source = None

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import traceback
-
 from .core import Decide
 from .errors import TaskTimeout
 from .ledger import History
-from .logs import emit
 from .payload import loads_exception
 
 __all__ = ["delay_before_retry"]
@@ -16,7 +13,7 @@ __all__ = ["delay_before_retry"]
 def delay_before_retry(command: Decide, now: float) -> float | None:
     """Return the seconds until the next attempt, None if the failure is final. ``now`` is monotonic.
 
-    A strategy that raises makes the failure final, and is logged.
+    Raises whatever a strategy raises; the failure is then final.
     """
     task = command.task
     options = task.call.options
@@ -29,13 +26,9 @@ def delay_before_retry(command: Decide, now: float) -> float | None:
     else:
         error = loads_exception(command.outcome)
     elapsed = now - history.began
-    try:
-        delay = options.retry.delay_after_failure(
-            task.attempts, elapsed, error, waited=history.waited, earlier=tuple(history.failures)
-        )
-    except Exception:
-        emit("ERROR", f"the retry policy of {task.call.name} raised; its failure is final\n{traceback.format_exc()}")
-        return None
+    delay = options.retry.delay_after_failure(
+        task.attempts, elapsed, error, waited=history.waited, earlier=tuple(history.failures)
+    )
     history.failures.append(elapsed)
     history.waited += delay or 0.0
     return delay

@@ -181,7 +181,7 @@ class Switchboard:
         """Put what ``peer`` is to be told into one frame, or acknowledge what it has sent if that is overdue."""
         released = peer.releases()
         if released:
-            peer.outgoing.append((Kind.RELEASE, released))
+            peer.outgoing.insert(0, (Kind.RELEASE, released))  # first, that the next result may use the arena again
         session = peer.session
         fds: tuple[int, ...] = ()
         if peer.outgoing:

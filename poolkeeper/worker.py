@@ -28,7 +28,7 @@ from .task_context import wants_context
 from .errors import PayloadError, ProtocolError
 from .frames import Frame
 from .ledger import Code
-from .link import Link, call_keeper
+from .link import FDS_LIMIT, Link, call_keeper
 from .messages import Kind, pack, unpack
 from .page import CANCEL, FINISHED, ITEM, MARKS, STARTED, STARTED_AT, WorkerPage
 from .payload import Large, dumps, dumps_exception, dumps_in_band, is_plain, loads, loads_large, to_arena
@@ -115,6 +115,8 @@ class _Outgoing:
             self.lending[index] = value.arena
             value = value.wire()
         self.values.append(value)
+        if len(self.lending) == FDS_LIMIT:
+            self.flush()
 
     def flush(self) -> None:
         """Send the results that are held back, unless something is being sent this moment."""
@@ -164,7 +166,8 @@ class _Outgoing:
         except OSError:
             self.reconnect()
         if fds:
-            self.arenas.trim_lent()
+            # A frame that is not acknowledged may have to be sent again, with its descriptors.
+            self.arenas.trim_lent({fd for outgoing in self.session.outbox for fd in outgoing.fds})
 
     def connect(self) -> None:
         """Call the keeper; raises _Retired where it does not answer."""
@@ -257,7 +260,7 @@ class _Worker:
         if self.config.initializer is not None:
             self._initialize(self.config.initializer)
         early, link.early = link.early, []
-        self._take(early)
+        self._take(link, early)
         while True:
             link = out.link
             if link is None:
@@ -268,10 +271,11 @@ class _Worker:
             except (OSError, ProtocolError):
                 out.reconnect()
                 frames, alive = [], True
-            self._take(frames)
-            if out.link is not None and out.link.early:
-                early, out.link.early = out.link.early, []
-                self._take(early)
+            self._take(link, frames)
+            new = out.link
+            if new is not None and new.early:
+                early, new.early = new.early, []
+                self._take(new, early)
             if not alive and out.link is link:
                 raise _Retired
 
@@ -284,13 +288,14 @@ class _Worker:
             raise _Retired from None
         self.out.send((Kind.STARTED,))
 
-    def _take(self, frames: list[Frame]) -> None:
+    def _take(self, link: Link, frames: list[Frame]) -> None:
         out = self.out
         for frame in frames:
+            fds = link.take_fds(frame) if frame.fds else []
             if not out.session.receive(frame):
+                for fd in fds:
+                    os.close(fd)
                 continue
-            assert out.link is not None
-            fds = out.link.take_fds(frame)
             for message in unpack(frame.body):
                 kind = message[0]
                 if kind == Kind.TASKS:
@@ -337,8 +342,8 @@ class _Worker:
         started = now
         for payload in payloads:
             self.index = index
-            words[STARTED] = index
             times[STARTED_AT] = now
+            words[STARTED] = index
             if marks[index % MARKS]:
                 self._skip(index, payload, fds)
                 index += 1
@@ -412,8 +417,9 @@ class _Worker:
         self.out.first = index + 1
         self.name, self.attempt, self.key, self.index = call.name, 1, None, index
         began = time.monotonic()
-        words[STARTED] = index
+        words[ITEM] = 0
         self.page.times[STARTED_AT] = began
+        words[STARTED] = index
         if self.page.marks[index % MARKS]:
             self.page.marks[index % MARKS] = 0
             words[FINISHED] = index
@@ -448,7 +454,6 @@ class _Worker:
     ) -> None:
         """Run all items; an exception of one is its own affair, ``values`` holds a None in its place."""
         words = self.page.words
-        words[ITEM] = 0
         try:
             function = call.load()
         except BaseException as error:

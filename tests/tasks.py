@@ -1,0 +1,262 @@
+"""What tests have workers do: importable by name, so that only the arguments travel."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from poolkeeper import Context, Keeper, context
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def add(first: int, second: int) -> int:
+    return first + second
+
+
+def echo(value: Any) -> Any:
+    return value
+
+
+def echo_all(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, kwargs
+
+
+def pid(_: object = None) -> int:
+    return os.getpid()
+
+
+def is_worker() -> bool:
+    """Whether this process belongs to a keeper; for objects that must do harm in no other."""
+    return context().slot >= 0 and os.getpid() != os.getsid(0)
+
+
+def environment(name: str) -> str | None:
+    return os.environ.get(name)
+
+
+# -- what fails -------------------------------------------------------------------------------------------------------
+
+
+def fail(message: str) -> NoReturn:
+    raise ValueError(message)
+
+
+def fail_at(number: int, bad: int) -> int:
+    if number == bad:
+        raise ValueError(f"item {number}")
+    return number
+
+
+def fail_before(attempt: int) -> int:
+    if context().attempt < attempt:
+        raise ConnectionError(f"attempt {context().attempt}")
+    return context().attempt
+
+
+def leave(code: object) -> NoReturn:
+    sys.exit(code)  # type: ignore[arg-type]
+
+
+def recurse(depth: int = 0) -> int:
+    return recurse(depth + 1)
+
+
+# -- what can be seen and steered from outside ------------------------------------------------------------------------
+
+
+def note(folder: Path, name: str) -> None:
+    """Leave a line in ``folder/name``; appending is atomic."""
+    fd = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.write(fd, f"{os.getpid()}\n".encode())
+    os.close(fd)
+
+
+def notes(folder: Path, name: str) -> list[int]:
+    """Return the pids that have left a line in ``folder/name``."""
+    try:
+        return [int(line) for line in (folder / name).read_text().splitlines()]
+    except FileNotFoundError:
+        return []
+
+
+def wait_for_file(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.002)
+
+
+def hold(folder: Path, value: Any = None) -> Any:
+    """Leave a note in ``started``, wait for the file ``go``, return ``value``."""
+    note(folder, "started")
+    wait_for_file(folder / "go")
+    return value
+
+
+def hold_until_cancelled(folder: Path) -> str:
+    note(folder, "started")
+    if not context().wait(60):
+        return "never cancelled"
+    note(folder, "cancelled")
+    return "cancelled"
+
+
+def poll_until_cancelled(folder: Path) -> str:
+    note(folder, "started")
+    deadline = time.monotonic() + 60
+    while not context().cancelled:
+        if time.monotonic() > deadline:
+            return "never cancelled"
+    note(folder, "cancelled")
+    return "cancelled"
+
+
+def sleep_forever(folder: Path | None = None) -> NoReturn:
+    if folder is not None:
+        note(folder, "started")
+    while True:
+        time.sleep(60)
+
+
+def spin(seconds: float) -> int:
+    """Be busy, as a task of this length."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+    return os.getpid()
+
+
+def nap(seconds: float, value: Any = None) -> Any:
+    time.sleep(seconds)
+    return value
+
+
+# -- what dies --------------------------------------------------------------------------------------------------------
+
+
+def die(number: int = signal.SIGKILL) -> NoReturn:
+    os.kill(os.getpid(), number)
+    while True:
+        signal.pause()
+
+
+def die_once(folder: Path, value: Any = None) -> Any:
+    """Kill the worker at the first attempt; note every attempt."""
+    first = not notes(folder, "attempts")
+    note(folder, "attempts")
+    if first:
+        die()
+    return value
+
+
+def die_at(number: int, bad: int) -> int:
+    if number == bad:
+        die()
+    return number
+
+
+def note_and_die(folder: Path) -> NoReturn:
+    note(folder, "attempts")
+    die()
+
+
+def segfault() -> None:
+    import ctypes
+
+    ctypes.string_at(0)
+
+
+def abort() -> None:
+    os.abort()
+
+
+def exit_hard(code: int) -> NoReturn:
+    os._exit(code)
+
+
+# -- what sees its context --------------------------------------------------------------------------------------------
+
+
+def describe_context() -> tuple[str, int, str | None, int, bool]:
+    mine = context()
+    return mine.name, mine.attempt, mine.key, mine.slot, mine.cancelled
+
+
+def with_context(mine: Context, number: int) -> tuple[str, int]:
+    return mine.name, number
+
+
+def report_progress(total: int) -> int:
+    for done in range(total + 1):
+        context().progress(done, total)
+    return total
+
+
+# -- large data -------------------------------------------------------------------------------------------------------
+
+
+def total(array: np.ndarray) -> float:
+    return float(array.sum())
+
+
+def scale(array: np.ndarray, factor: float) -> np.ndarray:
+    array *= factor  # in place: what arrives is writable
+    return array
+
+
+def filled(size: int, value: int) -> np.ndarray:
+    return np.full(size, value, dtype=np.uint8)
+
+
+def make_bytes(size: int) -> bytes:
+    return b"x" * size
+
+
+# -- nesting ----------------------------------------------------------------------------------------------------------
+
+
+def nested(numbers: list[int]) -> list[int]:
+    with Keeper(2) as keeper:
+        return list(keeper.map(square, numbers))
+
+
+_left_open: list[Keeper] = []
+
+
+def nested_left_open(number: int) -> int:
+    keeper = Keeper(1)
+    _left_open.append(keeper)
+    return keeper.submit(square, number).result()
+
+
+# -- what makes a mess ------------------------------------------------------------------------------------------------
+
+
+def close_descriptors() -> int:
+    os.closerange(3, 4096)
+    return os.getpid()
+
+
+def start_thread() -> int:
+    threading.Thread(target=threading.Event().wait, name="left behind").start()
+    return os.getpid()
+
+
+def set_global(value: object) -> None:
+    globals()["_global"] = value
+
+
+def get_global() -> object:
+    return globals().get("_global")
+
+
+def get_global_of(_: object) -> object:
+    return get_global()
