@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .batch import Batch
     from .cancellation import CancellationToken
-    from .task_context import Context, context
     from .errors import (
         AlreadyRunning,
         CommandFailed,
-        DeathReport,
         HomeUnusable,
         NotReexecable,
         PayloadError,
@@ -25,18 +23,17 @@ if TYPE_CHECKING:
         RemoteTraceback,
         ServiceFailed,
         TaskExited,
-        TaskQuarantined,
         TaskTimeout,
         UnsupportedPlatform,
-        WorkerLost,
-        WorkerStartFailed,
     )
     from .fleet import Fleet
     from .futures import TaskFuture
+    from .losses import DeathReport, TaskQuarantined, WorkerLost, WorkerStartFailed
     from .model import BatchResult, RunResult, RunStatistics, ServiceState, TaskResult, TaskStatus
     from .policy import ExecutionPolicy, RestartPolicy, RetryPolicy, WorkerPolicy, stop_after_burst
     from .pool import Keeper
     from .ratelimit import RateLimit
+    from .task_context import Context, context
 
 _MODULES = {
     "batch": ("Batch",),
@@ -45,7 +42,6 @@ _MODULES = {
     "errors": (
         "AlreadyRunning",
         "CommandFailed",
-        "DeathReport",
         "HomeUnusable",
         "NotReexecable",
         "PayloadError",
@@ -55,14 +51,12 @@ _MODULES = {
         "RemoteTraceback",
         "ServiceFailed",
         "TaskExited",
-        "TaskQuarantined",
         "TaskTimeout",
         "UnsupportedPlatform",
-        "WorkerLost",
-        "WorkerStartFailed",
     ),
     "fleet": ("Fleet",),
     "futures": ("TaskFuture",),
+    "losses": ("DeathReport", "TaskQuarantined", "WorkerLost", "WorkerStartFailed"),
     "model": ("BatchResult", "RunResult", "RunStatistics", "ServiceState", "TaskResult", "TaskStatus"),
     "policy": ("ExecutionPolicy", "RestartPolicy", "RetryPolicy", "WorkerPolicy", "stop_after_burst"),
     "pool": ("Keeper",),

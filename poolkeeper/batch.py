@@ -23,10 +23,10 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import Future
 from typing import Any, Generic, Protocol, TypeVar
 
-from poolkeeper.cancellation import CancellationToken
-from poolkeeper.feed import Feed, Kept, Limits
-from poolkeeper.model import BatchResult, TaskResult
-from poolkeeper.policy import ExecutionPolicy, RetryPolicy
+from .cancellation import CancellationToken
+from .feed import Feed, Kept, Limits
+from .model import BatchResult, TaskResult
+from .policy import ExecutionPolicy, RetryPolicy
 
 __all__ = ["Batch", "Submitter"]
 

@@ -18,8 +18,9 @@ import traceback
 import click
 
 from poolkeeper import loading
-from poolkeeper.errors import PoolkeeperError
-from poolkeeper.fleet import Fleet, FleetError
+
+from .errors import PoolkeeperError
+from .fleet import Fleet, FleetError
 
 __all__ = ["app", "main"]
 
@@ -107,12 +108,13 @@ def _run_fleet(fleet: Fleet, name: str, run_id: str, workers: int | None, *, mir
     from rich.console import Console
 
     from poolkeeper import logs
-    from poolkeeper.cancellation import CancellationToken
-    from poolkeeper.display import LineDisplay, LiveDisplay, summary
-    from poolkeeper.interrupts import Interrupts
-    from poolkeeper.pool import Keeper
-    from poolkeeper.runner import run_fleet
-    from poolkeeper.summary import run_as_data
+
+    from .cancellation import CancellationToken
+    from .display import LineDisplay, LiveDisplay, summary
+    from .interrupts import Interrupts
+    from .pool import Keeper
+    from .runner import run_fleet
+    from .summary import run_as_data
 
     terminal = Console(stderr=True)
     token = CancellationToken()

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .errors import PayloadError
-from .keeper import Settings
 from .payload import dumps_in_band
 from .policy import WorkerPolicy
+from .settings import Settings
 
 __all__ = ["settings_for"]
 
@@ -61,7 +61,7 @@ def _workers(given: int | None, start_method: str) -> int:
     if isinstance(given, bool) or not isinstance(given, int):
         raise TypeError(f"max_workers={given!r} must be an integer or None")
     if given < 1:
-        raise ValueError(f"max_workers={given} must be greater than 0")
+        raise ValueError(f"max_workers must be greater than 0, not {given}")
     if start_method != "inline":
         _check_descriptors(given)
     return given

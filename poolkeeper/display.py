@@ -19,12 +19,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from poolkeeper.fleet import BatchSpec, Fleet
-from poolkeeper.logs import emit
-from poolkeeper.model import BatchResult, KeeperStatus, RunResult, StepResult, TaskResult
-from poolkeeper.progress import BatchProgress
-from poolkeeper.runner import RunObserver
-from poolkeeper.summary import error_name, failure_groups
+from .fleet import BatchSpec, Fleet
+from .logs import emit
+from .model import BatchResult, KeeperStatus, RunResult, StepResult, TaskResult
+from .progress import BatchProgress
+from .runner import RunObserver
+from .summary import error_name, failure_groups
 
 __all__ = ["Display", "LineDisplay", "LiveDisplay", "summary"]
 

@@ -11,6 +11,7 @@ the critical section; where the application has handlers of its own, the main th
 
 from __future__ import annotations
 
+import _signal
 import signal
 import threading
 import time
@@ -22,44 +23,52 @@ __all__ = ["Seat", "SignalGuard"]
 GRACE = 0.0005
 """Seconds for which the keeper's thread stands back after a driver has left."""
 
-_NUMBERS = sorted(set(signal.valid_signals()) - {signal.SIGINT})
-_PASSIVE = (signal.SIG_DFL, signal.SIG_IGN, None)
+GRACE_LIMIT = 0.002
+"""Seconds between two looks at a seat that stays taken: each look costs the driver the interpreter lock."""
+
+_SIGINT = int(signal.SIGINT)
+_NUMBERS = tuple(sorted(int(number) for number in signal.valid_signals() if number != signal.SIGINT))
+_PASSIVE = frozenset({int(signal.SIG_DFL), int(signal.SIG_IGN), None})
 
 
 class SignalGuard:
-    """Holds SIGINT back while ``critical``; for the main thread, between ``enter`` and ``leave``."""
+    """Holds SIGINT back in the main thread while ``critical``, between ``enter`` and ``leave``."""
 
     def __init__(self) -> None:
         self.critical = False
         self._pending = False
 
     def enter(self) -> bool:
-        """Install the guard; return False where the application's own handlers forbid to drive."""
-        getsignal = signal.getsignal
-        if getsignal(signal.SIGINT) is not signal.default_int_handler:
+        """Hold SIGINT back from now on; return False where the application's own handlers forbid to drive."""
+        getsignal = _signal.getsignal  # signal's own converts to enums, which takes thirty times as long
+        try:
+            passive = _PASSIVE.issuperset(map(getsignal, _NUMBERS))
+        except TypeError:  # a handler that cannot be hashed is a handler
+            passive = False
+        if not passive or getsignal(_SIGINT) is not signal.default_int_handler:
             return False
-        for number in _NUMBERS:
-            if getsignal(number) not in _PASSIVE:
-                return False
-        signal.signal(signal.SIGINT, self._interrupt)
+        self.critical = True
+        _signal.signal(_SIGINT, self._interrupt)
         return True
 
-    def leave(self) -> None:
-        """Restore the default handler; raise the KeyboardInterrupt that was held back."""
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        self.check()
-
-    def check(self) -> None:
-        """Raise the KeyboardInterrupt that was held back, if any."""
+    def open(self) -> None:
+        """Let SIGINT through until ``critical`` is set again; raises the KeyboardInterrupt that was held back."""
         self.critical = False
         if self._pending:
             self._pending = False
+            self.critical = True
             raise KeyboardInterrupt
+
+    def leave(self) -> None:
+        """Restore the default handler; raises the KeyboardInterrupt that was held back."""
+        _signal.signal(_SIGINT, signal.default_int_handler)
+        self.open()
 
     def _interrupt(self, number: int, frame: FrameType | None) -> Any:
         if self.critical:
             self._pending = True
         else:
+            self.critical = True  # what is raised here is cleaned up after without being interrupted again
             signal.default_int_handler(number, frame)
 
 
@@ -69,7 +78,6 @@ class Seat:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._left = 0.0
-        self._vacated = False
         self.parked = False
 
     @property
@@ -91,8 +99,10 @@ class Seat:
         if not self._lock.locked() and time.monotonic() - self._left > GRACE:
             return
         self.parked = True
+        pause = GRACE
         while self._lock.locked() or time.monotonic() - self._left <= GRACE:
-            time.sleep(GRACE)
+            time.sleep(pause)
+            pause = min(2 * pause, GRACE_LIMIT)
         self.parked = False
 
     def close(self) -> None:

@@ -1,15 +1,15 @@
-"""What can go wrong, as exceptions that say what happened, to which task or worker, and what to do."""
+"""What can go wrong, as exceptions that say what happened, to which task or worker, and what to do.
+
+Those that are a ``BrokenProcessPool`` are in ``losses``: it takes a while to import, and workers never raise them.
+"""
 
 from __future__ import annotations
 
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pickle import PicklingError
 
 __all__ = [
     "AlreadyRunning",
     "CommandFailed",
-    "DeathReport",
     "HomeUnusable",
     "NotReexecable",
     "PayloadError",
@@ -19,11 +19,8 @@ __all__ = [
     "RemoteTraceback",
     "ServiceFailed",
     "TaskExited",
-    "TaskQuarantined",
     "TaskTimeout",
     "UnsupportedPlatform",
-    "WorkerLost",
-    "WorkerStartFailed",
 ]
 
 
@@ -67,84 +64,24 @@ class TaskTimeout(PoolkeeperError, TimeoutError):
     """An attempt ran longer than its ``timeout`` and its worker was replaced; the pool goes on."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeathReport:
-    """What is known of one worker's death.
-
-    ``exitcode`` is the exit status, negative for a signal, None where it is not known.
-    ``peak_memory`` is in bytes. ``out_of_memory`` is "yes", "likely" or "no".
-    ``log_tail`` holds the last lines that the worker wrote.
-    """
-
-    worker: str
-    pid: int
-    exitcode: int | None = None
-    peak_memory: int | None = None
-    out_of_memory: str = "no"
-    log_tail: str = ""
-
-    def describe(self) -> str:
-        """One sentence for an error message, and the last lines of the log below it."""
-        if self.exitcode is None:
-            how = "disappeared (exit status unknown)"
-        elif self.exitcode < 0:
-            how = f"was killed by signal {-self.exitcode} ({signal_name(-self.exitcode)})"
-        else:
-            how = f"exited with status {self.exitcode}"
-        parts = [f"worker {self.worker} (pid {self.pid}) {how}"]
-        if self.out_of_memory != "no":
-            parts.append(f"out of memory: {self.out_of_memory}")
-        if self.peak_memory:
-            parts.append(f"peak memory {self.peak_memory / 2**20:.0f} MiB")
-        text = ", ".join(parts)
-        if self.log_tail:
-            text += "\nits last lines were:\n" + "\n".join("  | " + line for line in self.log_tail.splitlines())
-        return text
-
-
-def signal_name(number: int) -> str:
-    """Return the name of signal ``number``, or ``"?"`` for one that this system does not name."""
-    import signal
-
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return "?"
-
-
-class WorkerLost(PoolkeeperError, BrokenProcessPool):
-    """The worker died while it executed this task. The pool goes on; only this task is lost.
-
-    It is a ``BrokenProcessPool`` so that existing ``except`` clauses hold.
-    ``report`` is the DeathReport of the last death, ``deaths`` how many there were.
-    """
-
-    def __init__(self, message: str, report: DeathReport | None = None, deaths: int = 1) -> None:
-        super().__init__(message)
-        self.report = report
-        self.deaths = deaths
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.args[0], self.report, self.deaths)
-
-
-class TaskQuarantined(WorkerLost):
-    """The task has killed as many workers as its ``RetryPolicy(deaths=...)`` allows and is not run again."""
-
-
-class WorkerStartFailed(PoolkeeperError, BrokenProcessPool):
-    """Workers cannot be started: the initializer raises, or new processes die before their first task.
-
-    What was queued fails with this error; the next ``submit`` tries again.
-    """
-
-
 class RemoteError(PoolkeeperError):
     """An exception of a task that could not be pickled: its type and message, its traceback as the cause."""
 
 
-class TaskExited(PoolkeeperError):
-    """A task called ``sys.exit`` or raised another exception that would end the caller's process."""
+class TaskExited(PoolkeeperError, SystemExit):
+    """A task called ``sys.exit`` or raised another exception that would end the caller's process.
+
+    It is a SystemExit, as with the standard executor; uncaught, it ends the application with its message and status 1.
+    ``exit_code`` is what the task gave to ``sys.exit``.
+    """
+
+    def __init__(self, message: str, exit_code: object = None) -> None:
+        super().__init__(message)
+        self.code = message
+        self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.args[0], self.exit_code)
 
 
 class RemoteTraceback(Exception):
@@ -152,7 +89,7 @@ class RemoteTraceback(Exception):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.text = text
+        self.tb = text
 
     def __str__(self) -> str:
-        return f'\n"""\n{self.text}"""'
+        return f'\n"""\n{self.tb}"""'

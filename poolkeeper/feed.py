@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
-from poolkeeper.cancellation import CancellationToken
-from poolkeeper.model import TaskResult, TaskStatus
-from poolkeeper.policy import ExecutionPolicy, RateLimit
-from poolkeeper.ratelimit import TokenBucket
+from .cancellation import CancellationToken
+from .model import TaskResult, TaskStatus
+from .policy import ExecutionPolicy, RateLimit
+from .ratelimit import TokenBucket
 
 __all__ = ["Feed", "Kept", "Limits", "Window"]
 

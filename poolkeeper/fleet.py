@@ -21,8 +21,8 @@ from inspect import Parameter, signature
 from types import MappingProxyType
 from typing import Any, TypeVar, overload
 
-from poolkeeper.errors import PoolkeeperError
-from poolkeeper.policy import ExecutionPolicy
+from .errors import PoolkeeperError
+from .policy import ExecutionPolicy
 
 __all__ = ["BatchSpec", "Fleet", "FleetError", "StepSpec"]
 

@@ -14,13 +14,13 @@ import json
 import multiprocessing
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import traceback
 from collections.abc import Iterable
-from dataclasses import asdict
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -40,17 +40,26 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def launch(
-    config: WorkerConfig, *, preload: Iterable[str], start_method: str, environment: dict[str, str], inherit_output: bool
+    config: WorkerConfig, *, preload: Iterable[str], start_method: str, environment: dict[str, str], inherit_output: bool, remove: Iterable[str] = ()
 ) -> Launched:
     """Start a fork server; it will call the keeper at ``config.socket``.
 
-    ``environment`` is set before the preload. ``inherit_output`` leaves it the caller's stdout and stderr.
+    ``environment`` is set before the preload. ``inherit_output`` leaves it the caller's stdout and stderr. ``remove`` are
+    directories that it removes when it ends.
     """
-    plain = asdict(config)
+    plain = config._asdict()
     for name in ("key", "initializer"):
         if plain[name] is not None:
             plain[name] = base64.b64encode(plain[name]).decode()
-    content = {"worker": plain, "preload": list(preload), "start_method": start_method, "sys_path": sys.path}
+    content = {
+        "worker": plain,
+        "preload": list(preload),
+        "start_method": start_method,
+        "sys_path": sys.path,
+        "remove": list(remove),
+        # for managers and listeners of the application that tasks connect to; standard input is private
+        "authkey": base64.b64encode(multiprocessing.current_process().authkey).decode(),
+    }
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
     output = None if inherit_output else subprocess.DEVNULL
     process = subprocess.Popen(
@@ -82,6 +91,11 @@ class Launched:
     def exitcode(self) -> int | None:
         """How it ended, None while it lives."""
         return self._process.poll()
+
+    def kill(self) -> None:
+        """End it at once; its workers live on."""
+        self._process.kill()
+        self.end()
 
     def end(self) -> None:
         """Wait for it to end, now that its link is closed; kill it if it does not."""
@@ -263,6 +277,7 @@ def main() -> None:
         if plain[name] is not None:
             plain[name] = base64.b64decode(plain[name])
     sys.path[:] = content["sys_path"]
+    multiprocessing.current_process().authkey = base64.b64decode(content["authkey"])
     try:
         server = ForkServer(WorkerConfig(**plain), content["start_method"])
     except (OSError, ProtocolError):
@@ -272,4 +287,6 @@ def main() -> None:
         server.run()
     finally:
         server.end()
+        for path in content["remove"]:  # the keeper has done so already, unless it was killed
+            shutil.rmtree(path, ignore_errors=True)
         os._exit(0)

@@ -21,7 +21,17 @@ from zlib import crc32
 
 from .errors import ProtocolError
 
-__all__ = ["HEADER_SIZE", "PROTOCOL", "Frame", "FrameKind", "FrameReader", "decode_json", "encode", "encode_json", "proof"]
+__all__ = [
+    "HEADER_SIZE",
+    "PROTOCOL",
+    "Frame",
+    "FrameKind",
+    "FrameReader",
+    "decode_json",
+    "encode",
+    "encode_json",
+    "proof",
+]
 
 PROTOCOL = 1
 HEADER = struct.Struct("<IIBBHQQ")
@@ -125,7 +135,7 @@ def decode_json(body: bytes | memoryview) -> dict[str, Any]:
     """Return the object in a handshake body; raises ProtocolError when it is not one."""
     try:
         content = json.loads(bytes(body))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProtocolError(f"a handshake body is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ProtocolError("a handshake body is not an object")
@@ -133,7 +143,7 @@ def decode_json(body: bytes | memoryview) -> dict[str, Any]:
 
 
 def proof(key: bytes, role: str, *parts: bytes) -> str:
-    """Return the HMAC-SHA256, in hex, by which ``role`` proves that it knows ``key`` (challenge and response, RFC 2104)."""
+    """Return the HMAC-SHA256 (RFC 2104), in hex, by which ``role`` proves over ``parts`` that it knows ``key``."""
     mac = hmac.new(key, role.encode(), "sha256")
     for part in parts:
         mac.update(struct.pack("<I", len(part)))

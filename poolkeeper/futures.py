@@ -14,8 +14,9 @@ from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from typing import Any, Protocol
 
-from .ledger import Call, Code, Task
 from .errors import PayloadError
+from .ledger import Call, Task
+from .messages import Code
 from .payload import loads, loads_exception, loads_view
 
 __all__ = ["Keeps", "TaskFuture", "Unread", "settle_quietly"]

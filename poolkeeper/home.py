@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ class Home:
             else:
                 path = _made(_base(base) / _checked("name", name) / _checked("run_id", run_id))
             (path / "logs").mkdir(mode=0o700, exist_ok=True)
-            key = secrets.token_bytes(32)
+            key = os.urandom(32)
             _write_private(path / "authkey", key)
         except OSError as error:
             where = base if base is not None else (tempfile.gettempdir() if ephemeral else default_base())
@@ -57,14 +56,18 @@ class Home:
         """The directory of the workers' logs."""
         return self.path / "logs"
 
+    @property
+    def temporary(self) -> list[str]:
+        """Directories that must not outlive the keeper: all if ephemeral, else that of a socket that lies elsewhere."""
+        elsewhere = os.path.dirname(self.socket)
+        directories = [elsewhere] if elsewhere != str(self.path) else []
+        return [*directories, str(self.path)] if self.ephemeral else directories
+
     def remove(self) -> None:
-        """Remove what must not outlive the keeper: everything if ephemeral, else the socket."""
-        if os.path.dirname(self.socket) != str(self.path):
-            shutil.rmtree(os.path.dirname(self.socket), ignore_errors=True)
-        if self.ephemeral:
-            shutil.rmtree(self.path, ignore_errors=True)
-        else:
-            Path(self.socket).unlink(missing_ok=True)
+        """Remove what must not outlive the keeper."""
+        for directory in self.temporary:
+            shutil.rmtree(directory, ignore_errors=True)
+        Path(self.socket).unlink(missing_ok=True)
 
 
 def default_base() -> Path:

@@ -9,8 +9,8 @@ from typing import Any
 
 from . import task_context
 from .futures import TaskFuture
-from .keeper import Settings
 from .payload import loads
+from .settings import Settings
 
 __all__ = ["InlineRuntime"]
 

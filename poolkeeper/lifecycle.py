@@ -40,8 +40,20 @@ class IllegalTransition(Exception):
 _S, _E = WorkerState, WorkerEvent
 
 _TABLE: dict[WorkerState, dict[WorkerEvent, WorkerState]] = {
-    _S.STARTING: {_E.HELLO: _S.READY, _E.RETIRE: _S.RETIRING, _E.KILL: _S.KILLED, _E.EXIT: _S.DEAD},
-    _S.READY: {_E.LINK_LOST: _S.DETACHED, _E.RETIRE: _S.RETIRING, _E.KILL: _S.KILLED, _E.EXIT: _S.DEAD},
+    _S.STARTING: {
+        _E.HELLO: _S.READY,
+        _E.LINK_LOST: _S.STARTING,
+        _E.RETIRE: _S.RETIRING,
+        _E.KILL: _S.KILLED,
+        _E.EXIT: _S.DEAD,
+    },
+    _S.READY: {
+        _E.HELLO: _S.READY,  # it has called again before the end of its old link was seen
+        _E.LINK_LOST: _S.DETACHED,
+        _E.RETIRE: _S.RETIRING,
+        _E.KILL: _S.KILLED,
+        _E.EXIT: _S.DEAD,
+    },
     _S.DETACHED: {
         _E.HELLO: _S.READY,
         _E.LINK_LOST: _S.DETACHED,

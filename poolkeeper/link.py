@@ -8,8 +8,8 @@ the other has not received.
 from __future__ import annotations
 
 import array
+import hmac
 import os
-import secrets
 import socket
 import sys
 from collections import deque
@@ -21,10 +21,12 @@ from .session import Session
 
 __all__ = ["FDS_LIMIT", "Handshake", "Link", "call_keeper"]
 
-RECEIVE_SIZE = 1 << 18
+RECEIVE_SIZE = 1 << 17
 FDS_LIMIT = 120
 """Descriptors beside one frame; the kernel takes 253 in one message."""
 
+_CMSG_CLOEXEC = int(socket.MSG_CMSG_CLOEXEC) if hasattr(socket, "MSG_CMSG_CLOEXEC") else 0
+_CTRUNC = int(socket.MSG_CTRUNC)
 _CMSG_SPACE = socket.CMSG_SPACE(FDS_LIMIT * array.array("i").itemsize)
 
 
@@ -40,6 +42,8 @@ class Link:
         self._unsent: deque[tuple[memoryview, tuple[int, ...]]] = deque()
         self._fds: deque[int] = deque()
         self.early: list[Frame] = []
+        self._buffer = bytearray(RECEIVE_SIZE)  # its pages come into being as they are first used
+        self._view = memoryview(self._buffer)
 
     def fileno(self) -> int:
         """Return the socket's descriptor."""
@@ -56,7 +60,7 @@ class Link:
         Raises ProtocolError on damage, BlockingIOError where nothing is there to read.
         """
         try:
-            data, ancillary, flags, _ = self.socket.recvmsg(RECEIVE_SIZE, _CMSG_SPACE, socket.MSG_CMSG_CLOEXEC)
+            size, ancillary, flags, _ = self.socket.recvmsg_into([self._buffer], _CMSG_SPACE, _CMSG_CLOEXEC)
         except (ConnectionError, TimeoutError):
             return [], False
         for level, kind, content in ancillary:
@@ -64,9 +68,9 @@ class Link:
                 fds = array.array("i")
                 fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
                 self._fds.extend(fds)
-        if flags & socket.MSG_CTRUNC:
+        if flags & _CTRUNC:
             raise ProtocolError("descriptors were lost on the way: this process has too many open files")
-        return self.reader.receive(data), bool(data)
+        return self.reader.receive(bytes(self._view[:size])), size > 0
 
     def take_fds(self, frame: Frame) -> list[int]:
         """Return the descriptors that came beside ``frame``; the caller closes them. Raises ProtocolError if they did not."""
@@ -125,7 +129,7 @@ class Handshake:
 
     def __init__(self, key: bytes) -> None:
         self._key = key
-        self._nonce = secrets.token_bytes(32)
+        self._nonce = os.urandom(32)
 
     def challenge(self) -> bytes:
         """Return the frame that the keeper sends on accepting."""
@@ -151,7 +155,7 @@ class Handshake:
 
 
 def _same(given: str, expected: str) -> bool:
-    return secrets.compare_digest(given.encode(), expected.encode())
+    return hmac.compare_digest(given.encode(), expected.encode())
 
 
 def call_keeper(path: str, key: bytes, session: Session, introduction: dict[str, Any], timeout: float) -> Link:
@@ -166,7 +170,7 @@ def call_keeper(path: str, key: bytes, session: Session, introduction: dict[str,
         sock.settimeout(timeout)
         sock.connect(path)
         challenge = decode_json(_await(link, FrameKind.CHALLENGE).body)
-        nonce = secrets.token_bytes(32)
+        nonce = os.urandom(32)
         hello = {**introduction, **_about_us(), "nonce": nonce.hex(), "received": session.received}
         hello["proof"] = proof(key, "caller", bytes.fromhex(challenge["nonce"]), encode_json(hello))
         link.send(encode(FrameKind.HELLO, encode_json(hello)))

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from poolkeeper.fleet import Fleet, FleetError
+from .fleet import Fleet, FleetError
 
 __all__ = ["load_fleet", "use_arguments"]
 

@@ -14,7 +14,8 @@ from itertools import chain, islice
 from typing import Any, Protocol
 
 from .errors import PayloadError
-from .ledger import Call, Chunk, Code, Segment
+from .ledger import Call, Chunk, Segment
+from .messages import Code
 from .payload import SCALARS, is_plain, loads, loads_exception, loads_view
 
 __all__ = ["MapJob", "Mapper"]

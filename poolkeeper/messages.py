@@ -28,9 +28,9 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["Kind", "pack", "unpack"]
+__all__ = ["WINDOW_LIMIT", "Code", "Kind", "Progress", "pack", "unpack"]
 
 
 class Kind(IntEnum):
@@ -53,6 +53,34 @@ class Kind(IntEnum):
     SPAWN_FAILED = 15
     EXITED = 16
     NOTICE = 17
+
+
+WINDOW_LIMIT = 2048
+"""Tasks fed ahead at most; the page has two revocation marks for each, so that marks are never reused too early."""
+
+
+class Code(IntEnum):
+    """How a value travels in a result: as itself, pickled, in an arena, or as an exception."""
+
+    VALUE = 0
+    PICKLED = 1
+    ARENA = 2
+    EXCEPTION = 3
+    SKIPPED = 4
+
+
+class Progress(NamedTuple):
+    """What a worker's page says: index started last, index finished last, item within a careful chunk, start time."""
+
+    started: int
+    finished: int
+    item: int
+    started_at: float
+
+    @property
+    def executing(self) -> int | None:
+        """The index that is being executed."""
+        return self.started if self.started > self.finished else None
 
 
 def pack(messages: Sequence[tuple[Any, ...]]) -> bytes:

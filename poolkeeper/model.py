@@ -18,7 +18,8 @@ from functools import cached_property
 from os import PathLike, fspath
 from typing import Any, Generic, TypeVar, overload
 
-from poolkeeper.errors import TaskQuarantined, TaskTimeout
+from .errors import TaskTimeout
+from .losses import TaskQuarantined
 
 __all__ = [
     "BatchResult",

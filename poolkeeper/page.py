@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 
-from .core import Progress
-from .ledger import WINDOW_LIMIT
+from .messages import WINDOW_LIMIT, Progress
 
 __all__ = ["MARKS", "PAGE_SIZE", "KeeperPage", "WorkerPage", "anonymous_file"]
 
@@ -29,6 +27,8 @@ def anonymous_file(name: str, directory: str | None = None) -> int:
     """Return the descriptor of a file without a name: in memory where the system has memfd, else unlinked on disk."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create(name)
+    import tempfile  # slow to import, and only needed here
+
     with tempfile.TemporaryFile(prefix=name, dir=directory) as file:
         return os.dup(file.fileno())
 

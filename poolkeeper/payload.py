@@ -142,7 +142,7 @@ def loads(data: bytes | memoryview) -> Any:
     """Unpickle; raises PayloadError with the cause where that fails."""
     try:
         return pickle.loads(data)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PayloadError(f"cannot be unpickled: {_summary(error)}") from error
 
 
@@ -165,7 +165,7 @@ def loads_view(mapped: tuple[bytes | None, list[memoryview]]) -> Any:
         if data is None:
             return pickle.loads(parts[0], buffers=parts[1:])
         return pickle.loads(data, buffers=parts)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PayloadError(f"cannot be unpickled: {_summary(error)}") from error
 
 
@@ -178,7 +178,7 @@ def dumps_exception(error: BaseException, name: str) -> bytes:
     """
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     if not isinstance(error, Exception):
-        error = TaskExited(f"{name} ended with {type(error).__name__}({', '.join(map(repr, error.args))})")
+        error = TaskExited(f"{name} ended with {type(error).__name__}({', '.join(map(repr, error.args))})", getattr(error, "code", None))
     for form in (error, _Rebuilt(error)):
         try:
             data = dumps_in_band((form, text))
@@ -212,7 +212,7 @@ def loads_exception(data: bytes | memoryview) -> BaseException:
     """Return the exception of a worker, the worker's traceback as its cause (as the standard executor does)."""
     try:
         error, text = pickle.loads(data)
-    except Exception as failure:
+    except (Exception, SystemExit) as failure:
         error, text = PayloadError(f"the task's exception cannot be unpickled: {_summary(failure)}"), _summary(failure)
     error.__cause__ = RemoteTraceback(text)
     return error  # type: ignore[no-any-return]

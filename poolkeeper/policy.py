@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
-from poolkeeper.fields import (
+from .fields import (
     Checked,
     Converted,
     counts_by_name,
@@ -29,8 +29,8 @@ from poolkeeper.fields import (
     positive_duration,
     whole_number,
 )
-from poolkeeper.ratelimit import RateLimit
-from poolkeeper.strategies import (
+from .ratelimit import RateLimit
+from .strategies import (
     HISTORY,
     Outcome,
     Retry,

@@ -44,6 +44,7 @@ class KeeperView(Executor):
     _options: Options
     _key: Key
     _registry: CallRegistry
+    _parent: KeeperView | None = None
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> TaskFuture:
         """Schedule ``fn(*args, **kwargs)`` and return its future; never blocks.
@@ -143,6 +144,8 @@ class KeeperView(Executor):
             raise PoolkeeperError(f"resources={resources!r}: counted resources are not available yet")
         if cancel not in (None, "queued", "kill"):
             raise ValueError(f'cancel={cancel!r} must be "queued" or "kill"')
+        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float))):
+            raise TypeError(f"timeout={timeout!r} must be a positive number of seconds")
         if timeout is not None and not 0 < timeout < float("inf"):
             raise ValueError(f"timeout={timeout!r} must be a positive number of seconds")
         if priority is not None and not isinstance(priority, int):
@@ -159,6 +162,7 @@ class KeeperView(Executor):
         view = KeeperView()
         view._runtime = self._runtime
         view._options = options
+        view._parent = self  # a keeper lives as long as its views
         view._key = self._key if key is None else key
         # Views that differ in nothing else share what is known of calls.
         view._registry = self._registry if options == ours else CallRegistry(options)

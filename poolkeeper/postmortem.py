@@ -5,9 +5,11 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-from .core import Exit, Fail, Failure
-from .errors import DeathReport, PoolkeeperError, TaskQuarantined, TaskTimeout, WorkerLost, WorkerStartFailed
+from .commands import Fail, Failure
+from .errors import PoolkeeperError, TaskTimeout
 from .ledger import Task
+from .losses import DeathReport, TaskQuarantined, WorkerLost, WorkerStartFailed
+from .roster import Exit
 
 __all__ = ["Postmortem"]
 

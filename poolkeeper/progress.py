@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from poolkeeper.model import TaskResult, TaskStatus
+from .model import TaskResult, TaskStatus
 
 __all__ = ["BatchProgress"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from poolkeeper.fields import Checked, optional, positive_duration, positive_number, whole_number
+from .fields import Checked, optional, positive_duration, positive_number, whole_number
 
 __all__ = ["RateLimit", "TokenBucket"]
 

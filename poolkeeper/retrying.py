@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .core import Decide
+from .commands import Decide
 from .errors import TaskTimeout
 from .ledger import History
 from .payload import loads_exception

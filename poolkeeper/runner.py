@@ -14,10 +14,10 @@ from graphlib import TopologicalSorter
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from poolkeeper.batch import Batch, Submitter
-from poolkeeper.cancellation import CancellationToken
-from poolkeeper.fleet import BatchSpec, Fleet, StepSpec
-from poolkeeper.model import BatchResult, RunResult, StepResult, TaskResult, TaskStatus
+from .batch import Batch, Submitter
+from .cancellation import CancellationToken
+from .fleet import BatchSpec, Fleet, StepSpec
+from .model import BatchResult, RunResult, StepResult, TaskResult, TaskStatus
 
 __all__ = ["RunObserver", "run_fleet"]
 

@@ -53,10 +53,11 @@ class Session:
 
     def send(self, body: bytes, fds: tuple[int, ...] = ()) -> bytes:
         """Number ``body``, keep it until acknowledged, and return the frame to put on the link."""
+        outgoing = Outgoing(self.sent + 1, body, fds)
+        frame = self._encode(outgoing)
         self.sent += 1
-        outgoing = Outgoing(self.sent, body, fds)
         self._outbox.append(outgoing)
-        return self._encode(outgoing)
+        return frame
 
     def acknowledge(self) -> bytes:
         """Return an ACK frame for all that was received."""
@@ -84,13 +85,15 @@ class Session:
         Raises ProtocolError when the peer claims more than was sent, or misses what it had acknowledged.
         """
         self._take_acknowledgement(peer_received)
-        if self._outbox and self._outbox[0].sequence != peer_received + 1 or not self._outbox and peer_received != self.sent:
+        # Frames leave the outbox in order, so that what it holds must begin right behind what the peer has.
+        if len(self._outbox) != self.sent - peer_received:
             raise ProtocolError(f"the peer misses frames behind {peer_received} that it had acknowledged")
         return [(self._encode(outgoing), outgoing.fds) for outgoing in self._outbox]
 
     def _encode(self, outgoing: Outgoing) -> bytes:
+        frame = encode(FrameKind.DATA, outgoing.body, outgoing.sequence, self.received, len(outgoing.fds))
         self._acknowledged_to_peer = self.received
-        return encode(FrameKind.DATA, outgoing.body, outgoing.sequence, self.received, len(outgoing.fds))
+        return frame
 
     def _take_acknowledgement(self, acknowledged: int) -> None:
         if acknowledged > self.sent:

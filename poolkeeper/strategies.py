@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from poolkeeper.fields import Checked, positive_duration, whole_number
+from .fields import Checked, positive_duration, whole_number
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from poolkeeper.model import BatchResult, RunResult, StepResult, TaskResult
+from .model import BatchResult, RunResult, StepResult, TaskResult
 
 __all__ = ["FailureGroup", "error_name", "failure_groups", "run_as_data"]
 

@@ -9,6 +9,7 @@ import contextlib
 import os
 import selectors
 import socket
+from collections import deque
 from collections.abc import Iterable
 from functools import partial
 from typing import Any, Protocol
@@ -41,6 +42,7 @@ class Peer:
         self.fds: list[int] = []
         self.wants_write = False
         self.told = 0
+        self.due = False
 
     def releases(self) -> list[int]:
         """Return the numbers of arenas to give back with the next message."""
@@ -79,6 +81,7 @@ class Switchboard:
         self._selector = selector
         self._listener = listener
         self._callers: dict[Link, _Caller] = {}
+        self._due: deque[Peer] = deque()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.setblocking(False)
         self._socket.bind(path)
@@ -169,13 +172,33 @@ class Switchboard:
             fds = link.take_fds(frame) if frame.fds else []
             try:
                 if peer.session.receive(frame):
+                    self.mark(peer)  # an acknowledgement may be due
                     for message in unpack(frame.body):
                         self._listener.message(peer, message, fds)
             finally:
                 for fd in fds:
                     os.close(fd)
 
+    def post(self, peer: Peer, message: tuple[Any, ...]) -> None:
+        """Have ``peer`` told ``message`` with the next ``send_due``."""
+        peer.outgoing.append(message)
+        self.mark(peer)
+
+    def mark(self, peer: Peer) -> None:
+        """Have ``send_due`` look at ``peer``; safe in finalizers."""
+        if not peer.due:
+            peer.due = True
+            self._due.append(peer)
+
     # -- writing ------------------------------------------------------------------------------------------------------
+
+    def send_due(self) -> None:
+        """Send what is due to all peers that something is due to."""
+        due = self._due
+        while due:
+            peer = due.popleft()
+            peer.due = False
+            self.send(peer)
 
     def send(self, peer: Peer) -> None:
         """Put what ``peer`` is to be told into one frame, or acknowledge what it has sent if that is overdue."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -122,6 +121,8 @@ def wants_context(function: Callable[..., Any]) -> bool:
     annotations = getattr(function, "__annotations__", None)
     if not annotations or not any(note is Context or note in ("Context", "poolkeeper.Context") for note in annotations.values()):
         return False
+    import inspect  # slow to import, rarely needed
+
     try:
         first = next(iter(inspect.signature(function).parameters.values()), None)
     except (TypeError, ValueError):

@@ -19,20 +19,18 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import task_context
 from .arena import Arena, ArenaPool, ReleaseQueue
-from .task_context import wants_context
 from .errors import PayloadError, ProtocolError
 from .frames import Frame
-from .ledger import Code
 from .link import FDS_LIMIT, Link, call_keeper
-from .messages import Kind, pack, unpack
+from .messages import Code, Kind, pack, unpack
 from .page import CANCEL, FINISHED, ITEM, MARKS, STARTED, STARTED_AT, WorkerPage
 from .payload import Large, dumps, dumps_exception, dumps_in_band, is_plain, loads, loads_large, to_arena
 from .session import Session
+from .task_context import wants_context
 
 __all__ = ["WorkerConfig", "main"]
 
@@ -46,8 +44,7 @@ CALL_ATTEMPTS = 6
 _PLAIN = frozenset({int, float, bool, complex, type(None)})
 
 
-@dataclass(frozen=True)
-class WorkerConfig:
+class WorkerConfig(NamedTuple):
     """What every worker of a keeper is started with.
 
     ``socket`` is the keeper's address and ``key`` the secret to prove; ``log`` is a format for the file that takes

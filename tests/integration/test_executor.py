@@ -372,7 +372,7 @@ def test_many_threads_use_one_keeper(keeper: Keeper) -> None:
         except BaseException as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=use, args=(1000 * seed,)) for seed in range(8)]
+    threads = [threading.Thread(target=use, args=(1000 * seed,), daemon=True) for seed in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -384,7 +384,7 @@ def test_many_threads_use_one_keeper(keeper: Keeper) -> None:
 def test_one_future_may_be_awaited_by_many_threads(keeper: Keeper, tmp_path: Path) -> None:
     future = keeper.submit(tasks.hold, tmp_path, [1, 2, 3])
     results: list[object] = []
-    threads = [threading.Thread(target=lambda: results.append(future.result(PATIENCE))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: results.append(future.result(PATIENCE)), daemon=True) for _ in range(8)]
     for thread in threads:
         thread.start()
     (tmp_path / "go").touch()

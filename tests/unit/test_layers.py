@@ -15,7 +15,8 @@ PACKAGE = Path(poolkeeper.__file__).parent
 # Top to bottom. A module imports only from the rows above its own, and from what stands before it in its row.
 LAYERS = {
     "words": "errors model messages",
-    "pure": "fields ratelimit strategies policy lifecycle ledger frames session core",
+    "pure": "fields ratelimit strategies policy lifecycle ledger backlog roster commands timers dispatch blame "
+    "core frames session",
     "io": "logs home page arena payload spool link postmortem",
     "runtime": "cancellation interrupts task_context worker forkserver delivery retrying switchboard futures calls "
     "keeper configuration inline",

@@ -1,0 +1,70 @@
+"""Who is to blame for a worker's death (guarantee 1). Pure.
+
+The page tells which index was started last and which had finished. Only a task that was started and had not finished
+is blamed. What was fed ahead, and what had finished without its result having arrived, runs again without blame;
+where ``deaths=0`` forbids that, the finished task is lost.
+
+A chunk of a map is a task to its worker, and many to the application: the one item that kills must be found, and the
+others must not suffer. A *careful* worker marks each item. A chunk whose worker dies runs again, carefully, and is
+split at the mark when that run ends in a death as well. The first death is then charged to the item though it was
+not seen; where two deaths are final, chunks are careful from the start, so that none of the two is a guess.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .ledger import Chunk, Task
+from .messages import Progress
+from .roster import KillReason, Worker
+
+__all__ = ["Judgement", "judge"]
+
+
+@dataclass(slots=True)
+class Judgement:
+    """What becomes of the tasks that a dead worker held.
+
+    ``innocent`` run again at once, in this order; ``suspects`` run again alone; ``ended`` have ended with this death,
+    ``timed_out`` with their attempt's time.
+    """
+
+    innocent: list[Task] = field(default_factory=list)
+    suspects: list[Task] = field(default_factory=list)
+    ended: list[Task] = field(default_factory=list)
+    timed_out: list[Task] = field(default_factory=list)
+
+
+def judge(worker: Worker) -> Judgement:
+    """Judge what ``worker`` held when it died, and count the death where it belongs."""
+    progress = worker.observe()
+    judgement = Judgement()
+    for index, task in enumerate(worker.inflight, worker.base):
+        if task is None or task.withdrawn:
+            continue
+        if worker.kill == (KillReason.TIMEOUT, index):
+            judgement.timed_out.append(task)
+        elif index == progress.executing:
+            _blame(task, progress, judgement)
+        elif index <= progress.finished and task.call.options.retry.at_most_once:
+            judgement.ended.append(task)
+        else:
+            judgement.innocent.append(task)
+    return judgement
+
+
+def _blame(task: Task, progress: Progress, judgement: Judgement) -> None:
+    task.deaths += 1
+    if isinstance(task, Chunk) and task.items > 1 and not task.call.options.retry.at_most_once:
+        if not task.careful:
+            task.careful = True
+            judgement.suspects.append(task)
+            return
+        before, killer, behind = task.split(min(progress.item, task.items - 1))
+        judgement.innocent.extend(part for part in (before, behind) if part.items)
+        killer.deaths = task.deaths
+        task = killer
+    if task.call.options.retry.allows_death(task.deaths):
+        judgement.suspects.append(task)
+    else:
+        judgement.ended.append(task)

@@ -1,0 +1,195 @@
+"""The workers as the keeper knows them, filed by the room that they have. Pure.
+
+A worker is *idle* (holds nothing), *open* (holds something and has room for more) or neither; one that holds more than
+it runs is also *ahead*, and may be relieved of what it has not started. Only READY workers are idle or open.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from .ledger import Task
+from .lifecycle import WorkerEvent, WorkerState, advance
+from .messages import Progress
+
+__all__ = ["Exit", "KillReason", "Page", "Roster", "Worker"]
+
+START_ATTEMPTS = 3
+"""Times in a row that starting workers may fail before what is queued fails with the reason."""
+
+FIRST_BACKOFF = 0.05
+"""Seconds after a failed start before the next; doubled by each further one, seven times at most."""
+
+_TAKES_TASKS = frozenset({WorkerState.STARTING, WorkerState.READY, WorkerState.DETACHED})
+
+
+class Page(Protocol):
+    """The memory that a worker shares with the keeper."""
+
+    def observe(self) -> Progress:
+        """Return what the worker has marked."""
+
+    def revoke(self, index: int) -> bool:
+        """Forbid the worker to start ``index``; return False if it has started already."""
+
+
+class KillReason(Enum):
+    """Why the keeper itself killed a worker."""
+
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled"
+    CONFUSED = "answered what it was not asked"
+
+
+class Exit(NamedTuple):
+    """How a worker's process ended: exit code (negative for a signal) and peak memory in bytes, None if unknown."""
+
+    code: int | None
+    peak_memory: int | None
+
+
+NOTHING_YET = Progress(0, 0, 0, 0.0)
+
+
+class Worker:
+    """What the core knows of one worker.
+
+    ``inflight`` holds what was fed and not answered, None where it was revoked; its first entry has index ``base``.
+    ``alone`` is a worker that is fed nothing more until it is empty. ``budget`` is how many tasks it may still be fed,
+    None for any number, and ``target`` how many it may hold. ``stuck`` says that it has been seen to make no headway
+    since its last answer, when ``checked`` was the index started last.
+    """
+
+    __slots__ = (
+        "alone", "base", "budget", "checked", "exit", "id", "inflight", "kill", "known", "mourned", "page", "pid",
+        "slot", "start_round", "state", "stuck", "target",
+    )  # fmt: skip
+
+    def __init__(self, id: int, slot: int, budget: int | None = None, start_round: int = 0) -> None:
+        self.id = id
+        self.slot = slot
+        self.start_round = start_round
+        self.state = WorkerState.STARTING
+        self.page: Page | None = None
+        self.pid: int | None = None
+        self.inflight: deque[Task | None] = deque()
+        self.base = 1
+        self.known: set[int] = set()
+        self.alone = False
+        self.budget = budget
+        self.target = 1
+        self.stuck = False
+        self.checked = 0
+        self.kill: tuple[KillReason, int] | None = None
+        self.exit: Exit | None = None
+        self.mourned: list[Task] = []
+
+    @property
+    def next_index(self) -> int:
+        """The index that the next task will get."""
+        return self.base + len(self.inflight)
+
+    def observe(self) -> Progress:
+        """Return what the worker's page says."""
+        return self.page.observe() if self.page is not None else NOTHING_YET
+
+    def task_at(self, index: int | None) -> Task | None:
+        """Return what was fed as ``index``, if it is not answered and not revoked."""
+        if index is None or not self.base <= index < self.next_index:
+            return None
+        return self.inflight[index - self.base]
+
+    def revoke(self, index: int) -> Task | None:
+        """Take back the task fed as ``index``; return it unless the worker has started it."""
+        task = self.task_at(index)
+        if task is None or self.page is None or not self.page.revoke(index):
+            return None
+        self.inflight[index - self.base] = None
+        return task
+
+
+class Roster:
+    """All workers that are not dead, and when there may be more of them.
+
+    ``max_workers`` bounds those that take tasks (``alive``); ``max_tasks`` is how many each may be fed, None for no
+    bound. Workers are started in rounds: a round ends with the first of its workers that fails to start, so that many
+    which fail for one reason at one time count once.
+    """
+
+    def __init__(self, max_workers: int, max_tasks: int | None = None) -> None:
+        self.max_workers = max_workers
+        self.max_tasks = max_tasks
+        self.workers: dict[int, Worker] = {}
+        self.idle: dict[int, Worker] = {}
+        self.open: dict[int, Worker] = {}
+        self.ahead: dict[int, Worker] = {}
+        self.alive = 0
+        self.starting = 0
+        self.failed_rounds = 0
+        self.spawn_after = 0.0
+        self._round = 0
+        self._next_id = 1
+
+    @property
+    def full(self) -> bool:
+        """Whether there may be no more workers."""
+        return self.alive >= self.max_workers
+
+    def recruit(self, number: int) -> list[Worker]:
+        """Return ``number`` new workers to be started, fewer where the bound is reached."""
+        recruits: list[Worker] = []
+        taken = {worker.slot for worker in self.workers.values()}
+        slot = 0
+        for _ in range(min(number, self.max_workers - self.alive)):
+            while slot in taken:
+                slot += 1
+            taken.add(slot)
+            worker = Worker(self._next_id, slot, self.max_tasks, self._round)
+            self._next_id += 1
+            self.workers[worker.id] = worker
+            self.alive += 1
+            self.starting += 1
+            recruits.append(worker)
+        return recruits
+
+    def move(self, worker: Worker, event: WorkerEvent) -> None:
+        """Take note of what has happened to ``worker``; raises IllegalTransition."""
+        before, after = worker.state, advance(worker.state, event)
+        worker.state = after
+        self.alive += (after in _TAKES_TASKS) - (before in _TAKES_TASKS)
+        self.starting += (after is WorkerState.STARTING) - (before is WorkerState.STARTING)
+        if after is not WorkerState.READY:
+            self.idle.pop(worker.id, None)
+            self.open.pop(worker.id, None)
+        if after is WorkerState.DEAD:
+            self.ahead.pop(worker.id, None)
+            del self.workers[worker.id]
+
+    def file(self, worker: Worker) -> None:
+        """Put a worker where it belongs by what it holds; its window opens again when it is half empty."""
+        held = len(worker.inflight)
+        if held <= 1:
+            self.ahead.pop(worker.id, None)
+        if not held:
+            worker.alone = False
+        if worker.state is not WorkerState.READY or worker.alone:
+            return
+        if not held:
+            self.open.pop(worker.id, None)
+            self.idle[worker.id] = worker
+        elif held * 2 <= max(2, worker.target):
+            self.open[worker.id] = worker
+
+    def start_failed(self, worker: Worker, now: float) -> None:
+        """Take note that ``worker`` has ended before it has started its first task."""
+        if worker.start_round == self._round:
+            self._round += 1
+            self.spawn_after = now + FIRST_BACKOFF * 2 ** min(self.failed_rounds, 7)
+            self.failed_rounds += 1
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether starting workers has failed so often, with none at work, that it makes no sense to wait for one."""
+        return self.failed_rounds >= START_ATTEMPTS and self.alive <= self.starting

@@ -1,0 +1,25 @@
+"""What a keeper is made with."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["Settings"]
+
+
+class Settings(NamedTuple):
+    """Validated arguments of ``Keeper``.
+
+    ``environment`` is for the fork server and its workers. ``queue_bytes`` is how much queued payloads may weigh in
+    memory; the rest waits on disk. ``max_memory`` is in bytes.
+    """
+
+    max_workers: int
+    max_tasks: int | None
+    start_method: str
+    preload: tuple[str, ...]
+    environment: dict[str, str]
+    initializer: bytes | None
+    max_memory: int | None
+    inherit_output: bool
+    queue_bytes: int

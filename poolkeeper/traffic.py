@@ -1,0 +1,229 @@
+"""Between the core and the wire: tasks become messages to a worker, its messages become outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from .commands import Fail, Feed, Settle
+from .core import Core
+from .delivery import Delivery
+from .futures import TaskFuture, Unread, settle_quietly
+from .ledger import Chunk, Segment, Task
+from .link import FDS_LIMIT
+from .logs import emit
+from .messages import Code, Kind
+from .payload import Large, map_large
+from .postmortem import Postmortem
+from .spool import Counted, Spilled, Stowage
+from .switchboard import Switchboard
+from .workforce import WorkerPeer, Workforce
+
+__all__ = ["Job", "Traffic"]
+
+_LIGHT = frozenset({tuple, bytes, type(None)})
+"""Payloads that are sent as they are."""
+
+
+class Job(Protocol):
+    """Who gathers the pieces of a map."""
+
+    withdrawn: bool
+
+    def settle(self, chunk: Chunk, codes: Any, values: Any) -> bool:
+        """Take a piece in, under the keeper's lock; return whether somebody waits for it."""
+
+    def fail(self, piece: Chunk | Segment, error: BaseException) -> bool:
+        """Take in that a piece has failed; as ``settle``."""
+
+    def announce(self) -> None:
+        """Wake who waits."""
+
+
+class Traffic:
+    """Carries tasks to workers and outcomes to futures and maps; runs under the keeper's lock."""
+
+    def __init__(
+        self,
+        core: Core,
+        board: Switchboard,
+        workforce: Workforce,
+        stowage: Stowage,
+        postmortem: Postmortem,
+        wake_if_sleeping: Callable[[], None],
+    ) -> None:
+        self._core = core
+        self._board = board
+        self._workforce = workforce
+        self._stowage = stowage
+        self._postmortem = postmortem
+        self._wake_if_sleeping = wake_if_sleeping
+        self._jobs: list[Job] = []
+        self.delivery = Delivery()
+
+    # -- to workers ---------------------------------------------------------------------------------------------------
+
+    def feed(self, command: Feed) -> None:
+        """Send tasks, and before the first of a call its definition."""
+        worker, tasks = command.worker, command.tasks
+        peer = self._workforce[worker.id]
+        first = tasks[0]
+        call = first.call
+        if call.id not in worker.known:
+            worker.known.add(call.id)
+            self._board.post(peer, (Kind.DEFINE, call.id, call.name, call.blob, call.path))
+        if type(first) is Chunk:
+            self._feed_chunk(peer, command.first, first)
+            return
+        payloads = [task.payload for task in tasks]
+        infos = None
+        if len(tasks) == 1:
+            attempt = first.attempts + first.deaths
+            if first.key is not None or attempt > 1:
+                infos = [(first.key, attempt)]
+        elif any([task.key is not None for task in tasks]):
+            infos = [(task.key, 1) for task in tasks]
+        if _LIGHT.issuperset(map(type, payloads)):
+            self._board.post(peer, (Kind.TASKS, command.first, call.id, payloads, infos))
+            return
+        for position, payload in enumerate(payloads):  # one by one, for a frame carries few descriptors
+            info = None if infos is None else [infos[position]]
+            outbound = self._outbound(peer, payload)
+            self._board.post(peer, (Kind.TASKS, command.first + position, call.id, [outbound], info))
+            self._send_if_full(peer)
+
+    def _feed_chunk(self, peer: WorkerPeer, index: int, chunk: Chunk) -> None:
+        items, segment = chunk.payload, chunk.segment
+        if not segment.plain:
+            items = [self._outbound(peer, item) for item in items]
+        message = (Kind.CHUNK, index, chunk.call.id, items, segment.plain, segment.starred, chunk.careful)
+        self._board.post(peer, message)
+        self._send_if_full(peer)
+
+    def _send_if_full(self, peer: WorkerPeer) -> None:
+        if len(peer.fds) >= FDS_LIMIT:
+            self._board.send(peer)
+
+    def _outbound(self, peer: WorkerPeer, payload: Any) -> Any:
+        """Return what travels; a payload that lies in an arena, or on disk, takes its descriptor along."""
+        if type(payload) is Counted:
+            return payload.data
+        if type(payload) is Spilled:
+            payload = self._stowage.load(payload)
+            if type(payload) is Large:
+                payload.settled = True
+        if type(payload) is Large:
+            payload.holders += 1
+            peer.arenas[payload.arena.id] = payload
+            peer.fds.append(payload.arena.fd)
+            return payload.wire()
+        return payload
+
+    # -- from workers -------------------------------------------------------------------------------------------------
+
+    def hear(self, peer: WorkerPeer, message: tuple[Any, ...], fds: list[int]) -> None:
+        """A worker has said something."""
+        worker = peer.worker
+        kind = message[0]
+        if kind == Kind.RESULTS:
+            _, first, codes, values, seconds = message
+            if codes is not None and Code.ARENA in codes:
+                released = partial(self._released, peer)
+                for position, code in enumerate(codes):
+                    if code == Code.ARENA:
+                        values[position] = map_large(values[position], fds.pop(0), released)
+            self._core.results(worker, first, codes, values, seconds)
+        elif kind == Kind.CHUNK_RESULT:
+            _, index, codes, values, seconds = message
+            if codes is not None and codes[0] == Code.ARENA:
+                values = map_large(values, fds.pop(0), partial(self._released, peer))
+            self._core.chunk_result(worker, index, codes, values, seconds)
+        elif kind == Kind.RELEASE:
+            self._workforce.release(peer, message[1])
+        elif kind == Kind.STARTED:
+            self._core.hello(worker)
+        elif kind == Kind.START_FAILED:
+            emit("ERROR", f"worker {worker.id} could not start: {message[1]}", worker=worker.id)
+            self._core.start_failed(worker, message[1])
+        elif kind == Kind.RECYCLE:
+            emit("INFO", f"worker {worker.id} is replaced: {message[1]}", worker=worker.id)
+            self._core.recycle(worker)
+
+    def _released(self, peer: WorkerPeer, id: int) -> None:
+        """Called by finalizers, in any thread: the application has dropped a result that lies in a worker's arena."""
+        peer.released.add(id)
+        self._board.mark(peer)
+        self._wake_if_sleeping()
+
+    # -- outcomes -----------------------------------------------------------------------------------------------------
+
+    def settle(self, command: Settle) -> None:
+        """Give futures and maps their results."""
+        tasks, codes, values = command.tasks, command.codes, command.values
+        if type(tasks[0]) is Chunk:
+            self._settle_chunk(tasks[0], codes, values)
+            return
+        if codes is not None:
+            values = [Unread(code, value) if code else value for code, value in zip(codes, values, strict=True)]
+            if None in tasks:
+                values = [value for task, value in zip(tasks, values, strict=True) if task is not None]
+                tasks = [task for task in tasks if task is not None]
+        futures: Any = tasks
+        pid, seconds = command.worker.pid, command.seconds
+        for future in futures:
+            future.worker_pid = pid
+            future.run_seconds = seconds
+            if type(future.payload) not in _LIGHT:
+                self._stowage.drop(future.payload)
+            future.payload = None
+        for future, value in settle_quietly(futures, values):
+            self.tell(future, future.settle(value))
+
+    def _settle_chunk(self, chunk: Chunk, codes: Any, values: Any) -> None:
+        job: Any = chunk.segment.job
+        if job.settle(chunk, codes, values):
+            self._jobs.append(job)
+        if not chunk.segment.plain:
+            for item in chunk.payload:
+                self._stowage.drop(item)
+
+    def fail(self, command: Fail) -> None:
+        """Tell a future or map that its task has ended without an outcome of its own."""
+        task = command.task
+        if isinstance(task, TaskFuture) and command.worker is not None:
+            task.worker_pid = command.worker.pid
+        self.fail_task(task, self._postmortem.explain(command))
+
+    def fail_task(self, task: Task | Segment, error: BaseException) -> None:
+        """Settle ``task`` with ``error``."""
+        if isinstance(task, TaskFuture):
+            self.tell(task, task.settle_exception(error))
+            self._stowage.drop(task.payload)
+            task.payload = None
+            return
+        job: Any = task.segment.job if isinstance(task, Chunk) else task.job  # type: ignore[union-attr]
+        if job.fail(task, error):
+            self._jobs.append(job)
+
+    def withdraw(self, task: Task | Segment) -> None:
+        """Settle ``task`` as cancelled."""
+        if isinstance(task, TaskFuture):
+            task.withdrawn = True
+            self.tell(task, task.settle_cancelled())
+        elif isinstance(task, Chunk):
+            task.segment.job.withdrawn = True
+        elif isinstance(task, Segment):
+            task.job.withdrawn = True
+
+    def tell(self, future: TaskFuture, has_callbacks: bool) -> None:
+        """Have the callbacks of a settled future run, if it has any."""
+        if has_callbacks:
+            self.delivery.post(future.run_callbacks)
+
+    def announce(self) -> None:
+        """Wake the readers of maps; not under the lock."""
+        if self._jobs:
+            jobs, self._jobs = self._jobs, []
+            for job in jobs:
+                job.announce()

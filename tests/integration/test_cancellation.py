@@ -1,0 +1,201 @@
+"""``Future.cancel``: what is queued, fed ahead, or running."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, wait
+from pathlib import Path
+
+import psutil
+import pytest
+
+from poolkeeper import Keeper
+from tests import tasks
+from tests.helpers import PATIENCE, is_running, wait_until
+
+
+@pytest.fixture(scope="module")
+def keeper() -> Iterator[Keeper]:
+    with Keeper(1) as shared:
+        yield shared
+
+
+def started(folder: Path) -> list[int]:
+    return wait_until(lambda: tasks.notes(folder, "started"), "a task to start")
+
+
+def test_a_queued_task_is_cancelled_and_never_runs(keeper: Keeper, tmp_path: Path) -> None:
+    running = keeper.submit(tasks.hold, tmp_path)
+    started(tmp_path)
+    queued = [keeper.submit(tasks.note, tmp_path, "ran") for _ in range(10)]
+    assert all(future.cancel() for future in queued)
+    assert all(future.cancel() for future in queued)
+    assert all(future.cancelled() and future.done() and not future.running() for future in queued)
+    with pytest.raises(CancelledError):
+        queued[0].result()
+    with pytest.raises(CancelledError):
+        queued[0].exception()
+    (tmp_path / "go").touch()
+    running.result(PATIENCE)
+    assert keeper.submit(tasks.square, 2).result() == 4
+    assert tasks.notes(tmp_path, "ran") == []
+
+
+def test_tasks_fed_ahead_to_a_worker_stay_cancellable(keeper: Keeper, tmp_path: Path) -> None:
+    for _ in range(5):
+        wait([keeper.submit(hold_if, None) for _ in range(200)], PATIENCE)  # so short that they are fed ahead
+    blocker = keeper.submit(hold_if, tmp_path)
+    behind = [keeper.submit(hold_if, None) for _ in range(50)]
+    started(tmp_path)
+    assert all(future.cancel() for future in behind[::2])
+    (tmp_path / "go").touch()
+    blocker.result(PATIENCE)
+    assert [future.result(PATIENCE) for future in behind[1::2]] == ["ran"] * 25
+    assert all(future.cancelled() for future in behind[::2])
+
+
+def hold_if(folder: Path | None) -> str:
+    if folder is not None:
+        tasks.hold(folder)
+    return "ran"
+
+
+def test_a_running_task_is_not_cancelled_by_default(keeper: Keeper, tmp_path: Path) -> None:
+    future = keeper.submit(tasks.hold, tmp_path, "done")
+    started(tmp_path)
+    assert not future.cancel()
+    assert not future.cancelled()
+    (tmp_path / "go").touch()
+    assert future.result(PATIENCE) == "done"
+    assert not future.cancel()
+
+
+@pytest.mark.parametrize("function", [tasks.hold_until_cancelled, tasks.poll_until_cancelled])
+def test_a_running_task_sees_that_it_is_asked_to_stop(
+    keeper: Keeper, tmp_path: Path, function: Callable[[Path], str]
+) -> None:
+    future = keeper.submit(function, tmp_path)
+    started(tmp_path)
+    assert not future.cancel()
+    assert future.result(PATIENCE) == "cancelled"
+    assert keeper.submit(tasks.describe_context).result()[4] is False  # the next task is not asked
+
+
+def test_a_running_task_can_be_killed(keeper: Keeper, tmp_path: Path) -> None:
+    future = keeper.options(cancel="kill").submit(tasks.sleep_forever, tmp_path)
+    (pid,) = started(tmp_path)
+    assert future.cancel()
+    assert future.cancelled()
+    with pytest.raises(CancelledError):
+        future.result()
+    wait_until(lambda: not is_running(pid))
+    assert keeper.submit(tasks.pid).result(PATIENCE) != pid
+
+
+def test_killing_a_task_takes_its_children_along(keeper: Keeper, tmp_path: Path) -> None:
+    future = keeper.options(cancel="kill").submit(start_child, tmp_path)
+    wait_until(lambda: len(tasks.notes(tmp_path, "started")) == 1)
+    (child,) = tasks.notes(tmp_path, "child")
+    assert psutil.pid_exists(child)
+    assert future.cancel()
+    wait_until(lambda: not is_running(child), "the child of the killed task to end")
+
+
+def start_child(folder: Path) -> None:
+    import subprocess
+
+    with subprocess.Popen(["sleep", "600"]) as process:
+        (folder / "child").write_text(f"{process.pid}\n")
+        tasks.sleep_forever(folder)
+
+
+def test_killing_one_task_costs_its_neighbours_nothing(keeper: Keeper, tmp_path: Path) -> None:
+    killable = keeper.options(cancel="kill")
+    for _ in range(5):
+        wait([killable.submit(hold_if, None) for _ in range(200)], PATIENCE)
+    before = [killable.submit(hold_if, None) for _ in range(20)]
+    victim = killable.submit(hold_if, tmp_path)
+    behind = [killable.submit(hold_if, None) for _ in range(20)]
+    started(tmp_path)
+    assert victim.cancel()
+    futures = before + behind
+    assert [future.result(PATIENCE) for future in futures] == ["ran"] * 40
+    assert all(future.deaths == 0 for future in futures)
+
+
+def test_cancelling_at_every_moment_never_loses_or_doubles_a_task(tmp_path: Path) -> None:
+    with Keeper(2) as keeper:
+        killable = keeper.options(cancel="kill")
+        for view, number in ((keeper, 2000), (killable, 300)):
+            futures = [view.submit(tasks.square, n) for n in range(number)]
+            withdrawn = [future.cancel() for future in futures[::3]]
+            assert wait(futures, PATIENCE).not_done == set()
+            for position, future in enumerate(futures):
+                if position % 3 == 0 and withdrawn[position // 3]:
+                    assert future.cancelled()
+                else:
+                    assert future.result() == position**2
+
+
+def test_many_threads_cancel_the_same_future(keeper: Keeper, tmp_path: Path) -> None:
+    running = keeper.submit(tasks.hold, tmp_path)
+    started(tmp_path)
+    calls: list[object] = []
+    future = keeper.submit(tasks.square, 2)
+    future.add_done_callback(calls.append)
+    answers: list[bool] = []
+    threads = [threading.Thread(target=lambda: answers.append(future.cancel())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    (tmp_path / "go").touch()
+    running.result(PATIENCE)
+    assert answers == [True] * 8
+    assert calls == [future]
+
+
+def test_a_waiting_thread_learns_of_a_cancellation(keeper: Keeper, tmp_path: Path) -> None:
+    running = keeper.submit(tasks.hold, tmp_path)
+    started(tmp_path)
+    future = keeper.submit(tasks.square, 2)
+    outcome: list[BaseException] = []
+
+    def await_it() -> None:
+        try:
+            future.result(PATIENCE)
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=await_it)
+    thread.start()
+    future.cancel()
+    thread.join(PATIENCE)
+    (tmp_path / "go").touch()
+    running.result(PATIENCE)
+    assert [type(error) for error in outcome] == [CancelledError]
+
+
+def test_cancelled_tasks_give_their_large_arguments_back() -> None:
+    import numpy as np
+
+    process = psutil.Process()
+    with Keeper(1) as keeper:
+        keeper.submit(tasks.total, np.zeros(100_000)).result()
+        gate = keeper.options(cancel="kill")
+        for _ in range(4):
+            blocker = gate.submit(tasks.sleep_forever)
+            wait_until(blocker.running)
+            before = process.num_fds()
+            futures = [keeper.submit(tasks.total, np.zeros(100_000)) for _ in range(100)]
+            assert all(future.cancel() for future in futures)
+            del futures
+            assert blocker.cancel()
+            assert keeper.submit(tasks.square, 2).result(PATIENCE) == 4
+            assert process.num_fds() <= before + 40  # a few arenas are kept for recycling
+        # Nothing of it counts as queued any more: the next arguments wait in memory, not on disk.
+        blocker = gate.submit(tasks.sleep_forever)
+        wait_until(blocker.running)
+        assert keeper._runtime.stowage._ballast.bytes == 0  # type: ignore[union-attr]
+        blocker.cancel()
