@@ -1,6 +1,6 @@
 # One word for each thing. Needs make and Python 3.11 or newer; uv, where it is installed, makes .venv faster.
 #
-#   make run ARGS="--workers 4 -- some/folder"     make bench QUICK=1 FILTER=submit
+#   make run ARGS="--workers 4 -- some/folder"     make bench FULL=1 FILTER=submit
 #   make test ARGS="-k ledger -x"                  make run PYTHON=python3.13
 
 MAKEFLAGS += --no-builtin-rules
@@ -36,8 +36,8 @@ format: .venv/.installed-dev ## let ruff lay out the code and mend what it can
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-bench: .venv/.installed-bench ## poolkeeper beside its peers, into bench/results/ (QUICK=1, FILTER=name, ARGS=)
-	$(BIN)/python -m bench $(if $(QUICK),--quick,--full) $(if $(FILTER),--filter $(FILTER)) $(ARGS)
+bench: .venv/.installed-bench ## poolkeeper beside its peers, into bench/results/ (FULL=1, FILTER=name, ARGS=)
+	$(BIN)/python -m bench $(if $(FULL),--full,--quick) $(if $(FILTER),--filter $(FILTER)) $(ARGS)
 
 clean: ## remove all that make and the tools have made, .venv included
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist out

@@ -26,7 +26,7 @@ ARENA_THRESHOLD = 1 << 16
 """Messages from this many bytes on travel in an arena."""
 
 KEEP_BYTES = 1 << 29
-KEEP_FILES = 32
+KEEP_FILES = 16
 """What a pool keeps for recycling at most."""
 
 LENT_FILES = 64

@@ -284,8 +284,9 @@ class Core:
     def _bury(self, worker: Worker) -> None:
         """The verdicts are final, and what is known of the death is known."""
         for task in worker.mourned:
-            final = Failure.LOST if task.call.options.retry.at_most_once else Failure.QUARANTINED
-            self._commands.append(Fail(task, final, worker))
+            if not task.withdrawn:
+                final = Failure.LOST if task.call.options.retry.at_most_once else Failure.QUARANTINED
+                self._commands.append(Fail(task, final, worker))
         worker.mourned = []
         if self._mourning.pop(worker.id, None) is not None:
             self._timers.cancel(worker.id)

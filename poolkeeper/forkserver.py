@@ -35,6 +35,12 @@ __all__ = ["Launched", "launch"]
 
 END_SECONDS = 5.0
 
+# The application's path comes first, for it decides which poolkeeper is meant, also under python -I.
+_BOOTSTRAP = (
+    "import json, sys; content = json.load(sys.stdin); sys.path[:] = content['sys_path']; "
+    "from poolkeeper.forkserver import main; main(content)"
+)
+
 CALL_TIMEOUT = 10.0
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -63,11 +69,11 @@ def launch(
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
     output = None if inherit_output else subprocess.DEVNULL
     process = subprocess.Popen(
-        [sys.executable, *flags, "-c", "from poolkeeper.forkserver import main; main()"],
+        [sys.executable, *flags, "-c", _BOOTSTRAP],
         stdin=subprocess.PIPE,
         stdout=output,
         stderr=output,
-        env={**os.environ, **environment, "PYTHONPATH": _python_path()},
+        env={**os.environ, **environment},
         start_new_session=True,
     )
     assert process.stdin is not None
@@ -107,13 +113,6 @@ class Launched:
         if self.watch_fd is not None:
             os.close(self.watch_fd)
             self.watch_fd = None
-
-
-def _python_path() -> str:
-    """Let the new interpreter find poolkeeper itself, wherever this one has it from."""
-    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    given = os.environ.get("PYTHONPATH")
-    return here if not given else os.pathsep.join((given, here))
 
 
 class ForkServer:
@@ -262,9 +261,8 @@ def _become_subreaper() -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def main() -> None:
-    """Read the configuration from standard input and serve."""
-    content = json.load(sys.stdin)
+def main(content: dict[str, Any]) -> None:
+    """Serve; ``content`` is what ``launch`` has written to standard input."""
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -276,7 +274,6 @@ def main() -> None:
     for name in ("key", "initializer"):
         if plain[name] is not None:
             plain[name] = base64.b64decode(plain[name])
-    sys.path[:] = content["sys_path"]
     multiprocessing.current_process().authkey = base64.b64decode(content["authkey"])
     try:
         server = ForkServer(WorkerConfig(**plain), content["start_method"])

@@ -151,6 +151,7 @@ class KeeperRuntime:
             withdrawn = self._core.cancel(task)
             if withdrawn:
                 has_callbacks = task.settle_cancelled()
+                self._traffic.drop_payload(task)
             else:
                 self._ask_to_stop(task)
         if withdrawn:
@@ -164,6 +165,11 @@ class KeeperRuntime:
         if peer is not None and peer.page is not None:
             peer.page.words[CANCEL] = task.index
             self._workforce.signal(peer, signal.SIGURG)
+
+    def forget(self, segments: list[Segment]) -> None:
+        """Give up what is left of ``segments``: their map is read no further."""
+        if not self._ended.is_set():
+            self.call_soon(partial(self._traffic.forget, segments))
 
     def is_running(self, task: TaskFuture) -> bool:
         """Whether a worker executes ``task`` now, by the worker's page."""

@@ -30,6 +30,9 @@ class Mapper(Protocol):
     def encode_item(self, item: Any) -> Any:
         """Return what travels in the place of ``item``; raises PayloadError."""
 
+    def forget(self, segments: list[Segment]) -> None:
+        """Give up what is left of ``segments``; the map is read no further."""
+
 
 class _Piece:
     """The outcome of one chunk, or the error that took its place."""
@@ -82,6 +85,7 @@ class MapJob:
         self._submitted = 0
         self._pieces: dict[int, _Piece] = {}
         self._arrived: deque[int] = deque()
+        self._segments: deque[Segment] = deque()
         self._awaited: int | None = None
         self._condition = threading.Condition()
 
@@ -112,15 +116,31 @@ class MapJob:
 
     def submit(self, items: Sequence[Any]) -> None:
         """Give ``items`` to the keeper, pickled here and now unless they cannot change."""
+        values = chain.from_iterable(items) if self._starred else items
+        if SCALARS.issuperset(map(type, values)) or self._all_plain(items):
+            self._submit(items, plain=True)
+            return
+        encoded: list[Any] = []
+        for item in items:
+            try:
+                encoded.append(self._mapper.encode_item(item))
+            except PayloadError as error:
+                self._submit(encoded, plain=False)
+                encoded = []
+                failure = PayloadError(f"an argument of {self._call.name} {error}")
+                failure.__cause__ = error.__cause__
+                self._take_in(self._submitted, _Piece(1, None, None, failure))
+                self._submitted += 1
+        self._submit(encoded, plain=False)
+
+    def _all_plain(self, items: Sequence[Any]) -> bool:
+        return all(map(is_plain, chain.from_iterable(items) if self._starred else items))
+
+    def _submit(self, items: Sequence[Any], *, plain: bool) -> None:
         if not items:
             return
-        single = self._single
-        plain = SCALARS.issuperset(map(type, chain.from_iterable(items) if self._starred else items)) or all(
-            map(is_plain, chain.from_iterable(items) if self._starred else items)
-        )
-        if not plain:
-            items = [self._mapper.encode_item(item) for item in items]
-            single = single or any(type(item) is not bytes for item in items)  # a frame carries few descriptors
+        # a frame carries few descriptors, so what brings one travels alone
+        single = self._single or not (plain or all(type(item) is bytes for item in items))
         segment = Segment(
             self,
             self._call,
@@ -132,6 +152,10 @@ class MapJob:
             single=single,
         )
         self._submitted += len(items)
+        if not plain:
+            while self._segments and not self._segments[0].remaining:
+                self._segments.popleft()
+            self._segments.append(segment)
         self._mapper.submit(segment)
 
     def results(
@@ -159,6 +183,8 @@ class MapJob:
                     raise error
         finally:
             self.withdrawn = True
+            if self._segments:
+                self._mapper.forget(list(self._segments))
 
     def _next(self, position: int, deadline: float | None, timeout: float | None) -> _Piece:
         while True:

@@ -4,7 +4,7 @@ Keeper to worker:
 
 - ``(DEFINE, call, name, pickled callable, sys.path or None)``
 - ``(TASKS, first index, call, payloads, infos or None)``: consecutive indices; an info is ``(key, attempt)``
-- ``(CHUNK, index, call, payload of the items, plain, starred, careful)``
+- ``(CHUNK, index, call, payload of the items, plain, starred, careful, attempt)``
 - ``(RELEASE, arenas)``: the keeper has no view of them any more
 - ``(RETIRE,)``: leave when all before this is done
 

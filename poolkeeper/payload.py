@@ -92,8 +92,8 @@ def dumps(value: Any) -> tuple[bytes, list[PickleBuffer]]:
     except Exception as error:
         try:
             data, buffers = _cloudpickle(value)
-        except Exception:
-            raise PayloadError(f"cannot be pickled: {_summary(error)}") from error
+        except Exception as second:  # cloudpickle gets further, and names the culprit
+            raise PayloadError(f"cannot be pickled: {_summary(second)}") from error
     if buffers and sum(buffer.raw().nbytes for buffer in buffers) < ARENA_THRESHOLD:
         return dumps_in_band(value), []
     return data, buffers
@@ -107,8 +107,8 @@ def dumps_in_band(value: Any) -> bytes:
     except Exception as error:
         try:
             return _cloudpickle(value, in_band=True)[0]
-        except Exception:
-            raise PayloadError(f"cannot be pickled: {_summary(error)}") from error
+        except Exception as second:
+            raise PayloadError(f"cannot be pickled: {_summary(second)}") from error
 
 
 def _cloudpickle(value: Any, in_band: bool = False) -> tuple[bytes, list[PickleBuffer]]:

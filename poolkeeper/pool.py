@@ -315,6 +315,9 @@ class _Mapper:
     def encode_item(self, item: Any) -> Any:
         return self._runtime.stowage.stow(*dumps(item))
 
+    def forget(self, segments: list[Segment]) -> None:
+        self._runtime.forget(segments)
+
 
 def _started(results: Iterator[T], job: MapJob, source: Iterator[Any], buffersize: int) -> Iterator[T]:
     """Submit the first ``buffersize`` items now, as ``map`` promises; the generator would wait for its first reader."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import CancelledError
 from functools import partial
 from typing import Any, Protocol
 
@@ -97,7 +98,8 @@ class Traffic:
         items, segment = chunk.payload, chunk.segment
         if not segment.plain:
             items = [self._outbound(peer, item) for item in items]
-        message = (Kind.CHUNK, index, chunk.call.id, items, segment.plain, segment.starred, chunk.careful)
+        attempt = chunk.attempts + chunk.deaths
+        message = (Kind.CHUNK, index, chunk.call.id, items, segment.plain, segment.starred, chunk.careful, attempt)
         self._board.post(peer, message)
         self._send_if_full(peer)
 
@@ -184,9 +186,7 @@ class Traffic:
         job: Any = chunk.segment.job
         if job.settle(chunk, codes, values):
             self._jobs.append(job)
-        if not chunk.segment.plain:
-            for item in chunk.payload:
-                self._stowage.drop(item)
+        self._drop_items(chunk)
 
     def fail(self, command: Fail) -> None:
         """Tell a future or map that its task has ended without an outcome of its own."""
@@ -199,22 +199,44 @@ class Traffic:
         """Settle ``task`` with ``error``."""
         if isinstance(task, TaskFuture):
             self.tell(task, task.settle_exception(error))
-            self._stowage.drop(task.payload)
-            task.payload = None
+            self.drop_payload(task)
             return
         job: Any = task.segment.job if isinstance(task, Chunk) else task.job  # type: ignore[union-attr]
         if job.fail(task, error):
             self._jobs.append(job)
+        self._drop_items(task)
+
+    def _drop_items(self, piece: Any) -> None:
+        """Give back what the items of a chunk, or those left in a segment, take up."""
+        if isinstance(piece, Chunk):
+            items, plain = piece.payload, piece.segment.plain
+        else:
+            items, plain = piece.items[piece.position :], piece.plain
+            piece.position = len(piece.items)
+        if not plain:
+            for item in items:
+                self._stowage.drop(item)
+
+    def forget(self, segments: Iterable[Segment]) -> None:
+        """A map has ended early: what was not cut from these will not be run."""
+        for segment in segments:
+            self._drop_items(segment)
 
     def withdraw(self, task: Task | Segment) -> None:
         """Settle ``task`` as cancelled."""
         if isinstance(task, TaskFuture):
             task.withdrawn = True
             self.tell(task, task.settle_cancelled())
-        elif isinstance(task, Chunk):
-            task.segment.job.withdrawn = True
-        elif isinstance(task, Segment):
-            task.job.withdrawn = True
+            self.drop_payload(task)
+        else:
+            job = task.segment.job if isinstance(task, Chunk) else task.job  # type: ignore[union-attr]
+            job.withdrawn = True
+            self.fail_task(task, CancelledError())
+
+    def drop_payload(self, task: Task) -> None:
+        """Give back what the arguments of an ended task take up."""
+        self._stowage.drop(task.payload)
+        task.payload = None
 
     def tell(self, future: TaskFuture, has_callbacks: bool) -> None:
         """Have the callbacks of a settled future run, if it has any."""

@@ -39,6 +39,9 @@ HELD_BYTES = 1 << 16
 PROGRESS_SECONDS = 0.1
 MEMORY_CHECK_SECONDS = 0.05
 CALL_TIMEOUT = 5.0
+LOAD_SECONDS = 30.0
+"""How much longer than its timeout the first task of a callable may take, while the callable is imported."""
+
 CALL_ATTEMPTS = 6
 
 _PLAIN = frozenset({int, float, bool, complex, type(None)})
@@ -314,6 +317,17 @@ class _Worker:
         if self.config.max_memory is not None:
             self._check_memory(self.config.max_memory)
 
+    def _load_function(self, call: _Call) -> Callable[..., Any]:
+        """Return the callable; what it takes to import it the first time does not count against a task's timeout."""
+        if call.function is None:
+            times = self.page.times
+            times[STARTED_AT] = time.monotonic() + LOAD_SECONDS
+            try:
+                return call.load()
+            finally:
+                times[STARTED_AT] = time.monotonic()
+        return call.function
+
     def _load(self, payload: Any, fds: list[int]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if type(payload) is list:
             args, kwargs = loads_large(payload, fds.pop(0), self.out.released.add)
@@ -349,7 +363,7 @@ class _Worker:
                 self.key, self.attempt = infos[index - first]
             try:
                 if function is None:
-                    function = call.load()
+                    function = self._load_function(call)
                 if type(payload) is tuple:
                     value = function(*payload)
                 else:
@@ -407,12 +421,12 @@ class _Worker:
     # -- chunks of a map ----------------------------------------------------------------------------------------
 
     def _run_chunk(self, message: tuple[Any, ...], fds: list[int]) -> None:
-        _, index, call_id, items, plain, starred, careful = message
+        _, index, call_id, items, plain, starred, careful, attempt = message
         call = self.calls[call_id]
         words = self.page.words
         self.out.flush()
         self.out.first = index + 1
-        self.name, self.attempt, self.key, self.index = call.name, 1, None, index
+        self.name, self.attempt, self.key, self.index = call.name, attempt, None, index
         began = time.monotonic()
         words[ITEM] = 0
         self.page.times[STARTED_AT] = began
@@ -452,7 +466,7 @@ class _Worker:
         """Run all items; an exception of one is its own affair, ``values`` holds a None in its place."""
         words = self.page.words
         try:
-            function = call.load()
+            function = self._load_function(call)
         except BaseException as error:
             failed.update(dict.fromkeys(range(number), dumps_exception(error, call.name)))
             values.extend([None] * number)
@@ -465,6 +479,8 @@ class _Worker:
                     values.append(next(results))
                 else:
                     values.extend(results)  # what it has appended when an item raises stays
+                    if len(values) < number:
+                        raise RuntimeError(f"{call.name} raised StopIteration")  # PEP 479: it must not end the map
             except BaseException as error:
                 failed[len(values)] = dumps_exception(_without_our_frames(error), call.name)
                 values.append(None)

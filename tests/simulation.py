@@ -18,15 +18,19 @@ from typing import Any
 
 from poolkeeper.commands import Command, Decide, Fail, Failure, Feed, Kill, Nudge, Retire, Settle, Spawn
 from poolkeeper.core import Core
-from poolkeeper.ledger import Call, Chunk, Code, Options, Segment, Task
+from poolkeeper.ledger import Call, Chunk, Options, Segment, Task
 from poolkeeper.lifecycle import WorkerState
+from poolkeeper.messages import Code, Progress
 from poolkeeper.policy import RetryPolicy
-from poolkeeper.roster import Exit, KillReason, Progress, Worker
+from poolkeeper.roster import Exit, KillReason, Worker
 
 FLUSH_SECONDS = 0.0005
-STEP_LIMIT = 100_000
+BEGINNING = 1000.0
 TIME_LIMIT = 10_000.0
-TIMEOUT_SLACK = 0.5
+STEP_LIMIT = 100_000
+KEEPER_LAG = 0.005
+PATIENCE = 0.5
+"""Seconds within which the keeper must have seen what it has a timer for: an attempt's end, results held back."""
 
 
 class Page:
@@ -36,6 +40,8 @@ class Page:
         self.started = self.finished = self.item = 0
         self.started_at = 0.0
         self.marks: set[int] = set()
+        self.hesitating = 0
+        self.seen_by_both = False
 
     def observe(self) -> Progress:
         return Progress(self.started, self.finished, self.item, self.started_at)
@@ -44,6 +50,8 @@ class Page:
         if self.started < index:
             self.marks.add(index)
             return True
+        if self.seen_by_both and index == self.hesitating:
+            self.marks.add(index)  # given up by the keeper, and yet seen by the worker
         return False
 
 
@@ -51,17 +59,20 @@ class Page:
 class Work:
     """One task, or one item of a map: what it will do, and what has become of it.
 
-    The first ``raises`` attempts end in an exception; ``kills`` takes the worker down. ``excuses`` counts what may
-    explain one more run, ``deaths`` the workers that died while they ran it.
+    The first ``raises`` attempts end in an exception; ``kills`` takes the worker down; ``once`` forbids to run it again
+    after a death. ``excuses`` counts what may explain one more run, ``deaths`` the workers that died while they ran it,
+    ``nearby`` those that ran its chunk.
     """
 
     name: str
     seconds: float
     raises: int = 0
     kills: bool = False
+    once: bool = False
     runs: int = 0
     excuses: int = 0
     deaths: int = 0
+    nearby: int = 0
     ends: list[str] = field(default_factory=list)
     withdrawn: bool = False
 
@@ -92,6 +103,7 @@ class Process:
         self.outbox: deque[tuple[Any, ...]] = deque()
         self.unanswered: list[Work] = []
         self.executing: list[Work] = []
+        self.current: Work | None = None
         self.expected: dict[int, float] = {}
         self.idle = False
         self.linked = False
@@ -157,17 +169,29 @@ class Process:
             if self.pool.happens("recycle"):
                 self._send("recycle")
 
-    def _start(self, index: int) -> Generator[float | None, None, bool]:
+    def _start(self, index: int, works: list[Work]) -> Generator[float | None, None, bool]:
         """Mark the start, then look for a revocation: the keeper may act in between."""
         self.page.started_at = self.pool.now
         self.page.started = index
+        self.executing = works
+        self.current = works[0]
         if self.pool.happens("hesitate"):
+            self.page.hesitating = index
+            self.page.seen_by_both = self.pool.random.random() < 0.5
             yield self.pool.latency()
+            self.page.hesitating = 0
         if index in self.page.marks:
             self.page.marks.discard(index)
-            self.page.finished = index
+            yield from self._finish(index)
             return False
         return True
+
+    def _finish(self, index: int) -> Generator[float | None]:
+        self.page.finished = index
+        self.executing = []
+        if self.pool.happens("crash late"):
+            self.pool.process_ends(self, -9)
+            yield None
 
     def _run_tasks(self, feed: Feed) -> Generator[float | None]:
         call = feed.tasks[0].call.id
@@ -178,19 +202,26 @@ class Process:
             self._began = self._flushed = self.pool.now
         began = self.pool.now
         for index, task in enumerate(feed.tasks, feed.first):
-            if not (yield from self._start(index)):
+            if not (yield from self._start(index, [task.payload])):
                 self._held.append((Code.SKIPPED, None))
                 continue
-            code = yield from self._run(task.payload, task.attempts)
-            self.page.finished = index
-            self.executing = []
+            code = yield from self._run(task.payload, task.attempts, task.call.options.timeout)
+            yield from self._finish(index)
+            self.pool.after(PATIENCE, self._expect_sent(index))
             self._held.append((code, task.payload))
             if self.pool.now - self._flushed > FLUSH_SECONDS:
                 self.flush()
         self.expected[call] = (self.pool.now - began) / len(feed.tasks)
 
-    def _run(self, work: Work, attempt: int) -> Generator[float | None, None, Code]:
-        self.pool.begins(self, work)
+    def _expect_sent(self, index: int) -> Callable[[], None]:
+        def look() -> None:
+            if self._held and self._first <= index and self.linked and not self.ended:
+                raise Violation(f"worker {self.worker.id} holds result {index} back for too long")
+
+        return look
+
+    def _run(self, work: Work, attempt: int, timeout: float | None) -> Generator[float | None, None, Code]:
+        self.pool.begins(self, work, timeout)
         yield work.seconds * (self.pool.random.random() if work.kills else 1.0)
         if work.kills:
             self.pool.process_ends(self, -9)
@@ -200,18 +231,16 @@ class Process:
     def _run_chunk(self, index: int, chunk: Chunk) -> Generator[float | None]:
         self.flush()
         self.page.item = 0
-        if not (yield from self._start(index)):
+        if not (yield from self._start(index, chunk.payload)):
             self._send("results", index, [Code.SKIPPED], [None], 0.0)
             return
         began = self.pool.now
         codes = []
         for position, work in enumerate(chunk.payload):
-            if chunk.careful:
-                self.page.item = position
-                self.executing = []
-            codes.append((yield from self._run(work, chunk.attempts)))
-        self.page.finished = index
-        self.executing = []
+            self.page.item = position if chunk.careful else 0
+            self.current = work
+            codes.append((yield from self._run(work, chunk.attempts, chunk.call.options.timeout)))
+        yield from self._finish(index)
         self._first = index + 1
         self._send("chunk", index, codes if any(codes) else None, list(chunk.payload), self.pool.now - began)
 
@@ -219,11 +248,10 @@ class Process:
 class Simulation:
     """One pool from the first submission to the end of its last worker."""
 
-    def __init__(self, seed: int, trace: bool = False) -> None:
-        self.seed = seed
-        self.trace = trace
+    def __init__(self, seed: int, tell: Callable[[str], None] | None = None) -> None:
+        self.tell = tell
         self.random = rng = random.Random(seed)
-        self.now = 1000.0
+        self.now = BEGINNING
         self.core = Core(rng.choice([1, 1, 2, 3, 8]), rng.choice([None, None, None, 1, 2, 7]))
         self.max_workers = self.core._roster.max_workers
         self.processes: dict[int, Process] = {}
@@ -237,11 +265,12 @@ class Simulation:
         self._odds = {
             fault: rng.choice([0.0, 0.0, odds])
             for fault, odds in {
-                "no start": 0.2,
-                "hesitate": 0.3,
-                "recycle": 0.05,
-                "crash": 0.3,
-                "break": 0.3,
+                "no start": rng.choice([0.2, 1.0]),
+                "hesitate": 0.5,
+                "recycle": 0.2,
+                "crash": 0.05,
+                "crash late": 0.02,
+                "break": 0.05,
                 "lag": 0.5,
                 "no report": 0.5,
             }.items()
@@ -258,8 +287,9 @@ class Simulation:
             call, scale = rng.choice(calls)
             plan = self._plan_map if rng.random() < 0.4 else self._plan_tasks
             self._act(rng.random() * span, plan(f"{number}", call, scale))
-        for _ in range(rng.randint(0, 5)):
-            self._act(rng.random() * span * 2, rng.choice([self._crash, self._break_link, self._cancel, self._withdraw]))
+        disturbances = [self._crash, self._break_link, self._cancel, self._cancel, self._withdraw]
+        for _ in range(rng.choice([0, 3, 10])):
+            self._act(rng.random() * span * 2, rng.choice(disturbances))
         self._act(span * rng.choice([0.5, 1.0, 3.0]), rng.choice([self._close, self._close, self._close_and_cancel]))
 
     def _call(self, number: int) -> tuple[Call, float]:
@@ -270,16 +300,17 @@ class Simulation:
         options = Options(rng.choice([0, 0, 5, -1]), timeout, retry, rng.random() < 0.5)
         return Call(f"call {number}", b"", options), scale
 
-    def _work(self, name: str, scale: float, retries: bool) -> Work:
+    def _work(self, name: str, scale: float, options: Options) -> Work:
         rng = self.random
-        seconds = scale * rng.expovariate(1.0) * (100.0 if rng.random() < 0.02 else 1.0)
+        retries = options.retries_failures
+        seconds = scale * rng.expovariate(1.0) + (rng.random() * 3.0 if rng.random() < 0.02 else 0.0)
         raises = rng.choice([0, 0, 1, 5]) if retries else rng.random() < 0.1
-        return Work(name, seconds, int(raises), rng.random() < rng.choice([0.0, 0.1]))
+        kills = rng.random() < rng.choice([0.0, 0.1])
+        return Work(name, seconds, int(raises), kills, once=options.retry.at_most_once)
 
     def _plan_tasks(self, name: str, call: Call, scale: float) -> Callable[[], None]:
         number = self.random.choice([1, 3, 30])
-        retries = call.options.retries_failures
-        tasks = [Task(call, self._work(f"task {name}.{index}", scale, retries)) for index in range(number)]
+        tasks = [Task(call, self._work(f"task {name}.{index}", scale, call.options)) for index in range(number)]
 
         def submit() -> None:
             self.tasks.extend(tasks)
@@ -289,10 +320,7 @@ class Simulation:
 
     def _plan_map(self, name: str, call: Call, scale: float) -> Callable[[], None]:
         options = call.options
-        works = [
-            self._work(f"item {name}.{index}", scale, options.retries_failures)
-            for index in range(self.random.choice([1, 10, 100]))
-        ]
+        works = [self._work(f"item {name}.{index}", scale, options) for index in range(self.random.choice([1, 10, 60]))]
         job = Job(works)
         single = options.retries_failures or options.timeout is not None or options.retry.deaths < 2
         chunksize = self.random.choice([1, 1, 7])
@@ -320,9 +348,8 @@ class Simulation:
             self.process_ends(process, -9)
 
     def _break_link(self) -> None:
-        linked = [process for process in self.processes.values() if process.linked and not process.ended]
-        if linked:
-            self.lose_link(self.random.choice(linked))
+        if self.processes:
+            self.lose_link(self.random.choice(list(self.processes.values())))
 
     def _cancel(self) -> None:
         pending = [task for task in self.tasks if not task.payload.ends]
@@ -381,6 +408,8 @@ class Simulation:
 
     def lose_link(self, process: Process) -> None:
         """The worker calls back; sometimes it has done so before the keeper sees that the old link has ended."""
+        if process.ended or not process.linked:
+            return
         self._tell(f"worker {process.worker.id} loses its link")
         if self.random.random() < 0.8:
             process.linked = False
@@ -400,20 +429,26 @@ class Simulation:
             process.unanswered = [work for work in process.unanswered if work not in answered]
             (self.core.results if kind == "results" else self.core.chunk_result)(process.worker, *content)
 
-    def begins(self, process: Process, work: Work) -> None:
+    def begins(self, process: Process, work: Work, timeout: float | None) -> None:
         """The user's code is entered."""
         self._tell(f"worker {process.worker.id} runs {work.name}")
-        if work.withdrawn:
+        if work.withdrawn and process.worker.kill is None:
             raise Violation(f"{work.name} runs after it was cancelled")
         work.runs += 1
         if work.runs > 1 + work.excuses:
             raise Violation(f"{work.name} runs {work.runs} times, {work.excuses} repetitions were called for")
         process.unanswered.append(work)
-        process.executing.append(work)
-        if self.happens("crash") and self.random.random() < 0.1:
+        if timeout is not None:
+            index = process.page.started
+            self.after(timeout + PATIENCE, lambda: self._expect_end(process, index, work))
+        if self.happens("crash"):
             self.after(self.random.random() * work.seconds, lambda: self.process_ends(process, -11))
-        if self.happens("break") and self.random.random() < 0.1 and process.linked:
-            self.after(self.random.random() * work.seconds, lambda: process.linked and self.lose_link(process))
+        if self.happens("break"):
+            self.after(self.random.random() * work.seconds, lambda: self.lose_link(process))
+
+    def _expect_end(self, process: Process, index: int, work: Work) -> None:
+        if not process.ended and process.page.observe().executing == index:
+            raise Violation(f"{work.name} runs for longer than its timeout")
 
     def process_ends(self, process: Process, code: int) -> None:
         if process.ended:
@@ -421,15 +456,27 @@ class Simulation:
         self._tell(f"worker {process.worker.id} ends ({code})")
         process.ended = True
         for work in process.executing:
-            work.deaths += 1
+            work.nearby += 1
+            work.deaths += work is process.current
+        self.after(self.latency(), lambda: self._hang_up(process))
         self.after(self.latency(), lambda: self._reap(process, code))
+
+    def _hang_up(self, process: Process) -> None:
+        """The end of the link is seen, which may be before the end of the process is, or after."""
+        self._drain(process)
+        if process.linked and process.worker.id in self.core.workers:
+            process.linked = False
+            self.core.link_lost(process.worker)
+
+    def _drain(self, process: Process) -> None:
+        while process.linked and process.outbox:
+            self.deliver(process)
 
     def _reap(self, process: Process, code: int) -> None:
         """As the keeper does: drain the link, then tell the core; the exit status may come late, or never."""
-        while process.linked and process.outbox:
-            self.deliver(process)
+        self._drain(process)
         for work in process.unanswered:
-            work.excuses += 1
+            work.excuses += not work.once
         worker = process.worker
         if not process.page.started:
             self.failed_starts += 1
@@ -444,35 +491,29 @@ class Simulation:
     # -- the keeper's loop --------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Simulate to the end; raises Violation."""
-        try:
-            self._run()
-            self._look_back()
-        except Violation:
-            raise
-        except Exception as error:
-            raise Violation(f"seed {self.seed} at {self.now:.6f}: {error!r}") from error
-
-    def _run(self) -> None:
+        """Simulate to the end; raises Violation, or whatever the core raises."""
         core, events = self.core, self._events
-        steps = 0
-        while self._actions or core.outstanding or core.workers:
-            steps += 1
-            deadline = core.next_deadline()
-            times = [when for when in (events[0][0] if events else None, deadline) if when is not None]
+        for _ in range(STEP_LIMIT):
+            if not (self._actions or core.outstanding or core.workers):
+                self._look_back()
+                return
+            times = [when for when in (events[0][0] if events else None, core.next_deadline()) if when is not None]
             if not times:
-                raise Violation(f"seed {self.seed}: nothing will ever happen again, and work is outstanding")
+                raise Violation("nothing will ever happen again, and work is outstanding")
             self.now = max(self.now, min(times))
-            if steps > STEP_LIMIT or self.now > TIME_LIMIT:
-                raise Violation(f"seed {self.seed}: no end after {steps} steps, at {self.now:.3f}")
+            if self.now > BEGINNING + TIME_LIMIT:
+                break
             self._hear()
-            self._carry_out(core.decide(self.now))
+            commands = core.decide(self.now)
             self._look_around()
+            self._carry_out(commands)
+        raise Violation("there is no end to it")
 
     def _hear(self) -> None:
         """Take in what is due; a keeper that lags takes in more at once."""
         events = self._events
-        while events and (events[0][0] <= self.now or self.happens("lag")):
+        late = self.now + KEEPER_LAG
+        while events and (events[0][0] <= self.now or (events[0][0] <= late and self.happens("lag"))):
             when, _, call = heapq.heappop(events)
             self.now = max(self.now, when)
             call()
@@ -492,7 +533,7 @@ class Simulation:
                     self._spawn(worker)
                 case Feed(worker) | Retire(worker):
                     process = self.processes[worker.id]
-                    self._tell(f"worker {worker.id} gets {command if isinstance(command, Retire) else len(command.tasks)}")
+                    self._tell(f"worker {worker.id} is sent {type(command).__name__}")
                     process.on_the_way.append(command)
                     self.after(self.latency(), process.hear)
                 case Nudge(worker):
@@ -509,17 +550,26 @@ class Simulation:
             process.ended = True
             self.failed_starts += 1
             self.core.died(worker, self.now, Exit(None, None))
+            self.after(0.0, lambda: None)  # the keeper wakes itself
         else:
             self.process_ends(process, 1)
 
     def _kill(self, worker: Worker) -> None:
         process = self.processes[worker.id]
-        if worker.kill is not None and worker.kill[0] is KillReason.TIMEOUT:
-            task = worker.task_at(worker.kill[1])
-            timeout = task.call.options.timeout if task is not None else None
-            if timeout is None or process.page.started_at + timeout > self.now:
-                raise Violation(f"worker {worker.id} is killed before its task is beyond its timeout")
-        self.after(self.latency(), lambda: self.process_ends(process, -9))
+        assert worker.kill is not None
+        reason, index = worker.kill
+        target = worker.task_at(index)
+        timeout = target.call.options.timeout if target is not None else None
+        if reason is KillReason.TIMEOUT and (timeout is None or process.page.started_at + timeout > self.now):
+            raise Violation(f"worker {worker.id} is killed before its task is beyond its timeout")
+
+        def strike() -> None:
+            page = process.page
+            if process.executing and page.started != index and page.started not in page.marks:
+                raise Violation(f"worker {worker.id} is killed for {index} while it runs {page.started}")
+            self.process_ends(process, -9)
+
+        self.after(self.latency(), strike)
 
     def _settle(self, command: Settle) -> None:
         for position, task in enumerate(command.tasks):
@@ -539,10 +589,11 @@ class Simulation:
 
     def _fail(self, command: Fail) -> None:
         task, failure = command.task, command.failure
-        works = task.items[task.position :] if isinstance(task, Segment) else task.payload
+        works: Any = task.items[task.position :] if isinstance(task, Segment) else task.payload
         deaths = task.call.options.retry.deaths
         for work in works if isinstance(works, list) else [works]:
-            if failure is Failure.QUARANTINED and not (0 < deaths <= work.deaths):
+            seen = deaths - (deaths > 2 and isinstance(task, Chunk))  # the first may have been a guess, see ``blame``
+            if failure is Failure.QUARANTINED and not (0 < deaths <= work.nearby and seen <= work.deaths):
                 raise Violation(f"{work.name} is quarantined after {work.deaths} deaths of {deaths}")
             if failure is Failure.LOST and deaths:
                 raise Violation(f"{work.name} is lost, though it may run again")
@@ -615,8 +666,8 @@ class Simulation:
                 _hold(len(work.ends) == 1 or job.withdrawn, f"{work.name} has no end")
 
     def _tell(self, what: str) -> None:
-        if self.trace:
-            print(f"{self.now - 1000.0:12.6f} {what}")
+        if self.tell is not None:
+            self.tell(f"{self.now - BEGINNING:12.6f} {what}")
 
 
 def _hold(condition: bool, what: str) -> None:
@@ -624,15 +675,16 @@ def _hold(condition: bool, what: str) -> None:
         raise Violation(what)
 
 
-def simulate(seed: int, trace: bool = False) -> Simulation:
-    """Run the simulation of ``seed``; raises Violation, which names the seed."""
-    simulation = Simulation(seed, trace)
+def simulate(seed: int, tell: Callable[[str], None] | None = None) -> Simulation:
+    """Run the simulation of ``seed``, telling ``tell`` what happens; raises Violation, which names the seed."""
+    simulation = Simulation(seed, tell)
     try:
         simulation.run()
-    except Violation as violation:
-        raise Violation(f"python -m tests.simulation {seed}: at {simulation.now - 1000.0:.6f} s: {violation}") from violation
+    except Exception as error:
+        when = simulation.now - BEGINNING
+        raise Violation(f"python -m tests.simulation {seed}: at {when:.6f} s: {error!r}") from error
     return simulation
 
 
 if __name__ == "__main__":
-    simulate(int(sys.argv[1]), trace=True)
+    simulate(int(sys.argv[1]), print)

@@ -260,3 +260,133 @@ def get_global() -> object:
 
 def get_global_of(_: object) -> object:
     return get_global()
+
+
+# -- of retries and timeouts ------------------------------------------------------------------------------------------
+
+
+def note_and_fail(folder: Path) -> None:
+    note(folder, "attempts")
+    raise ConnectionError
+
+
+def deaf() -> None:
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_IGN)
+    while True:
+        pass
+
+
+def slow_at_first(folder: Path) -> int:
+    note(folder, "attempts")
+    number = len(notes(folder, "attempts"))
+    if number == 1:
+        sleep_forever()
+    return number
+
+
+def hang_if(number: int, hang: bool) -> int:
+    if hang:
+        sleep_forever()
+    return number
+
+
+def note_number(folder: Path, number: int) -> int:
+    note(folder, str(number))
+    return number
+
+
+def die_die_fail_succeed(folder: Path) -> int:
+    note(folder, "attempts")
+    number = len(notes(folder, "attempts"))
+    if number < 3:
+        die()
+    if number == 3:
+        raise ConnectionError
+    return number
+
+
+def last_words() -> None:
+    print("these are my last words", flush=True)
+    die()
+
+
+def hold_if(folder: Path | None) -> str:
+    if folder is not None:
+        hold(folder)
+    return "ran"
+
+
+def start_child(folder: Path) -> None:
+    import subprocess
+
+    with subprocess.Popen(["sleep", "600"]) as process:
+        (folder / "child").write_text(f"{process.pid}\n")
+        sleep_forever(folder)
+
+
+def make_zeros(size: int) -> np.ndarray:
+    return np.zeros(size, dtype=np.uint8)
+
+
+# -- of contexts ------------------------------------------------------------------------------------------------------
+
+
+def key_of(_: object) -> str | None:
+    return context().key
+
+
+def hold_slot(folder: Path) -> int:
+    hold(folder)
+    return context().slot
+
+
+def die_once_and_tell_attempt(folder: Path) -> int:
+    die_once(folder)
+    return context().attempt
+
+
+def log_something() -> str:
+    context().log.info("something")
+    return "logged"
+
+
+def wait_in_context(seconds: float) -> tuple[bool, float]:
+    began = time.monotonic()
+    return context().wait(seconds), time.monotonic() - began
+
+
+def inline_within(_: object) -> tuple[str, str]:
+    """Run a task inline within a task; the context speaks of this one before and after."""
+    before = context().name
+    with Keeper(1, start_method="inline") as keeper:
+        keeper.submit(square, 2).result()
+    return before, context().name
+
+
+# -- of configuration -------------------------------------------------------------------------------------------------
+
+
+def limits() -> dict[str, object]:
+    """Tell for each limit of these tests whether it is in force here."""
+    import resource
+
+    mask = os.umask(0)
+    os.umask(mask)
+    return {
+        "hard_memory": any(
+            resource.getrlimit(kind)[1] == 2**30 for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+        ),
+        "cpu_seconds": resource.getrlimit(resource.RLIMIT_CPU)[0] != resource.RLIM_INFINITY,
+        "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 100,
+        "nice": os.nice(0) == 5,
+        "affinity": os.sched_getaffinity(0) == {0},
+        "cwd": os.getcwd() == "/",
+        "umask": mask == 0o077,
+    }
+
+
+def fail_first_times(folder: Path, times: int) -> None:
+    note(folder, "attempts")
+    if len(notes(folder, "attempts")) <= times:
+        raise ConnectionError("not yet")

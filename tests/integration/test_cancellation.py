@@ -44,9 +44,9 @@ def test_a_queued_task_is_cancelled_and_never_runs(keeper: Keeper, tmp_path: Pat
 
 def test_tasks_fed_ahead_to_a_worker_stay_cancellable(keeper: Keeper, tmp_path: Path) -> None:
     for _ in range(5):
-        wait([keeper.submit(hold_if, None) for _ in range(200)], PATIENCE)  # so short that they are fed ahead
-    blocker = keeper.submit(hold_if, tmp_path)
-    behind = [keeper.submit(hold_if, None) for _ in range(50)]
+        wait([keeper.submit(tasks.hold_if, None) for _ in range(200)], PATIENCE)  # so short that they are fed ahead
+    blocker = keeper.submit(tasks.hold_if, tmp_path)
+    behind = [keeper.submit(tasks.hold_if, None) for _ in range(50)]
     started(tmp_path)
     assert all(future.cancel() for future in behind[::2])
     (tmp_path / "go").touch()
@@ -54,11 +54,6 @@ def test_tasks_fed_ahead_to_a_worker_stay_cancellable(keeper: Keeper, tmp_path: 
     assert [future.result(PATIENCE) for future in behind[1::2]] == ["ran"] * 25
     assert all(future.cancelled() for future in behind[::2])
 
-
-def hold_if(folder: Path | None) -> str:
-    if folder is not None:
-        tasks.hold(folder)
-    return "ran"
 
 
 def test_a_running_task_is_not_cancelled_by_default(keeper: Keeper, tmp_path: Path) -> None:
@@ -94,7 +89,7 @@ def test_a_running_task_can_be_killed(keeper: Keeper, tmp_path: Path) -> None:
 
 
 def test_killing_a_task_takes_its_children_along(keeper: Keeper, tmp_path: Path) -> None:
-    future = keeper.options(cancel="kill").submit(start_child, tmp_path)
+    future = keeper.options(cancel="kill").submit(tasks.start_child, tmp_path)
     wait_until(lambda: len(tasks.notes(tmp_path, "started")) == 1)
     (child,) = tasks.notes(tmp_path, "child")
     assert psutil.pid_exists(child)
@@ -102,21 +97,14 @@ def test_killing_a_task_takes_its_children_along(keeper: Keeper, tmp_path: Path)
     wait_until(lambda: not is_running(child), "the child of the killed task to end")
 
 
-def start_child(folder: Path) -> None:
-    import subprocess
-
-    with subprocess.Popen(["sleep", "600"]) as process:
-        (folder / "child").write_text(f"{process.pid}\n")
-        tasks.sleep_forever(folder)
-
 
 def test_killing_one_task_costs_its_neighbours_nothing(keeper: Keeper, tmp_path: Path) -> None:
     killable = keeper.options(cancel="kill")
     for _ in range(5):
-        wait([killable.submit(hold_if, None) for _ in range(200)], PATIENCE)
-    before = [killable.submit(hold_if, None) for _ in range(20)]
-    victim = killable.submit(hold_if, tmp_path)
-    behind = [killable.submit(hold_if, None) for _ in range(20)]
+        wait([killable.submit(tasks.hold_if, None) for _ in range(200)], PATIENCE)
+    before = [killable.submit(tasks.hold_if, None) for _ in range(20)]
+    victim = killable.submit(tasks.hold_if, tmp_path)
+    behind = [killable.submit(tasks.hold_if, None) for _ in range(20)]
     started(tmp_path)
     assert victim.cancel()
     futures = before + behind

@@ -19,7 +19,7 @@ from tests.helpers import PATIENCE, wait_until
 
 @pytest.fixture(scope="module")
 def keeper() -> Iterator[Keeper]:
-    with Keeper(2) as shared:
+    with Keeper(2, preload=["tests.tasks"]) as shared:
         yield shared
 
 
@@ -61,7 +61,7 @@ def test_only_what_the_retry_strategy_names_is_retried(keeper: Keeper) -> None:
 
 
 def test_backoff_holds_no_worker(tmp_path: Path) -> None:
-    with Keeper(1) as keeper:
+    with Keeper(1, preload=["tests.tasks"]) as keeper:
         waiting = keeper.options(retry=RetryPolicy(attempts=2, wait=wait_fixed(0.3))).submit(tasks.fail_before, 2)
         assert [keeper.submit(tasks.square, number).result() for number in range(10)] == [n * n for n in range(10)]
         assert not waiting.done()
@@ -70,7 +70,7 @@ def test_backoff_holds_no_worker(tmp_path: Path) -> None:
 
 def test_a_task_in_backoff_can_be_cancelled(keeper: Keeper, tmp_path: Path) -> None:
     view = keeper.options(retry=RetryPolicy(attempts=2, wait=wait_fixed(3600)))
-    future = view.submit(_note_and_fail, tmp_path)
+    future = view.submit(tasks.note_and_fail, tmp_path)
     wait_until(lambda: tasks.notes(tmp_path, "attempts"))
     wait_until(lambda: not future.running())
     wait_until(future.cancel)
@@ -78,7 +78,7 @@ def test_a_task_in_backoff_can_be_cancelled(keeper: Keeper, tmp_path: Path) -> N
 
 
 def test_shutdown_waits_for_a_retry() -> None:
-    with Keeper(1) as keeper:
+    with Keeper(1, preload=["tests.tasks"]) as keeper:
         future = keeper.options(retry=RetryPolicy(attempts=2, wait=wait_fixed(0.1))).submit(tasks.fail_before, 2)
     assert future.result(0) == 2
 
@@ -106,11 +106,6 @@ def test_a_thousand_retries(keeper: Keeper) -> None:
     assert [future.result(PATIENCE) for future in futures] == [1 + number % 3 for number in range(600)]
 
 
-def _note_and_fail(folder: Path) -> None:
-    tasks.note(folder, "attempts")
-    raise ConnectionError
-
-
 # -- timeouts ---------------------------------------------------------------------------------------------------------
 
 
@@ -125,18 +120,11 @@ def test_a_timeout_kills_the_attempt_and_the_keeper_goes_on(keeper: Keeper, tmp_
 
 def test_a_timeout_kills_what_ignores_all_signals(keeper: Keeper) -> None:
     with pytest.raises(TaskTimeout):
-        keeper.options(timeout=0.1).submit(_deaf).result(PATIENCE)
-
-
-def _deaf() -> None:
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        signal.signal(number, signal.SIG_IGN)
-    while True:
-        pass
+        keeper.options(timeout=0.1).submit(tasks.deaf).result(PATIENCE)
 
 
 def test_a_timeout_counts_from_the_start_of_the_attempt(tmp_path: Path) -> None:
-    with Keeper(1) as keeper:
+    with Keeper(1, preload=["tests.tasks"]) as keeper:
         view = keeper.options(timeout=0.5)
         futures = [view.submit(tasks.nap, 0.1, number) for number in range(12)]
         assert [future.result(PATIENCE) for future in futures] == list(range(12))
@@ -144,7 +132,7 @@ def test_a_timeout_counts_from_the_start_of_the_attempt(tmp_path: Path) -> None:
 
 def test_a_timeout_is_an_attempt_and_may_be_retried(keeper: Keeper, tmp_path: Path) -> None:
     view = keeper.options(timeout=0.2, retry=RetryPolicy(attempts=3, wait=wait_none()))
-    future = view.submit(_slow_at_first, tmp_path)
+    future = view.submit(tasks.slow_at_first, tmp_path)
     assert future.result(PATIENCE) == 2
     assert (future.attempts, future.deaths) == (2, 0)
     future = view.submit(tasks.sleep_forever)
@@ -153,16 +141,8 @@ def test_a_timeout_is_an_attempt_and_may_be_retried(keeper: Keeper, tmp_path: Pa
     assert (future.attempts, future.deaths) == (3, 0)
 
 
-def _slow_at_first(folder: Path) -> int:
-    tasks.note(folder, "attempts")
-    number = len(tasks.notes(folder, "attempts"))
-    if number == 1:
-        tasks.sleep_forever()
-    return number
-
-
 def test_tasks_behind_one_that_times_out_are_not_lost(tmp_path: Path) -> None:
-    with Keeper(1) as keeper:
+    with Keeper(1, preload=["tests.tasks"]) as keeper:
         assert sum(keeper.map(tasks.square, range(1000))) > 0  # now short tasks are fed ahead
         view = keeper.options(timeout=0.15)
         futures = []
@@ -177,19 +157,13 @@ def test_tasks_behind_one_that_times_out_are_not_lost(tmp_path: Path) -> None:
 
 def test_short_tasks_of_one_function_of_which_some_hang(keeper: Keeper) -> None:
     view = keeper.options(timeout=0.15)
-    futures = [view.submit(_hang_if, number, number % 100 == 99) for number in range(400)]
+    futures = [view.submit(tasks.hang_if, number, number % 100 == 99) for number in range(400)]
     wait(futures, PATIENCE)
     late = [number for number, future in enumerate(futures) if isinstance(future.exception(), TaskTimeout)]
     assert late == [99, 199, 299, 399]
     assert [future.result() for number, future in enumerate(futures) if number not in late] == [
         number for number in range(400) if number not in late
     ]
-
-
-def _hang_if(number: int, hang: bool) -> int:
-    if hang:
-        tasks.sleep_forever()
-    return number
 
 
 # -- deaths -----------------------------------------------------------------------------------------------------------
@@ -251,11 +225,11 @@ def test_a_task_whose_worker_dies_once_succeeds(keeper: Keeper, tmp_path: Path) 
 
 
 def test_what_was_fed_ahead_runs_once_and_without_blame(tmp_path: Path) -> None:
-    with Keeper(1) as keeper:
+    with Keeper(1, preload=["tests.tasks"]) as keeper:
         list(keeper.map(tasks.square, range(1000)))
-        futures = [keeper.submit(_note_number, tmp_path, number) for number in range(50)]
+        futures = [keeper.submit(tasks.note_number, tmp_path, number) for number in range(50)]
         killer = keeper.submit(tasks.die)
-        futures += [keeper.submit(_note_number, tmp_path, number) for number in range(50, 100)]
+        futures += [keeper.submit(tasks.note_number, tmp_path, number) for number in range(50, 100)]
         assert [future.result(PATIENCE) for future in futures] == list(range(100))
         assert isinstance(killer.exception(PATIENCE), TaskQuarantined)
         assert all(future.deaths == 0 for future in futures)
@@ -264,26 +238,11 @@ def test_what_was_fed_ahead_runs_once_and_without_blame(tmp_path: Path) -> None:
     assert all(len(tasks.notes(tmp_path, str(number))) == 1 for number in range(50, 100))
 
 
-def _note_number(folder: Path, number: int) -> int:
-    tasks.note(folder, str(number))
-    return number
-
-
 def test_deaths_and_attempts_are_counted_apart(keeper: Keeper, tmp_path: Path) -> None:
     view = keeper.options(retry=RetryPolicy(attempts=2, deaths=3, wait=wait_none()))
-    future = view.submit(_die_die_fail_succeed, tmp_path)
+    future = view.submit(tasks.die_die_fail_succeed, tmp_path)
     assert future.result(PATIENCE) == 4
     assert (future.attempts, future.deaths) == (2, 2)
-
-
-def _die_die_fail_succeed(folder: Path) -> int:
-    tasks.note(folder, "attempts")
-    number = len(tasks.notes(folder, "attempts"))
-    if number < 3:
-        tasks.die()
-    if number == 3:
-        raise ConnectionError
-    return number
 
 
 def test_innocent_tasks_pass_while_many_kill(keeper: Keeper) -> None:
@@ -296,16 +255,11 @@ def test_innocent_tasks_pass_while_many_kill(keeper: Keeper) -> None:
 
 def test_a_death_reports_what_the_worker_wrote_last(tmp_path: Path) -> None:
     with Keeper(1, name="report", home=tmp_path) as keeper:
-        error = keeper.submit(_last_words).exception(PATIENCE)
+        error = keeper.submit(tasks.last_words).exception(PATIENCE)
     assert isinstance(error, TaskQuarantined)
     assert error.report is not None
     assert "these are my last words" in error.report.log_tail
     assert "these are my last words" in str(error)
-
-
-def _last_words() -> None:
-    print("these are my last words", flush=True)
-    tasks.die()
 
 
 def test_waiting_threads_all_learn_of_a_death(keeper: Keeper) -> None:

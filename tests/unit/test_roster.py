@@ -1,0 +1,159 @@
+"""Workers: who is there, who has room, when to start more."""
+
+from __future__ import annotations
+
+import pytest
+
+from poolkeeper.lifecycle import IllegalTransition, WorkerEvent, WorkerState
+from poolkeeper.messages import Progress
+from poolkeeper.roster import FIRST_BACKOFF, START_ATTEMPTS, Roster, Worker
+from tests.scripted import Page, call, tasks
+
+
+def ready(roster: Roster) -> Worker:
+    (worker,) = roster.recruit(1)
+    roster.move(worker, WorkerEvent.HELLO)
+    roster.file(worker)
+    return worker
+
+
+@pytest.mark.parametrize(("progress", "executing"), [((0, 0), None), ((1, 0), 1), ((1, 1), None), ((7, 6), 7)])
+def test_what_a_page_says_is_executed(progress: tuple[int, int], executing: int | None) -> None:
+    assert Progress(*progress, 0, 0.0).executing == executing
+
+
+def test_workers_are_recruited_up_to_the_bound_with_slots_of_their_own() -> None:
+    roster = Roster(3)
+    first, second = roster.recruit(2)
+    assert [worker.slot for worker in roster.recruit(5)] == [2]
+    assert roster.full
+    assert roster.recruit(1) == []
+    roster.move(first, WorkerEvent.EXIT)
+    (replacement,) = roster.recruit(5)
+    assert (replacement.slot, replacement.id) == (0, 4)
+    assert second.id in roster.workers
+
+
+@pytest.mark.parametrize(
+    ("events", "alive", "starting"),
+    [
+        ([], 1, 1),
+        ([WorkerEvent.HELLO], 1, 0),
+        ([WorkerEvent.HELLO, WorkerEvent.LINK_LOST], 1, 0),
+        ([WorkerEvent.RETIRE], 0, 0),
+        ([WorkerEvent.HELLO, WorkerEvent.RETIRE], 0, 0),
+        ([WorkerEvent.KILL], 0, 0),
+        ([WorkerEvent.KILL, WorkerEvent.EXIT], 0, 0),
+        ([WorkerEvent.EXIT], 0, 0),
+    ],
+)
+def test_who_is_counted(events: list[WorkerEvent], alive: int, starting: int) -> None:
+    roster = Roster(1)
+    (worker,) = roster.recruit(1)
+    for event in events:
+        roster.move(worker, event)
+    assert (roster.alive, roster.starting) == (alive, starting)
+    assert roster.full == bool(alive)
+    assert (worker.id in roster.workers) == (worker.state is not WorkerState.DEAD)
+
+
+def test_the_dead_do_not_move() -> None:
+    roster = Roster(1)
+    worker = ready(roster)
+    roster.move(worker, WorkerEvent.EXIT)
+    with pytest.raises(IllegalTransition):
+        roster.move(worker, WorkerEvent.HELLO)
+
+
+@pytest.mark.parametrize(
+    ("held", "target", "filed"),
+    [(0, 1, "idle"), (1, 1, "open"), (1, 2, "open"), (2, 2, "neither"), (3, 6, "open"), (4, 6, "neither")],
+)
+def test_a_window_opens_again_when_it_is_half_empty(held: int, target: int, filed: str) -> None:
+    roster = Roster(1)
+    worker = ready(roster)
+    roster.idle.clear()
+    worker.inflight.extend(tasks(call(), held))
+    worker.target = target
+    roster.file(worker)
+    assert (worker.id in roster.idle, worker.id in roster.open) == (filed == "idle", filed == "open")
+
+
+def test_only_who_is_ready_has_room() -> None:
+    roster = Roster(1)
+    worker = ready(roster)
+    assert roster.idle
+    roster.move(worker, WorkerEvent.LINK_LOST)
+    assert not roster.idle
+    roster.file(worker)
+    assert not roster.idle
+    roster.move(worker, WorkerEvent.HELLO)
+    roster.file(worker)
+    assert roster.idle
+
+
+def test_who_is_alone_has_no_room_until_empty() -> None:
+    roster = Roster(1)
+    worker = ready(roster)
+    roster.idle.clear()
+    worker.alone = True
+    worker.inflight.extend(tasks(call(), 1))
+    roster.file(worker)
+    assert not roster.idle
+    assert not roster.open
+    worker.inflight.clear()
+    roster.file(worker)
+    assert roster.idle
+    assert not worker.alone
+
+
+def test_a_worker_gives_back_what_it_has_not_started() -> None:
+    worker = Worker(1, 0)
+    page = worker.page = Page()
+    held = tasks(call(), 3)
+    worker.inflight.extend(held)
+    page.started = 1
+    assert worker.revoke(1) is None, "it has started that"
+    assert worker.revoke(3) is held[2]
+    assert worker.revoke(3) is None, "once is enough"
+    assert worker.revoke(4) is None, "never fed"
+    assert list(worker.inflight) == [held[0], held[1], None]
+    assert page.revoked == {3}
+
+
+def test_a_page_is_not_believed_beyond_what_was_fed() -> None:
+    worker = Worker(1, 0)
+    worker.inflight.extend(tasks(call(), 1))
+    assert [worker.task_at(index) for index in (None, 0, 2, 10**9)] == [None] * 4
+
+
+def test_backoff_doubles_from_round_to_round() -> None:
+    roster = Roster(1)
+    now = 100.0
+    waits = []
+    for _ in range(10):
+        (worker,) = roster.recruit(1)
+        roster.start_failed(worker, now)
+        roster.move(worker, WorkerEvent.EXIT)
+        waits.append(roster.spawn_after - now)
+        now = roster.spawn_after
+    assert waits == pytest.approx([FIRST_BACKOFF * 2**n for n in (0, 1, 2, 3, 4, 5, 6, 7, 7, 7)])
+
+
+def test_many_that_fail_at_once_count_once() -> None:
+    roster = Roster(8)
+    for worker in roster.recruit(8):
+        roster.start_failed(worker, 100.0)
+    assert roster.failed_rounds == 1
+    assert roster.spawn_after == 100.0 + FIRST_BACKOFF
+
+
+def test_it_is_hopeless_only_when_nobody_works() -> None:
+    roster = Roster(2)
+    worker = ready(roster)
+    roster.failed_rounds = START_ATTEMPTS
+    assert not roster.hopeless
+    roster.move(worker, WorkerEvent.EXIT)
+    assert roster.hopeless
+    roster.failed_rounds -= 1
+    assert not roster.hopeless
