@@ -43,7 +43,8 @@ class Backlog:
             except KeyError:
                 self._line(priority).append(entry)
             if not entry.together and isinstance(entry, Segment):
-                self._within += entry.remaining - 1
+                entry.counted = entry.remaining
+                self._within += entry.counted - 1
 
     def put_back(self, tasks: Sequence[Task]) -> None:
         """Return tasks that were fed and never ran to the front, in their order and without blame."""
@@ -111,6 +112,7 @@ class Backlog:
         head = line[0]
         if isinstance(head, Segment):
             chunk = head.cut(workers)
+            head.counted -= chunk.items
             self._within -= chunk.items
             if not head.remaining:
                 line.popleft()
@@ -135,10 +137,11 @@ class Backlog:
         return tasks
 
     def clear(self) -> list[Task | Segment]:
-        """Empty the backlog and return what it held."""
-        held: list[Task | Segment] = [*self._suspects, *self._again, *(task for _, _, task in self._delayed)]
-        for line in self._fresh.values():
-            held.extend(line)
+        """Empty the backlog and return what it held, fresh work first."""
+        held: list[Task | Segment] = []
+        for priority in self._order:
+            held.extend(self._fresh[-priority])
+        held += [*self._again, *self._suspects, *(task for _, _, task in self._delayed)]
         self._suspects.clear()
         self._again.clear()
         self._fresh.clear()
@@ -205,7 +208,7 @@ class Backlog:
             while line and line[0].withdrawn:
                 entry = line.popleft()
                 if isinstance(entry, Segment):
-                    self._within -= entry.remaining - 1
+                    self._within -= entry.counted - 1
             if line:
                 return line
             del self._fresh[-self._order.pop(0)]

@@ -47,6 +47,7 @@ class Core:
         self._mourning: dict[int, Worker] = {}
         self._deciding: set[Task] = set()
         self._start_error = ""
+        self._overdue = False  # a worker has died since the last decision
 
     @property
     def workers(self) -> dict[int, Worker]:
@@ -75,10 +76,8 @@ class Core:
         self.closing = True
 
     def abandon(self) -> list[Task | Segment]:
-        """Give up what no worker has, and return it."""
+        """Give up what no worker has, and return it; decisions about it come too late."""
         deciding, self._deciding = self._deciding, set()
-        for task in deciding:
-            task.withdrawn = True
         return [*self.queue.clear(), *deciding]
 
     # -- what workers do ----------------------------------------------------------------------------------------------
@@ -153,8 +152,10 @@ class Core:
         if worker.state is WorkerState.DEAD:
             self._bury(worker)
             return
-        if worker.kill is None and not worker.observe().started and self._was_wanted(worker):
+        never_began = worker.kill is None and not worker.observe().started and self._was_wanted(worker)
+        if never_began:
             self._roster.start_failed(worker, now)
+        self._overdue = True
         self._roster.move(worker, WorkerEvent.EXIT)
         self._timers.cancel(worker.id)
         self._commands[:] = [command for command in self._commands if not _is_for(command, worker)]
@@ -164,13 +165,15 @@ class Core:
             self._timers.set(worker.id, now + REPORT_WAIT)
         else:
             self._bury(worker)
-        if self._roster.hopeless:
+        if never_began and self._roster.hopeless:
             self._give_up(worker)
 
     def decided(self, decision: Decide, delay: float | None, now: float) -> None:
         """The retry policy has spoken: another attempt after ``delay`` seconds, or None for none."""
         task = decision.task
-        self._deciding.discard(task)
+        if task not in self._deciding:
+            return
+        self._deciding.remove(task)
         if task.withdrawn:
             return
         if delay is not None:
@@ -186,6 +189,7 @@ class Core:
 
     def decide(self, now: float) -> list[Command]:
         """Return what is to be done now."""
+        self._overdue = False
         for number in self._timers.take(now):
             worker = self.workers.get(number)
             if worker is not None:
@@ -201,7 +205,12 @@ class Core:
         return commands
 
     def next_deadline(self) -> float | None:
-        """Return when ``decide`` must be called next even if nothing happens, None if never."""
+        """Return when ``decide`` must be called next even if nothing happens, None if never.
+
+        That is at once (0.0) if a worker was lost while the commands of the last decision were carried out.
+        """
+        if self._overdue:
+            return 0.0
         deadlines = [self._timers.earliest, self.queue.next_due]
         if self._dispatcher.waits_to_spawn:
             deadlines.append(self._roster.spawn_after)
@@ -233,7 +242,7 @@ class Core:
         suspect = self.queue.suspect_out
         if suspect is not None and suspect in tasks:
             self.queue.cleared(suspect)
-        self._roster.failed_rounds = 0
+        self._roster.has_worked(worker)
         worker.stuck = False
         self._roster.file(worker)
 

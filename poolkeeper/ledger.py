@@ -174,9 +174,10 @@ class Segment:
 
     More travel together where they are short; ``single`` items never do. It is withdrawn with the map (``job``).
     ``starred`` items are tuples of arguments. ``plain`` items cannot change and travel as they are; others are pickled.
+    ``counted`` is for the backlog: what the segment counts for there.
     """
 
-    __slots__ = ("call", "chunksize", "items", "job", "plain", "position", "single", "starred", "start")
+    __slots__ = ("call", "chunksize", "counted", "items", "job", "plain", "position", "single", "starred", "start")
 
     together = False
 
@@ -201,6 +202,7 @@ class Segment:
         self.chunksize = chunksize
         self.single = single
         self.position = 0
+        self.counted = 0
 
     @property
     def withdrawn(self) -> bool:

@@ -189,6 +189,11 @@ class Roster:
             self.spawn_after = now + FIRST_BACKOFF * 2 ** min(self.failed_rounds, 7)
             self.failed_rounds += 1
 
+    def has_worked(self, worker: Worker) -> None:
+        """Take note that ``worker`` has done a task: if it was started after the last failure, starting works again."""
+        if worker.start_round == self._round:
+            self.failed_rounds = 0
+
     @property
     def hopeless(self) -> bool:
         """Whether starting workers has failed so often, with none at work, that it makes no sense to wait for one."""

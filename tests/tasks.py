@@ -8,11 +8,12 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, NoReturn
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from poolkeeper import Context, Keeper, context
+
+if TYPE_CHECKING:
+    import numpy as np  # imported where it is used: a preload of this module must leave no threads
 
 
 def square(number: int) -> int:
@@ -213,6 +214,8 @@ def scale(array: np.ndarray, factor: float) -> np.ndarray:
 
 
 def filled(size: int, value: int) -> np.ndarray:
+    import numpy as np
+
     return np.full(size, value, dtype=np.uint8)
 
 
@@ -326,6 +329,8 @@ def start_child(folder: Path) -> None:
 
 
 def make_zeros(size: int) -> np.ndarray:
+    import numpy as np
+
     return np.zeros(size, dtype=np.uint8)
 
 
@@ -390,3 +395,89 @@ def fail_first_times(folder: Path, times: int) -> None:
     note(folder, "attempts")
     if len(notes(folder, "attempts")) <= times:
         raise ConnectionError("not yet")
+
+
+# -- of recycling -----------------------------------------------------------------------------------------------------
+
+_kept: list[bytearray] = []
+
+
+def grow(size: int) -> int:
+    _kept.append(bytearray(b"x") * size)
+    return os.getpid()
+
+
+def grow_slowly(number: int, size: int) -> int:
+    grow(size)
+    return number
+
+
+def kept_bytes() -> int:
+    return sum(map(len, _kept))
+
+
+# -- of the fork server -----------------------------------------------------------------------------------------------
+
+
+def is_loaded(module: str) -> bool:
+    return module in sys.modules
+
+
+def orphan_then_die(folder: Path) -> NoReturn:
+    """Leave a child behind and die."""
+    child = os.fork()
+    if child == 0:
+        note(folder, "orphans")
+        while True:
+            signal.pause()
+    while child not in notes(folder, "orphans"):
+        time.sleep(0.001)
+    die()
+
+
+# -- of chaos ---------------------------------------------------------------------------------------------------------
+
+
+def stop_myself() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def exhaust_memory(headroom: int) -> None:
+    """Limit this process to ``headroom`` bytes more than it has, and ask for more."""
+    import resource
+
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + headroom, resource.RLIM_INFINITY))
+    kept = []
+    while True:
+        kept.append(bytearray(1 << 20))
+
+
+def return_more_than_fits(headroom: int) -> bytes:
+    """Leave no room for the result to be sent."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + headroom, resource.RLIM_INFINITY))
+    return bytes(headroom * 3 // 4)
+
+
+def fill_memory_in(cgroup: Path, size: int) -> None:
+    (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+    kept = []
+    for _ in range(size >> 20):
+        kept.append(bytearray(b"x") * (1 << 20))
+
+
+def overflow_stack() -> None:
+    import ctypes
+
+    callback_type = ctypes.CFUNCTYPE(None)
+
+    def again() -> None:
+        callback()
+
+    sys.setrecursionlimit(10**6)
+    callback = callback_type(again)
+    callback()

@@ -20,8 +20,8 @@ from tests.scripts import run_script
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"max_workers": 0}, ValueError, "max_workers=0 must be greater than 0"),
-        ({"max_workers": -1}, ValueError, "max_workers=-1 must be greater than 0"),
+        ({"max_workers": 0}, ValueError, "max_workers must be greater than 0, not 0"),
+        ({"max_workers": -1}, ValueError, "max_workers must be greater than 0, not -1"),
         ({"max_workers": "4"}, TypeError, "max_workers='4' must be an integer"),
         ({"max_workers": 2.0}, TypeError, "max_workers=2.0 must be an integer"),
         ({"max_workers": True}, TypeError, "max_workers=True must be an integer"),
@@ -143,26 +143,30 @@ def test_a_home_that_cannot_be_a_directory(tmp_path: Path) -> None:
 
 
 def test_a_home_that_is_not_writable(tmp_path: Path) -> None:
-    if os.geteuid() == 0:
-        source = "import os\nos.setgroups([])\nos.setgid(65534)\nos.setuid(65534)\n"
-    else:
-        source = ""
     home = tmp_path / "home"
-    home.mkdir(mode=0o755)
+    home.mkdir()
     home.chmod(0o555)
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(folder.stat().st_mode | 0o055)
-    source += (
-        "import sys, tempfile\n"
-        "from poolkeeper import Keeper\n"
-        "from poolkeeper.errors import HomeUnusable\n"
-        "for name in (None, 'etl'):\n"
-        "    try:\n"
-        "        Keeper(1, home=sys.argv[1], name=name)\n"
-        "    except HomeUnusable as error:\n"
-        "        print(error)\n"
+    output = run_script(
+        tmp_path,
+        """
+        import os, sys
+        from poolkeeper import HomeUnusable, Keeper
+
+        Keeper(1).shutdown()  # everything is imported
+        if os.geteuid() == 0:
+            os.seteuid(65534)
+        for name in (None, "etl"):
+            try:
+                Keeper(1, home=sys.argv[1], name=name)
+            except HomeUnusable as error:
+                print(error)
+        if os.getuid() == 0:
+            os.seteuid(0)
+        """,
+        home,
     )
-    output = run_script(tmp_path, source, home)
     assert output.count("Permission denied") == 2
 
 

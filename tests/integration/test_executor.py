@@ -250,9 +250,11 @@ def test_callbacks_run_in_order_and_one_that_raises_stops_nobody(
     assert keeper.submit(tasks.square, 4).result() == 16
 
 
-def test_a_slow_callback_delays_no_task(keeper: Keeper) -> None:
+def test_a_slow_callback_delays_no_task(keeper: Keeper, tmp_path: Path) -> None:
     go = threading.Event()
-    keeper.submit(tasks.square, 1).add_done_callback(lambda _: go.wait(PATIENCE))
+    future = keeper.submit(tasks.hold, tmp_path)  # not done yet: else the callback would run here and now
+    future.add_done_callback(lambda _: go.wait(PATIENCE))
+    (tmp_path / "go").touch()
     assert keeper.submit(tasks.square, 5).result(PATIENCE) == 25
     assert list(keeper.map(tasks.square, range(100), timeout=PATIENCE)) == [number**2 for number in range(100)]
     go.set()

@@ -2,7 +2,7 @@
 
 The tests come from the ``test`` package of the running interpreter, or from the ``Lib`` folder of a CPython source
 tree that ``POOLKEEPER_CPYTHON_TESTS`` names (of the running version, or near it). Where neither has them, this
-module is skipped. Python 3.11 began with one file; from 3.11.5 on it is a package: both forms are read.
+module is skipped. Early versions of 3.11 have them in one file, later ones in a package: both forms are read.
 """
 
 from __future__ import annotations
@@ -29,8 +29,16 @@ from poolkeeper.errors import RemoteTraceback
 
 VARIABLE = "POOLKEEPER_CPYTHON_TESTS"
 SUITE = "test.test_concurrent_futures"
-PARTS = ("util", "executor", "test_process_pool", "test_wait", "test_as_completed", "test_shutdown", "test_init")
-PARTS_NEAR_DEATH = ("test_deadlock",)
+PARTS = (
+    "util",
+    "executor",
+    "test_process_pool",
+    "test_wait",
+    "test_as_completed",
+    "test_shutdown",
+    "test_init",
+    "test_deadlock",
+)
 
 BROKEN = "demands a broken pool: "
 PRIVATE = "reads private attributes: "
@@ -71,6 +79,9 @@ def _offer(lib: Path) -> None:
     """Make the ``test`` package of ``lib`` importable, here and in what this process starts, and nothing else of it."""
     if not (lib / "test" / "__init__.py").is_file():
         pytest.fail(f"{VARIABLE}={lib} is not the Lib folder of a CPython source tree: it has no test package")
+    present = importlib.util.find_spec("test")
+    if present is not None and present.origin and Path(present.origin).samefile(lib / "test" / "__init__.py"):
+        return  # as in a worker, which has the path of the process that was here before
     place = tempfile.TemporaryDirectory(prefix="poolkeeper-suite-", ignore_cleanup_errors=True)
     atexit.register(place.cleanup)
     (Path(place.name) / "test").symlink_to(lib.resolve() / "test", target_is_directory=True)
@@ -90,9 +101,7 @@ def _suite() -> dict[str, Any]:
             f"this interpreter comes without {SUITE}; let {VARIABLE} name the Lib folder of a CPython source tree",
             allow_module_level=True,
         )
-    parts = (*PARTS, *PARTS_NEAR_DEATH)
-    names = [SUITE] if found.submodule_search_locations is None else [f"{SUITE}.{part}" for part in parts]
-    names = [name for name in names if importlib.util.find_spec(name) is not None]
+    names = [SUITE] if found.submodule_search_locations is None else [f"{SUITE}.{part}" for part in PARTS]
     return {name: value for module in names for name, value in vars(importlib.import_module(module)).items()}
 
 

@@ -174,6 +174,18 @@ def test_priorities_that_are_used_up_are_forgotten() -> None:
     assert not backlog._order
 
 
+def test_a_map_that_is_given_up_counts_no_more_even_if_its_items_are_gone() -> None:
+    backlog = Backlog()
+    whole = segment(call(0.0), 100)
+    backlog.submit([whole])
+    backlog.take(1, 1)
+    assert isinstance(whole.job, Job)
+    whole.job.withdrawn = True
+    whole.position = len(whole.items)
+    backlog.release(0.0)
+    assert (len(backlog), backlog.depth, bool(backlog)) == (0, 0, False)
+
+
 def test_clear_returns_all_there_is() -> None:
     backlog = Backlog()
     of = call()
@@ -182,7 +194,7 @@ def test_clear_returns_all_there_is() -> None:
     backlog.suspect(suspect)
     backlog.delay(delayed, 5.0)
     backlog.submit([fresh, cut])
-    assert set(backlog.clear()) == {suspect, delayed, fresh, cut}
+    assert backlog.clear() == [fresh, cut, suspect, delayed]
     assert (len(backlog), bool(backlog), backlog.depth) == (0, False, 0)
 
 

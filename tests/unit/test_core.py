@@ -13,7 +13,7 @@ from poolkeeper.errors import ProtocolError
 from poolkeeper.ledger import Task
 from poolkeeper.lifecycle import WorkerState
 from poolkeeper.messages import Code
-from poolkeeper.roster import Exit, Worker
+from poolkeeper.roster import FIRST_BACKOFF, Exit, Worker
 from tests.scripted import Job, Script, call, keys, segment, tasks
 
 FAST, LONG = 1e-5, 10.0
@@ -88,6 +88,22 @@ def test_a_worker_that_saw_the_mark_of_a_revocation_given_up_has_not_run_the_tas
     script.answer(worker, codes=[Code.VALUE, Code.SKIPPED])
     assert script.settled() == ["0"]
     assert script.fed(worker) == ["1"], "it is fed again"
+
+
+def test_results_of_revoked_tasks_alone_settle_nothing() -> None:
+    script = Script(1)
+    (worker,) = script.workers
+    (plain,) = tasks(call(FAST), 1)
+    script.submit(plain)
+    assert script.core.cancel(plain)
+    script.core.results(worker, worker.base, [Code.VALUE], ["a worker that overlooked the mark"], 0.1)
+    script.decide()
+    script.submit(segment(call(), 1))
+    assert script.core.cancel(worker.inflight[0])  # type: ignore[arg-type]
+    script.core.chunk_result(worker, worker.base, None, ["here too"], 0.1)
+    assert script.decide() == []
+    assert script.settled() == []
+    assert script.fed(worker) == []
 
 
 def test_the_outcome_of_a_chunk_is_one_piece() -> None:
@@ -184,6 +200,18 @@ def test_cancel_comes_too_late_for_what_has_finished(kill: bool) -> None:
     assert script.killed() == []
 
 
+def test_a_failure_of_a_task_that_was_cancelled_meanwhile_is_not_retried() -> None:
+    script = Script(1)
+    task = one_task(attempts=3, kill=True)
+    worker = one_running(script, task)
+    assert script.core.cancel(task)
+    script.pages[worker.id].finished += 1
+    script.answer(worker, codes=[Code.EXCEPTION])
+    assert script.all(Decide) == []
+    script.die(worker)
+    assert not script.core.outstanding
+
+
 def test_what_waits_behind_a_killed_task_goes_elsewhere_at_once() -> None:
     script = Script(2)
     first, second = script.workers
@@ -193,9 +221,10 @@ def test_what_waits_behind_a_killed_task_goes_elsewhere_at_once() -> None:
     assert script.core.cancel(held[0])
     script.run(second, 3)
     script.answer(second, seconds=0.006)
-    assert script.fed(second) == ["1", "2"]
-    script.replace(script.die(first))
-    assert script.core.outstanding
+    assert script.fed(first) == ["0", None, None]
+    assert script.fed(second) == ["1"]
+    assert len(script.core.queue) == 1
+    script.die(first)
     assert [task.deaths for task in held] == [0] * 6
 
 
@@ -266,7 +295,6 @@ def test_abandon_gives_up_all_that_no_worker_has() -> None:
     assert set(script.core.abandon()) == {retried, queued}
     script.core.decided(decide, 0.0, script.now)
     script.decide()
-    assert retried.withdrawn
     assert script.fed(worker) == ["0"], "what runs, runs"
     assert len(script.core.queue) == 0
 
@@ -396,6 +424,21 @@ def test_tasks_that_are_fed_ahead_have_their_own_time_each() -> None:
     assert script.now == pytest.approx(started + 1.0)
 
 
+def test_the_time_of_a_task_counts_from_its_start_though_it_was_fed_long_before() -> None:
+    """When its first deadline comes it has not even started: the keeper looks again, and again."""
+    script = Script(1)
+    (worker,) = script.workers
+    script.submit(one_task(timeout=3.0))
+    script.decide(after=3.0)
+    script.start(worker)
+    started = script.now
+    while script.killed() == []:
+        deadline = script.core.next_deadline()
+        assert deadline is not None
+        script.decide(after=max(0.0, deadline - script.now))
+    assert script.now == pytest.approx(started + 3.0)
+
+
 def test_the_time_of_a_task_counts_over_a_lost_link() -> None:
     script = Script(1)
     worker = one_running(script, one_task(timeout=3.0))
@@ -518,6 +561,7 @@ def test_a_suspect_that_survives_makes_way_for_the_next(seen: str) -> None:
         script.run(holder)
         script.answer(holder)
     else:
+        script.start(holder)
         script.die(holder)
     come_up(script)
     assert any(second in worker.inflight for worker in script.workers)
@@ -594,6 +638,38 @@ def test_failed_starts_fail_nothing_while_another_worker_works() -> None:
             if worker.state is WorkerState.STARTING:
                 script.die(worker)
     assert script.failures() == []
+
+
+def test_failures_that_others_have_survived_do_not_condemn_what_is_queued_later() -> None:
+    script = Script(2, ready=1)
+    (old,) = script.workers
+    one_running(script, one_task())
+    script.submit(*tasks(call(LONG), 1, "other"))
+    for _ in range(4):
+        script.decide(after=10.0)
+        script.die(script.workers[-1])
+    script.die(old)
+    assert script.failures() == [], "the next start may succeed"
+    worker = script.replace(script.decide(after=10.0)[:1])
+    script.run(worker)
+    script.answer(worker, seconds=LONG)
+    assert script.core._roster.failed_rounds == 0
+
+
+def test_work_of_older_workers_does_not_shorten_the_wait_for_new_ones() -> None:
+    script = Script(2, ready=1)
+    (old,) = script.workers
+    script.submit(*tasks(call(LONG), 10))
+    waits = []
+    for _ in range(4):
+        script.die(script.workers[-1])
+        script.run(old)
+        script.answer(old, seconds=LONG)
+        deadline = script.core.next_deadline()
+        assert deadline is not None
+        waits.append(deadline - script.now)
+        script.decide(after=waits[-1])
+    assert waits == pytest.approx([FIRST_BACKOFF * 2**n for n in range(4)])
 
 
 # -- recycling and shutting down --------------------------------------------------------------------------------------
@@ -676,6 +752,18 @@ def test_a_worker_may_call_again_before_the_end_of_its_link_is_seen() -> None:
     script.pages[worker.id].finished += 1
     script.answer(worker)
     assert script.settled() == ["0"]
+
+
+def test_a_worker_lost_while_commands_are_carried_out_calls_for_another_decision() -> None:
+    """The system refuses a new process: nothing else will happen that could wake the keeper."""
+    script = Script(1, ready=0)
+    script.submit(one_task())
+    script.core.died(script.workers[0], script.now, Exit(None, None))
+    assert script.core.next_deadline() == 0.0
+    script.decide()
+    deadline = script.core.next_deadline()
+    assert deadline is not None
+    assert deadline > script.now
 
 
 # -- the commands of one decision -------------------------------------------------------------------------------------
