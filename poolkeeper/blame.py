@@ -2,7 +2,8 @@
 
 The page tells which index was started last and which had finished. Only a task that was started and had not finished
 is blamed. What was fed ahead, and what had finished without its result having arrived, runs again without blame;
-where ``deaths=0`` forbids that, the finished task is lost.
+where ``deaths=0`` forbids that, the finished task is lost. Mercy has a bound: what has just finished each time that a
+worker dies may well be the reason (a result that crashes when it is collected, a thread left behind), and is blamed.
 
 A chunk of a map is a task to its worker, and many to the application: the one item that kills must be found, and the
 others must not suffer. A *careful* worker marks each item. A chunk whose worker dies runs again, carefully, and is
@@ -19,6 +20,10 @@ from .messages import Progress
 from .roster import KillReason, Worker
 
 __all__ = ["Judgement", "judge"]
+
+
+MERCY = 2
+"""Times that a task may have just finished when its worker dies, before that counts as a death of its own."""
 
 
 @dataclass(slots=True)
@@ -48,12 +53,15 @@ def judge(worker: Worker) -> Judgement:
             _blame(task, progress, judgement)
         elif index <= progress.finished and task.call.options.retry.at_most_once:
             judgement.ended.append(task)
+        elif index == progress.started and task.returned() > MERCY:
+            _blame_afterwards(task, judgement)
         else:
             judgement.innocent.append(task)
     return judgement
 
 
 def _blame(task: Task, progress: Progress, judgement: Judgement) -> None:
+    """Blame ``task`` for a death while it was executed."""
     task.deaths += 1
     if isinstance(task, Chunk) and task.items > 1 and not task.call.options.retry.at_most_once:
         if not task.careful:
@@ -64,6 +72,22 @@ def _blame(task: Task, progress: Progress, judgement: Judgement) -> None:
         judgement.innocent.extend(part for part in (before, behind) if part.items)
         killer.deaths = task.deaths
         task = killer
+    _pass_sentence(task, judgement)
+
+
+def _blame_afterwards(task: Task, judgement: Judgement) -> None:
+    """Blame ``task`` for a death when it had just finished; no mark tells which item of a chunk, so it is halved."""
+    if isinstance(task, Chunk) and task.items > 1:
+        for half in task.halves():
+            half.deaths = 1
+            half.returns = task.returns
+            judgement.suspects.append(half)
+    else:
+        task.deaths += 1
+        _pass_sentence(task, judgement)
+
+
+def _pass_sentence(task: Task, judgement: Judgement) -> None:
     if task.call.options.retry.allows_death(task.deaths):
         judgement.suspects.append(task)
     else:

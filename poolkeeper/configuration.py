@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterable
+from importlib.machinery import PathFinder
 from typing import Any
 
-from .errors import PayloadError
+from .errors import PayloadError, PoolkeeperError
+from .fields import memory_size
+from .limits import Limits
 from .payload import dumps_in_band
 from .policy import WorkerPolicy
 from .settings import Settings
@@ -37,6 +41,10 @@ def settings_for(
     """Return the settings of a keeper; raises as ``Keeper`` documents."""
     if start_method not in START_METHODS:
         raise ValueError(f"start_method={start_method!r} must be one of {', '.join(map(repr, START_METHODS))}")
+    if mp_context is not None and not hasattr(mp_context, "get_start_method"):
+        raise TypeError(f"mp_context={mp_context!r} must be a context, as multiprocessing.get_context() returns")
+    if not isinstance(worker, WorkerPolicy):
+        raise TypeError(f"worker={worker!r} must be a WorkerPolicy")
     if mp_context is not None and mp_context.get_start_method() in ("spawn", "loky") and start_method == "forkserver":
         start_method = "loky"
     workers = _workers(max_workers, start_method)
@@ -50,6 +58,7 @@ def settings_for(
         max_memory=worker.max_memory,
         inherit_output=inherit_output,
         queue_bytes=_queue_bytes(queue_memory),
+        limits=_limits(worker),
     )
 
 
@@ -99,14 +108,26 @@ def _preload(modules: Iterable[str]) -> tuple[str, ...]:
     for name in names:
         if not isinstance(name, str) or not name:
             raise TypeError(f"preload={list(names)!r} must be a list of module names")
-        top = name.partition(".")[0]
-        try:
-            found = importlib.util.find_spec(top) is not None
-        except ValueError:  # a module without a spec, such as __main__
-            found = True
-        if not found:
-            raise ModuleNotFoundError(f"preload={list(names)!r}: there is no module named {top!r}", name=top)
+        missing = _missing_module(name)
+        if missing is not None:
+            raise ModuleNotFoundError(f"preload={list(names)!r}: there is no module named {missing!r}", name=missing)
     return names
+
+
+def _missing_module(name: str) -> str | None:
+    """Return the first part of a dotted name that cannot be found, without importing any of them."""
+    path: Any = None
+    so_far = ""
+    for part in name.split("."):
+        so_far = f"{so_far}.{part}" if so_far else part
+        if so_far in sys.modules:
+            path = getattr(sys.modules[so_far], "__path__", None)
+            continue
+        spec = importlib.util.find_spec(part) if path is None and so_far == part else PathFinder.find_spec(so_far, path)
+        if spec is None:
+            return so_far
+        path = spec.submodule_search_locations
+    return None
 
 
 def _environment(workers: int, threads_per_worker: int | None, worker: WorkerPolicy) -> dict[str, str]:
@@ -126,6 +147,8 @@ def _initializer(function: Callable[..., object] | None, args: tuple[Any, ...]) 
         return None
     if not callable(function):
         raise TypeError(f"initializer={function!r} must be a callable")
+    if not isinstance(args, Iterable):
+        raise TypeError(f"initargs={args!r} must be a tuple of arguments")
     try:
         return dumps_in_band((function, tuple(args)))
     except PayloadError as error:
@@ -138,8 +161,23 @@ def _queue_bytes(given: int | str | None) -> int:
             return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
         except (ValueError, OSError):
             return 1 << 30
-    bound = WorkerPolicy(max_memory=given).max_memory
-    assert bound is not None
-    return bound
+    try:
+        return memory_size(given)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"queue_memory={given!r}: {error}") from None
+
+
+def _limits(worker: WorkerPolicy) -> Limits:
+    if worker.max_age is not None:
+        raise PoolkeeperError(f"WorkerPolicy(max_age={worker.max_age}) is not available yet; max_tasks and max_memory are")
+    return Limits(
+        hard_memory=worker.hard_memory,
+        cpu_seconds=worker.cpu_seconds,
+        open_files=worker.open_files,
+        nice=worker.nice,
+        affinity=worker.affinity,
+        cwd=worker.cwd,
+        umask=worker.umask,
+    )
 
 

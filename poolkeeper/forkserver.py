@@ -25,6 +25,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from .errors import ProtocolError
+from .limits import Limits
 from .link import Link, call_keeper
 from .messages import Kind, pack, unpack
 from .session import Session
@@ -274,6 +275,7 @@ def main(content: dict[str, Any]) -> None:
     for name in ("key", "initializer"):
         if plain[name] is not None:
             plain[name] = base64.b64decode(plain[name])
+    plain["limits"] = Limits(*plain["limits"])
     multiprocessing.current_process().authkey = base64.b64decode(content["authkey"])
     try:
         server = ForkServer(WorkerConfig(**plain), content["start_method"])

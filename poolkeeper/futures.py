@@ -206,6 +206,16 @@ class TaskFuture(Task, Future):  # type: ignore[type-arg]
                 self._exception.__cause__ = error.__cause__
                 self._result = None
 
+    def __repr__(self) -> str:
+        if self._state == FINISHED and type(self._result) is Unread:
+            self._read()
+        state = "running" if self.running() else self._state.replace("CANCELLED_AND_NOTIFIED", "CANCELLED").lower()
+        if self._state == FINISHED and self._exception is not None:
+            state += f" raised {type(self._exception).__name__}"
+        elif self._state == FINISHED:
+            state += f" returned {type(self._result).__name__}"
+        return f"<{type(self).__name__} of {self.call.name} at {id(self):#x} state={state}>"
+
     def set_running_or_notify_cancel(self) -> bool:
         raise InvalidStateError("the keeper alone moves this future")
 

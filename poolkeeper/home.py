@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import re
 import shutil
+import socket
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import HomeUnusable
+from .errors import AlreadyRunning, HomeUnusable
 
 __all__ = ["Home"]
 
@@ -25,12 +29,15 @@ class Home:
     ephemeral: bool
     socket: str
     key: bytes
+    lock: list[int]
+    """The descriptor of a named keeper's lock; empty for ephemeral ones, and when it is closed."""
 
     @classmethod
     def open(cls, name: str | None, run_id: str, base: str | os.PathLike[str] | None) -> Home:
         """Create the directory as needed, mode 0700, with a fresh key.
 
-        Raises HomeUnusable where it cannot be created or written to, ValueError for a name that is no file name.
+        Raises HomeUnusable where it cannot be created or written to, AlreadyRunning while another keeper of this name
+        and run lives, ValueError for a name that is no file name.
         """
         ephemeral = name is None
         try:
@@ -39,6 +46,7 @@ class Home:
                 path = Path(tempfile.mkdtemp(prefix="poolkeeper-", dir=parent))
             else:
                 path = _made(_base(base) / _checked("name", name) / _checked("run_id", run_id))
+            lock = [] if ephemeral else [_lock(path)]
             (path / "logs").mkdir(mode=0o700, exist_ok=True)
             key = os.urandom(32)
             _write_private(path / "authkey", key)
@@ -49,7 +57,7 @@ class Home:
                 f"the keeper cannot use {where} as its home: {error.strerror}; "
                 "pass home=... or set POOLKEEPER_HOME to a directory that it may write to",
             ) from error
-        return cls(path, ephemeral, _socket_path(path), key)
+        return cls(path, ephemeral, _socket_path(path), key, lock)
 
     @property
     def logs(self) -> Path:
@@ -68,6 +76,12 @@ class Home:
         for directory in self.temporary:
             shutil.rmtree(directory, ignore_errors=True)
         Path(self.socket).unlink(missing_ok=True)
+        self.close_lock()
+
+    def close_lock(self) -> None:
+        """Close the lock's descriptor; the lock is free once no process has it open."""
+        while self.lock:
+            os.close(self.lock.pop())
 
 
 def default_base() -> Path:
@@ -87,6 +101,29 @@ def _checked(what: str, name: str) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name in (".", ".."):
         raise ValueError(f"{what}={name!r} must be a non-empty string without '/' or NUL, for it names a directory")
     return name
+
+
+def _lock(home: Path) -> int:
+    """Take the lock of ``home`` and write down who holds it."""
+    fd = os.open(home / "keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(fd, 4096, 0).decode(errors="replace").strip() or "which has not said who it is"
+        os.close(fd)
+        raise AlreadyRunning(f"another keeper uses {home}: {holder}; end it, or use another name or run_id") from None
+    except OSError:
+        os.close(fd)
+        raise
+    about = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "cwd": os.getcwd(),
+        "since": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, json.dumps(about).encode(), 0)
+    return fd
 
 
 def _made(path: Path) -> Path:

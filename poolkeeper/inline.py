@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import time
 from pickle import PickleBuffer
 from typing import Any
 
 from . import task_context
+from .errors import PayloadError, TaskExited
 from .futures import TaskFuture
 from .payload import loads
 from .settings import Settings
@@ -63,7 +65,11 @@ class InlineRuntime:
 
     def submit(self, task: TaskFuture) -> None:
         """Run ``task`` to its end, retries included."""
-        function = loads(task.call.blob)
+        try:
+            function = loads(task.call.blob)
+        except PayloadError as error:
+            task.settle_exception(error)
+            return
         if task_context.wants_context(function):
             inner = function
 
@@ -71,14 +77,14 @@ class InlineRuntime:
                 return inner(task_context.context(), *args, **kwargs)
 
         while True:
-            if type(task.payload) is _Pickled:
-                args, kwargs = pickle.loads(task.payload.data, buffers=task.payload.buffers)
-            else:
-                args, kwargs = task.payload, {}
-            task_context.enter(_Surroundings(task))
+            before = task_context.enter(_Surroundings(task))
             began = time.monotonic()
             try:
+                args, kwargs = self._arguments(task.payload)
                 value = function(*args, **kwargs)
+            except SystemExit as error:
+                task.settle_exception(TaskExited(f"{task.call.name} ended with SystemExit({error.code!r})", error.code))
+                return
             except Exception as error:
                 delay = task.call.options.retry.delay_after_failure(task.attempts, time.monotonic() - began, error)
                 if delay is None:
@@ -91,7 +97,17 @@ class InlineRuntime:
                 return
             finally:
                 task.run_seconds = time.monotonic() - began
-                task_context.enter(None)
+                task.worker_pid = os.getpid()
+                task_context.enter(before)
+
+    @staticmethod
+    def _arguments(payload: Any) -> tuple[Any, Any]:
+        if type(payload) is not _Pickled:
+            return payload, {}
+        try:
+            return pickle.loads(payload.data, buffers=payload.buffers)  # type: ignore[no-any-return]
+        except Exception as error:
+            raise PayloadError(f"an argument cannot be unpickled: {error}") from error
 
     def cancel(self, task: TaskFuture) -> bool:
         """Tasks have ended before anybody holds their future."""

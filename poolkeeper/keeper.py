@@ -85,11 +85,12 @@ class KeeperRuntime:
         config = WorkerConfig(
             socket=home.socket,
             key=home.key,
-            crash_log=str(home.logs / "worker-{}.crash"),
-            log=None if settings.inherit_output else str(home.logs / "worker-{}.log"),
+            logs=str(home.logs),
+            inherit_output=settings.inherit_output,
             initializer=settings.initializer,
             max_memory=settings.max_memory,
             arena_directory=str(home.path),
+            limits=settings.limits,
         )
         core = self._core
         self._workforce = Workforce(settings, config, core, self._selector, self.stowage, home)
@@ -107,7 +108,13 @@ class KeeperRuntime:
             Nudge: self._workforce.nudge,
             Decide: self._ask_policy,
         }
-        self._workforce.open(self._board)
+        try:
+            self._workforce.open(self._board)
+        except OSError:
+            self._board.close()
+            self._selector.close()
+            self._close_wake_pair()
+            raise
         self._thread = threading.Thread(target=self._run, name="poolkeeper", daemon=True)
         self._thread.start()
 
@@ -184,8 +191,9 @@ class KeeperRuntime:
             self._carry_out()
             withdrawn = self._core.abandon()
             started = sum(worker.state is WorkerState.STARTING for worker in self._core.workers.values())
-            self._core.submit(withdrawn[:started])
-            del withdrawn[:started]
+            kept = [task for task in withdrawn if isinstance(task, TaskFuture)][:started]
+            self._core.submit(kept)
+            withdrawn = [task for task in withdrawn if task not in kept]
             for worker in self._core.workers.values():
                 withdrawn.extend(task for task in list(worker.inflight) if task is not None and self._core.cancel(task))
             for task in withdrawn:
@@ -416,19 +424,23 @@ class KeeperRuntime:
         self._home.remove()
         self._traffic.delivery.close()
         with self._lock:
-            os.close(self._wake_reader)
-            if self._wake_writer != self._wake_reader:
-                os.close(self._wake_writer)
-            self._wake_writer = self._wake_reader = -1
+            self._close_wake_pair()
             self._sleeping = True  # for good: whoever submits now calls wake, which refuses
             self._ended.set()
         self.wake()
+
+    def _close_wake_pair(self) -> None:
+        os.close(self._wake_reader)
+        if self._wake_writer != self._wake_reader:
+            os.close(self._wake_writer)
+        self._wake_writer = self._wake_reader = -1
 
     def abandon_in_child(self) -> None:
         """In a fork of the application: let go of everything that belongs to the parent's keeper."""
         self.refusal = f"this keeper belongs to process {os.getppid()}; make a new one in process {os.getpid()}"
         self._lock = threading.RLock()
         self._ended.set()
+        self._home.close_lock()
         for key in list(self._selector.get_map().values()) if self._selector.get_map() else ():
             with contextlib.suppress(OSError):
                 os.close(key.fd)

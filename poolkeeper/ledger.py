@@ -106,10 +106,10 @@ class Task:
     ``payload`` is a tuple (arguments that cannot change, as they are), bytes (pickled arguments) or an object of the
     I/O layer that becomes one of these when the task is fed. ``worker`` and ``index`` say where it was fed.
     ``attempts`` counts runs including the present one, ``deaths`` workers that died of it; ``history`` is there from
-    the first failure on.
+    the first failure on. ``returns`` is there from the first time on that its worker died when it had just finished.
     """
 
-    __slots__ = ("attempts", "call", "deaths", "history", "index", "key", "payload", "withdrawn", "worker")
+    __slots__ = ("attempts", "call", "deaths", "history", "index", "key", "payload", "returns", "withdrawn", "worker")
 
     items = 1
     careful = False
@@ -126,6 +126,11 @@ class Task:
         self.deaths = 0
         self.history: History | None = None
         self.withdrawn = False
+
+    def returned(self) -> int:
+        """Count that its worker has died when it had just finished; return how often that was."""
+        self.returns: int = getattr(self, "returns", 0) + 1
+        return self.returns
 
 
 class Gathers(Protocol):
@@ -164,6 +169,11 @@ class Chunk(Task):
     def split(self, at: int) -> tuple[Chunk, Chunk, Chunk]:
         """Return what lies before the item at position ``at`` of this chunk, that item, and what lies behind it."""
         return self._part(0, at), self._part(at, at + 1), self._part(at + 1, self.items)
+
+    def halves(self) -> tuple[Chunk, Chunk]:
+        """Return the two halves of this chunk."""
+        middle = self.items // 2
+        return self._part(0, middle), self._part(middle, self.items)
 
     def _part(self, start: int, stop: int) -> Chunk:
         return Chunk(self.segment, self.payload[start:stop], self.start + start)

@@ -183,12 +183,17 @@ def dumps_exception(error: BaseException, name: str) -> bytes:
         try:
             data = dumps_in_band((form, text))
             restored = pickle.loads(data)[0]
-            if type(restored) is type(error) and restored.args == error.args:
+            if type(restored) is type(error) and (form is not error or _alike(restored, error)):
                 return data
         except Exception:  # noqa: S112 - whatever a foreign __reduce__ raises, the next form is tried
             continue
     summary = f"{name} raised {type(error).__qualname__}, which cannot be pickled: {_summary(error)}"
     return pickle.dumps((RemoteError(summary), text), _PROTOCOL)
+
+
+def _alike(restored: BaseException, error: BaseException) -> bool:
+    """Whether an exception has kept its arguments; by their look, for few objects equal their copies."""
+    return len(restored.args) == len(error.args) and str(restored) == str(error)
 
 
 class _Rebuilt:

@@ -395,7 +395,7 @@ def _check_count(name: str, value: int | None) -> None:
     if value is not None and not isinstance(value, int):
         raise TypeError(f"{name} must be an integer or None, not {value!r}")
     if value is not None and value < 1:
-        raise ValueError(f"{name} must be None or >= 1, not {value}")
+        raise ValueError(f"{name} must be None or > 0, not {value}")
 
 
 _living: weakref.WeakSet[KeeperRuntime] = weakref.WeakSet()

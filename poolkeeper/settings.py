@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from .limits import Limits
+
 __all__ = ["Settings"]
 
 
@@ -23,3 +25,4 @@ class Settings(NamedTuple):
     max_memory: int | None
     inherit_output: bool
     queue_bytes: int
+    limits: Limits

@@ -111,9 +111,10 @@ def context() -> Context:
     return _current
 
 
-def enter(surroundings: Surroundings | None) -> None:
-    """Make ``surroundings`` what ``context()`` speaks of; None leaves the worker."""
-    _current._around = surroundings if surroundings is not None else _Nowhere()
+def enter(surroundings: Surroundings) -> Surroundings:
+    """Make ``surroundings`` what ``context()`` speaks of; return what it spoke of before."""
+    before, _current._around = _current._around, surroundings
+    return before
 
 
 def wants_context(function: Callable[..., Any]) -> bool:

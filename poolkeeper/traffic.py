@@ -229,8 +229,6 @@ class Traffic:
             self.tell(task, task.settle_cancelled())
             self.drop_payload(task)
         else:
-            job = task.segment.job if isinstance(task, Chunk) else task.job  # type: ignore[union-attr]
-            job.withdrawn = True
             self.fail_task(task, CancelledError())
 
     def drop_payload(self, task: Task) -> None:

@@ -25,6 +25,7 @@ from . import task_context
 from .arena import Arena, ArenaPool, ReleaseQueue
 from .errors import PayloadError, ProtocolError
 from .frames import Frame
+from .limits import Limits
 from .link import FDS_LIMIT, Link, call_keeper
 from .messages import Code, Kind, pack, unpack
 from .page import CANCEL, FINISHED, ITEM, MARKS, STARTED, STARTED_AT, WorkerPage
@@ -50,17 +51,18 @@ _PLAIN = frozenset({int, float, bool, complex, type(None)})
 class WorkerConfig(NamedTuple):
     """What every worker of a keeper is started with.
 
-    ``socket`` is the keeper's address and ``key`` the secret to prove; ``log`` is a format for the file that takes
-    the output, None to inherit; ``crash_log`` likewise for the interpreter's last words. ``max_memory`` is in bytes.
+    ``socket`` is the keeper's address and ``key`` the secret to prove; ``logs`` is the directory for the interpreter's
+    last words, and for all output unless ``inherit_output``. ``max_memory`` is in bytes.
     """
 
     socket: str
     key: bytes
-    crash_log: str
-    log: str | None = None
+    logs: str
+    inherit_output: bool = True
     initializer: bytes | None = None
     max_memory: int | None = None
     arena_directory: str | None = None
+    limits: Limits = Limits()
 
 
 class _Retired(Exception):
@@ -374,8 +376,10 @@ class _Worker:
                     words[FINISHED] = index
                     values.append(value)
                 else:
-                    self._hold(index, value)
-                    value = None
+                    encoded, code = self._encode(value)
+                    value = None  # what its destruction does is still the task's
+                    words[FINISHED] = index
+                    out.hold(index, encoded, code)
             except BaseException as error:  # the task's, whatever it is
                 self._hold_exception(index, error)
             index += 1
@@ -393,11 +397,6 @@ class _Worker:
             self.out.released.add(payload[0])
         self.page.words[FINISHED] = index
         self.out.hold(index, None, Code.SKIPPED)
-
-    def _hold(self, index: int, value: Any) -> None:
-        encoded, code = self._encode(value)
-        self.page.words[FINISHED] = index
-        self.out.hold(index, encoded, code)
 
     def _encode(self, value: Any) -> tuple[Any, int]:
         if is_plain(value):
@@ -444,6 +443,7 @@ class _Worker:
             codes, sent, beside = None, values, ()
         else:
             codes, sent, beside = self._encode_items(values, failed)
+            values.clear()  # what their destruction does is still the chunk's
         words[FINISHED] = index
         self.index = 0
         self.out.send((Kind.CHUNK_RESULT, index, codes, sent, time.monotonic() - began), beside)
@@ -547,12 +547,13 @@ def main(config: WorkerConfig, id: int, slot: int, page: int | str) -> None:
     for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if config.log is not None:
-        log = os.open(config.log.format(id), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    config.limits.apply()
+    if not config.inherit_output:
+        log = os.open(os.path.join(config.logs, f"worker-{id}.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)
-    crash_log = open(config.crash_log.format(id), "a")  # noqa: SIM115 - open for the process' life
+    crash_log = open(os.path.join(config.logs, f"worker-{id}.crash"), "a")  # noqa: SIM115 - open for the process' life
     faulthandler.enable(crash_log)
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()  # forked siblings would all draw the same numbers

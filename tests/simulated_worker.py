@@ -95,6 +95,7 @@ class Process:
         self.outbox: deque[tuple[Any, ...]] = deque()
         self.unanswered: list[Work] = []
         self.executing: list[Work] = []
+        self.just_finished: list[Work] = []
         self.current: Work | None = None
         self.expected: dict[int, float] = {}
         self.idle = False
@@ -180,7 +181,7 @@ class Process:
 
     def _finish(self, index: int) -> Generator[float | None]:
         self.page.finished = index
-        self.executing = []
+        self.just_finished, self.executing = self.executing, []
         if self.pool.happens("crash late"):
             self.pool.process_ends(self, -9)
             yield None

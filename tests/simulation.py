@@ -245,7 +245,7 @@ class Simulation:
             return
         self._tell(f"worker {process.worker.id} ends ({code})")
         process.ended = True
-        for work in process.executing:
+        for work in process.executing or process.just_finished:
             work.nearby += 1
             work.deaths += work is process.current
         self.after(self.latency(), lambda: self._hang_up(process))

@@ -100,6 +100,20 @@ def test_a_timeout_is_no_death(finished: int) -> None:
     assert [task.deaths for task in held] == [0, 0, 0]
 
 
+def test_what_has_just_finished_whenever_a_worker_dies_is_blamed_in_the_end() -> None:
+    (task,) = tasks(call(deaths=2), 1)
+    verdicts = [fates(judge(dead([task], Progress(1, 1, 0, 0.0)))) for _ in range(4)]
+    assert verdicts == [{"innocent": ["0"]}, {"innocent": ["0"]}, {"suspect": ["0"]}, {"ended": ["0"]}]
+    assert task.deaths == 2
+
+
+def test_what_finished_before_others_is_innocent_however_often() -> None:
+    first, _second = held = tasks(call(), 2)
+    for progress in (Progress(2, 1, 0, 0.0), Progress(2, 2, 0, 0.0)):
+        for _ in range(5):
+            assert first in judge(dead(held, progress)).innocent
+
+
 def test_a_worker_that_never_came_up_blames_nobody() -> None:
     assert fates(judge(Worker(1, 0))) == {}
 
@@ -136,6 +150,26 @@ def test_the_item_that_kills_is_found_and_ends_with_the_third_death() -> None:
         (chunk,) = judge(dead([chunk], Progress(1, 0, 2, 0.0))).suspects
     assert fates(judge(dead([chunk], Progress(1, 0, 0, 0.0)))) == {"ended": [[2]]}
     assert chunk.deaths == 3
+
+
+def test_an_item_that_kills_when_its_result_is_collected_is_found_by_halving() -> None:
+    guilty = 5
+    waiting: list[Task] = [chunk_of(8)]
+    settled: list[object] = []
+    ended: list[object] = []
+    deaths = 0
+    while waiting:
+        chunk = waiting.pop()
+        if guilty not in chunk.payload:
+            settled += chunk.payload
+            continue
+        deaths += 1
+        judgement = judge(dead([chunk], Progress(1, 1, 7, 0.0)))
+        waiting += judgement.innocent + judgement.suspects
+        ended += keys(judgement.ended)
+    assert ended == [[guilty]]
+    assert sorted(settled) == [0, 1, 2, 3, 4, 6, 7]  # type: ignore[type-var]
+    assert deaths == 2 + 3 + 2, "two are forgiven, three find the item, two more are its own"
 
 
 @pytest.mark.parametrize(("deaths", "fate"), [(1, "ended"), (2, "suspect")])
