@@ -1,10 +1,10 @@
 """Shared memory for large messages: one recycled file in memory per message.
 
 The sender copies the buffers of a message into an arena and passes the descriptor. The first time it does so with
-``pwrite``, which fails with an error where memory is short; when the arena is used again its pages are there, and a copy
-by way of a mapping takes less than half as long (measured: 6 ms against 16 for 64 MiB). The receiver maps it copy-on-write, so that what
-arrives is writable and nobody else sees the writes, and closes the descriptor. When the last view of the mapping is
-gone, it releases the arena by its number, and the sender writes the next message into the same, still present pages.
+``pwrite``, which fails with an error where memory is short. When the arena is used again its pages are there, and a
+copy by way of a mapping takes less than half as long (measured: 6 ms against 16 for 64 MiB). The receiver maps it
+copy-on-write, so that what arrives is writable and nobody else sees the writes, and closes the descriptor. When the
+last view of the mapping is gone, it releases the arena by its number, and the sender writes the next message there.
 
 Arenas have no names: they vanish with the last process that holds them.
 """
@@ -55,7 +55,7 @@ class Arena:
         """Copy each of ``buffers`` to its (offset, length); raises OSError where memory is short."""
         if self._map is not None:
             for (offset, length), buffer in zip(spans, buffers, strict=True):
-                self._map[offset : offset + length] = buffer  # type: ignore[assignment]
+                self._map[offset : offset + length] = buffer
             return
         for (offset, length), buffer in zip(spans, buffers, strict=True):
             written = 0
@@ -198,7 +198,7 @@ def map_arena(fd: int, size: int, id: int, released: Callable[[int], None]) -> m
     ``released`` may be called in any thread, at any moment; it must neither block nor lock. Where no more mappings
     are to be had, the content is copied and released at once.
     """
-    global _memory
+    global _memory  # noqa: PLW0603 - ctypes takes 10 ms to load, so it is loaded with the first large message
     if _memory is None:
         _memory = _Memory()
     memory = _memory
@@ -217,7 +217,9 @@ def map_arena(fd: int, size: int, id: int, released: Callable[[int], None]) -> m
     return memoryview(block).cast("B")
 
 
-def _unmap(munmap: Callable[[int, int], int], address: int, size: int, id: int, released: Callable[[int], None]) -> None:
+def _unmap(
+    munmap: Callable[[int, int], int], address: int, size: int, id: int, released: Callable[[int], None]
+) -> None:
     munmap(address, size)
     released(id)
 

@@ -169,7 +169,9 @@ def _queue_bytes(given: int | str | None) -> int:
 
 def _limits(worker: WorkerPolicy) -> Limits:
     if worker.max_age is not None:
-        raise PoolkeeperError(f"WorkerPolicy(max_age={worker.max_age}) is not available yet; max_tasks and max_memory are")
+        raise PoolkeeperError(
+            f"WorkerPolicy(max_age={worker.max_age}) is not available yet; max_tasks and max_memory are"
+        )
     return Limits(
         hard_memory=worker.hard_memory,
         cpu_seconds=worker.cpu_seconds,
@@ -179,5 +181,3 @@ def _limits(worker: WorkerPolicy) -> Limits:
         cwd=worker.cwd,
         umask=worker.umask,
     )
-
-

@@ -11,7 +11,7 @@ the critical section; where the application has handlers of its own, the main th
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]
 import signal
 import threading
 import time

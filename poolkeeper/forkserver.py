@@ -47,12 +47,18 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def launch(
-    config: WorkerConfig, *, preload: Iterable[str], start_method: str, environment: dict[str, str], inherit_output: bool, remove: Iterable[str] = ()
+    config: WorkerConfig,
+    *,
+    preload: Iterable[str],
+    start_method: str,
+    environment: dict[str, str],
+    inherit_output: bool,
+    remove: Iterable[str] = (),
 ) -> Launched:
     """Start a fork server; it will call the keeper at ``config.socket``.
 
-    ``environment`` is set before the preload. ``inherit_output`` leaves it the caller's stdout and stderr. ``remove`` are
-    directories that it removes when it ends.
+    ``environment`` is set before the preload. ``inherit_output`` leaves it the caller's stdout and stderr.
+    ``remove`` are directories that it removes when it ends.
     """
     plain = config._asdict()
     for name in ("key", "initializer"):
@@ -67,7 +73,8 @@ def launch(
         # for managers and listeners of the application that tasks connect to; standard input is private
         "authkey": base64.b64encode(multiprocessing.current_process().authkey).decode(),
     }
-    flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
+    # as multiprocessing does
+    flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
     output = None if inherit_output else subprocess.DEVNULL
     process = subprocess.Popen(
         [sys.executable, *flags, "-c", _BOOTSTRAP],
@@ -85,7 +92,7 @@ def launch(
 
 
 class Launched:
-    """The keeper's handle on its fork server. ``watch_fd`` becomes readable when it ends, None where that cannot be had."""
+    """The keeper's handle on its fork server; ``watch_fd`` becomes readable when it ends, None where there is none."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
@@ -137,11 +144,15 @@ class ForkServer:
             try:
                 importlib.import_module(name)
             except BaseException:
-                self._send((Kind.NOTICE, f"preload of {name!r} failed; workers import it themselves\n{traceback.format_exc()}"))
+                self._send(
+                    (Kind.NOTICE, f"preload of {name!r} failed; workers import it themselves\n{traceback.format_exc()}")
+                )
             after = _threads()
             if after > before and after > 1 and self._start_method == "forkserver":
                 self._start_method = "loky"
-                text = f"preload of {name!r} leaves {after - before} threads running: workers start by fork+exec instead"
+                text = (
+                    f"preload of {name!r} leaves {after - before} threads running: workers start by fork+exec instead"
+                )
                 self._send((Kind.NOTICE, text))
 
     def run(self) -> None:
@@ -203,7 +214,7 @@ class ForkServer:
             return
         assert process.pid is not None
         # multiprocessing would look after all its children at every start, and take their exit statuses from us.
-        multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
+        multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]  # noqa: SLF001
         if self._start_method != "loky":
             os.close(page)
             page = -1

@@ -82,7 +82,7 @@ class TaskFuture(Task, Future):  # type: ignore[type-arg]
         self._keeper = keeper
 
     @property
-    def _condition(self) -> threading.Condition:
+    def _condition(self) -> threading.Condition:  # type: ignore[override]  # made when somebody waits
         condition = self._cond
         if condition is None:
             with creation:
@@ -98,6 +98,15 @@ class TaskFuture(Task, Future):  # type: ignore[type-arg]
     def settle(self, value: Any) -> bool:
         """Record the outcome; return whether there are callbacks to be run (``run_callbacks``)."""
         return self._conclude(FINISHED, value, None)
+
+    def settle_unobserved(self, value: Any) -> bool:
+        """Record the outcome, ``creation`` being held, unless somebody waits; return whether that was possible."""
+        if self._cond is not None:
+            return False
+        if self._state == PENDING:
+            self._result = value
+            self._state = FINISHED
+        return True
 
     def settle_exception(self, error: BaseException) -> bool:
         """Record that the task has failed; as ``settle``."""
@@ -217,12 +226,15 @@ class TaskFuture(Task, Future):  # type: ignore[type-arg]
         return f"<{type(self).__name__} of {self.call.name} at {id(self):#x} state={state}>"
 
     def set_running_or_notify_cancel(self) -> bool:
+        """Not for applications; raises InvalidStateError."""
         raise InvalidStateError("the keeper alone moves this future")
 
     def set_result(self, result: Any) -> None:
+        """As ``set_running_or_notify_cancel``."""
         raise InvalidStateError("the keeper alone settles this future")
 
     def set_exception(self, exception: BaseException | None) -> None:
+        """As ``set_running_or_notify_cancel``."""
         raise InvalidStateError("the keeper alone settles this future")
 
 
@@ -231,9 +243,6 @@ def settle_quietly(futures: list[TaskFuture], values: Sequence[Any]) -> list[tup
     observed: list[tuple[TaskFuture, Any]] = []
     with creation:
         for future, value in zip(futures, values, strict=True):
-            if future._cond is not None:
+            if not future.settle_unobserved(value):
                 observed.append((future, value))
-            elif future._state == PENDING:
-                future._result = value
-                future._state = FINISHED
     return observed

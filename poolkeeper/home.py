@@ -142,4 +142,4 @@ def _socket_path(home: Path) -> str:
     if len(os.fsencode(path)) <= SOCKET_PATH_LIMIT:
         Path(path).unlink(missing_ok=True)
         return path
-    return os.path.join(tempfile.mkdtemp(prefix="pk-", dir="/tmp"), "keeper.sock")  # noqa: S108 - mkdtemp is private
+    return os.path.join(tempfile.mkdtemp(prefix="pk-", dir="/tmp"), "keeper.sock")

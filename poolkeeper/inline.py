@@ -80,7 +80,7 @@ class InlineRuntime:
             before = task_context.enter(_Surroundings(task))
             began = time.monotonic()
             try:
-                args, kwargs = self._arguments(task.payload)
+                args, kwargs = self._arguments(task)
                 value = function(*args, **kwargs)
             except SystemExit as error:
                 task.settle_exception(TaskExited(f"{task.call.name} ended with SystemExit({error.code!r})", error.code))
@@ -101,13 +101,14 @@ class InlineRuntime:
                 task_context.enter(before)
 
     @staticmethod
-    def _arguments(payload: Any) -> tuple[Any, Any]:
+    def _arguments(task: TaskFuture) -> tuple[Any, Any]:
+        payload = task.payload
         if type(payload) is not _Pickled:
             return payload, {}
         try:
             return pickle.loads(payload.data, buffers=payload.buffers)  # type: ignore[no-any-return]
         except Exception as error:
-            raise PayloadError(f"an argument cannot be unpickled: {error}") from error
+            raise PayloadError(f"an argument of {task.call.name} cannot be unpickled: {error}") from error
 
     def cancel(self, task: TaskFuture) -> bool:
         """Tasks have ended before anybody holds their future."""

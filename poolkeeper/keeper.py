@@ -448,7 +448,7 @@ class KeeperRuntime:
             os.close(self._wake_writer)
         self._wake_writer = self._wake_reader = -1
         with contextlib.suppress(OSError):
-            os.close(self._selector.fileno())  # type: ignore[attr-defined]
+            os.close(self._selector.fileno())
 
 
 def _raise(error: Exception) -> None:
@@ -463,4 +463,3 @@ def _wake_pair() -> tuple[int, int]:
     os.set_blocking(reader, False)
     os.set_blocking(writer, False)
     return reader, writer
-

@@ -73,13 +73,16 @@ class Link:
         return self.reader.receive(bytes(self._view[:size])), size > 0
 
     def take_fds(self, frame: Frame) -> list[int]:
-        """Return the descriptors that came beside ``frame``; the caller closes them. Raises ProtocolError if they did not."""
+        """Return the descriptors beside ``frame``, to be closed by the caller; raises ProtocolError if they are missing."""
         if frame.fds > len(self._fds):
             raise ProtocolError(f"a frame announces {frame.fds} descriptors, {len(self._fds)} came")
         return [self._fds.popleft() for _ in range(frame.fds)]
 
     def send(self, frame: bytes, fds: tuple[int, ...] = ()) -> bool:
-        """Send a frame, or queue what the socket does not take; return whether all is sent. Raises OSError if the peer is gone."""
+        """Send a frame, or queue what the socket does not take; return whether all is sent.
+
+        Raises OSError if the peer is gone.
+        """
         if not self._unsent and not fds:
             try:
                 sent = self.socket.send(frame)
@@ -98,10 +101,7 @@ class Link:
         while unsent:
             data, fds = unsent[0]
             try:
-                if fds:
-                    sent = socket.send_fds(self.socket, [data], list(fds))
-                else:
-                    sent = self.socket.send(data)
+                sent = socket.send_fds(self.socket, [data], list(fds)) if fds else self.socket.send(data)
             except BlockingIOError:
                 return False
             if sent == len(data):

@@ -39,7 +39,9 @@ class _Piece:
 
     __slots__ = ("codes", "count", "error", "values")
 
-    def __init__(self, count: int, codes: Sequence[int] | None, values: Any, error: BaseException | None = None) -> None:
+    def __init__(
+        self, count: int, codes: Sequence[int] | None, values: Any, error: BaseException | None = None
+    ) -> None:
         self.count = count
         self.codes = codes
         self.values = values
@@ -51,15 +53,17 @@ class _Piece:
             return [], self.error
         if self.codes is None:
             return self.values, None
+        if isinstance(self.values, list):
+            return self._read_each(name, self.codes)
         try:
-            if self.codes[0] == Code.ARENA:
-                return loads_view(self.values), None
-            if not isinstance(self.values, list):
-                return loads(self.values), None
+            results = loads_view(self.values) if self.codes[0] == Code.ARENA else loads(self.values)
         except PayloadError as error:
             return [], PayloadError(f"the results of {name} {error}")
+        return results, None
+
+    def _read_each(self, name: str, codes: Sequence[int]) -> tuple[list[Any], BaseException | None]:
         results: list[Any] = []
-        for code, value in zip(self.codes, self.values, strict=True):
+        for code, value in zip(codes, self.values, strict=True):
             if code == Code.EXCEPTION:
                 return results, loads_exception(value)
             try:
@@ -105,7 +109,7 @@ class MapJob:
         self._pieces[start] = piece
         if not self._ordered:
             self._arrived.append(start)
-        return self._awaited == start or self._awaited == -1
+        return self._awaited in (start, -1)
 
     def announce(self) -> None:
         """Wake the consumer."""

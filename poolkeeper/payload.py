@@ -19,7 +19,20 @@ from typing import Any
 from .arena import ARENA_THRESHOLD, Arena, ArenaPool, map_arena
 from .errors import PayloadError, RemoteError, RemoteTraceback, TaskExited
 
-__all__ = ["SCALARS", "Large", "dumps", "dumps_arguments", "dumps_in_band", "to_arena", "dumps_exception", "is_plain", "loads", "loads_exception", "loads_large", "pickle_callable"]
+__all__ = [
+    "SCALARS",
+    "Large",
+    "dumps",
+    "dumps_arguments",
+    "dumps_exception",
+    "dumps_in_band",
+    "is_plain",
+    "loads",
+    "loads_exception",
+    "loads_large",
+    "pickle_callable",
+    "to_arena",
+]
 
 SCALARS = frozenset({int, float, bool, complex, type(None)})
 _TEXT_LIMIT = 4096
@@ -178,7 +191,10 @@ def dumps_exception(error: BaseException, name: str) -> bytes:
     """
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     if not isinstance(error, Exception):
-        error = TaskExited(f"{name} ended with {type(error).__name__}({', '.join(map(repr, error.args))})", getattr(error, "code", None))
+        error = TaskExited(
+            f"{name} ended with {type(error).__name__}({', '.join(map(repr, error.args))})",
+            getattr(error, "code", None),
+        )
     for form in (error, _Rebuilt(error)):
         try:
             data = dumps_in_band((form, text))

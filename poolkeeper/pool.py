@@ -416,6 +416,6 @@ def _forget_all() -> None:
 
 
 # Before threads are joined, as concurrent.futures does: atexit proper would come too late to start any.
-threading._register_atexit(_finish_all)  # type: ignore[attr-defined]
+threading._register_atexit(_finish_all)  # type: ignore[attr-defined]  # noqa: SLF001
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_all)

@@ -34,10 +34,13 @@ class Postmortem:
             return WorkerStartFailed(f"{what} cannot run, for no worker can be started: {verdict.detail}")
         if verdict.failure is Failure.TIMEOUT:
             return TaskTimeout(f"{what} ran longer than its timeout of {task.call.options.timeout} s and was killed")
-        assert isinstance(task, Task) and verdict.worker is not None
+        assert isinstance(task, Task)
+        assert verdict.worker is not None
         report = self.report(verdict.worker.id, verdict.worker.pid or 0, verdict.worker.exit)
         if verdict.failure is Failure.LOST:
-            text = f"{what} may have run when its worker died, and deaths=0 forbids to run it again: {report.describe()}"
+            text = (
+                f"{what} may have run when its worker died, and deaths=0 forbids to run it again: {report.describe()}"
+            )
             return WorkerLost(text, report, max(task.deaths, 1))
         plural = "s" if task.deaths != 1 else ""
         text = f"{what} has ended {task.deaths} worker{plural} and is not run again: {report.describe()}"

@@ -61,6 +61,11 @@ class Context:
     def __init__(self, surroundings: Surroundings | None = None) -> None:
         self._around: Surroundings = surroundings if surroundings is not None else _Nowhere()
 
+    def enter(self, surroundings: Surroundings) -> Surroundings:
+        """For poolkeeper alone: speak of ``surroundings`` from now on; return of which before."""
+        before, self._around = self._around, surroundings
+        return before
+
     @property
     def name(self) -> str:
         """The name of the callable that runs."""
@@ -113,14 +118,15 @@ def context() -> Context:
 
 def enter(surroundings: Surroundings) -> Surroundings:
     """Make ``surroundings`` what ``context()`` speaks of; return what it spoke of before."""
-    before, _current._around = _current._around, surroundings
-    return before
+    return _current.enter(surroundings)
 
 
 def wants_context(function: Callable[..., Any]) -> bool:
     """Whether the first parameter of ``function`` is annotated ``Context``."""
     annotations = getattr(function, "__annotations__", None)
-    if not annotations or not any(note is Context or note in ("Context", "poolkeeper.Context") for note in annotations.values()):
+    if not annotations or not any(
+        note is Context or note in ("Context", "poolkeeper.Context") for note in annotations.values()
+    ):
         return False
     import inspect  # slow to import, rarely needed
 

@@ -13,7 +13,6 @@ from .delivery import Delivery
 from .futures import TaskFuture, Unread, settle_quietly
 from .ledger import Chunk, Segment, Task
 from .link import FDS_LIMIT
-from .logs import emit
 from .messages import Code, Kind
 from .payload import Large, map_large
 from .postmortem import Postmortem
@@ -83,7 +82,7 @@ class Traffic:
             attempt = first.attempts + first.deaths
             if first.key is not None or attempt > 1:
                 infos = [(first.key, attempt)]
-        elif any([task.key is not None for task in tasks]):
+        elif any([task.key is not None for task in tasks]):  # noqa: C419 - half as long as a generator
             infos = [(task.key, 1) for task in tasks]
         if _LIGHT.issuperset(map(type, payloads)):
             self._board.post(peer, (Kind.TASKS, command.first, call.id, payloads, infos))
@@ -131,10 +130,7 @@ class Traffic:
         if kind == Kind.RESULTS:
             _, first, codes, values, seconds = message
             if codes is not None and Code.ARENA in codes:
-                released = partial(self._released, peer)
-                for position, code in enumerate(codes):
-                    if code == Code.ARENA:
-                        values[position] = map_large(values[position], fds.pop(0), released)
+                self._map_results(peer, codes, values, fds)
             self._core.results(worker, first, codes, values, seconds)
         elif kind == Kind.CHUNK_RESULT:
             _, index, codes, values, seconds = message
@@ -143,14 +139,14 @@ class Traffic:
             self._core.chunk_result(worker, index, codes, values, seconds)
         elif kind == Kind.RELEASE:
             self._workforce.release(peer, message[1])
-        elif kind == Kind.STARTED:
-            self._core.hello(worker)
-        elif kind == Kind.START_FAILED:
-            emit("ERROR", f"worker {worker.id} could not start: {message[1]}", worker=worker.id)
-            self._core.start_failed(worker, message[1])
-        elif kind == Kind.RECYCLE:
-            emit("INFO", f"worker {worker.id} is replaced: {message[1]}", worker=worker.id)
-            self._core.recycle(worker)
+        else:
+            self._workforce.hear_worker(peer, message)
+
+    def _map_results(self, peer: WorkerPeer, codes: list[int], values: list[Any], fds: list[int]) -> None:
+        released = partial(self._released, peer)
+        for position, code in enumerate(codes):
+            if code == Code.ARENA:
+                values[position] = map_large(values[position], fds.pop(0), released)
 
     def _released(self, peer: WorkerPeer, id: int) -> None:
         """Called by finalizers, in any thread: the application has dropped a result that lies in a worker's arena."""

@@ -299,25 +299,28 @@ class _Worker:
                     os.close(fd)
                 continue
             for message in unpack(frame.body):
-                kind = message[0]
-                if kind == Kind.TASKS:
-                    self._run_tasks(message[1], self.calls[message[2]], message[3], message[4], fds)
-                elif kind == Kind.CHUNK:
-                    self._run_chunk(message, fds)
-                elif kind == Kind.DEFINE:
-                    _, id, name, blob, path = message
-                    self.calls[id] = _Call(name, blob)
-                    if path is not None:
-                        sys.path[:] = path
-                elif kind == Kind.RELEASE:
-                    for arena in message[1]:
-                        out.arenas.released(arena)
-                elif kind == Kind.RETIRE:
-                    out.flush()
-                    raise _Retired
+                self._handle(message, fds)
         out.flush()
         if self.config.max_memory is not None:
             self._check_memory(self.config.max_memory)
+
+    def _handle(self, message: tuple[Any, ...], fds: list[int]) -> None:
+        kind = message[0]
+        if kind == Kind.TASKS:
+            self._run_tasks(message[1], self.calls[message[2]], message[3], message[4], fds)
+        elif kind == Kind.CHUNK:
+            self._run_chunk(message, fds)
+        elif kind == Kind.DEFINE:
+            _, id, name, blob, path = message
+            self.calls[id] = _Call(name, blob)
+            if path is not None:
+                sys.path[:] = path
+        elif kind == Kind.RELEASE:
+            for arena in message[1]:
+                self.out.arenas.released(arena)
+        elif kind == Kind.RETIRE:
+            self.out.flush()
+            raise _Retired
 
     def _load_function(self, call: _Call) -> Callable[..., Any]:
         """Return the callable; what it takes to import it the first time does not count against a task's timeout."""
@@ -337,7 +340,9 @@ class _Worker:
             args, kwargs = loads(payload)
         return args, kwargs
 
-    def _run_tasks(self, first: int, call: _Call, payloads: list[Any], infos: Any, fds: list[int]) -> None:
+    def _run_tasks(  # noqa: C901 - the hot loop; a call less per task is worth the length
+        self, first: int, call: _Call, payloads: list[Any], infos: Any, fds: list[int]
+    ) -> None:
         out, words, times, marks = self.out, self.page.words, self.page.times, self.page.marks
         values = out.values
         clock = time.monotonic
@@ -440,7 +445,8 @@ class _Worker:
         failed: dict[int, bytes] = {}
         self._run_items(call, arguments, len(items), starred, careful, values, failed)
         if not failed and _PLAIN.issuperset(map(type, values)):
-            codes, sent, beside = None, values, ()
+            codes, sent = None, values
+            beside: tuple[int, ...] = ()
         else:
             codes, sent, beside = self._encode_items(values, failed)
             values.clear()  # what their destruction does is still the chunk's
@@ -549,7 +555,9 @@ def main(config: WorkerConfig, id: int, slot: int, page: int | str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     config.limits.apply()
     if not config.inherit_output:
-        log = os.open(os.path.join(config.logs, f"worker-{id}.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        log = os.open(
+            os.path.join(config.logs, f"worker-{id}.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+        )
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)

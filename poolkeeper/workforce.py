@@ -54,6 +54,7 @@ class WorkerPeer(Peer):
         self.killed = False
 
     def releases(self) -> list[int]:
+        """Return the numbers of the worker's arenas that the application has no view of any more."""
         return self.released.take() if self.released else []
 
     def executing(self) -> Task | None:
@@ -72,7 +73,13 @@ class Workforce:
     """Owns the processes of one keeper and tells the core what becomes of them; runs under the keeper's lock."""
 
     def __init__(
-        self, settings: Settings, config: WorkerConfig, core: Core, selector: selectors.BaseSelector, stowage: Stowage, home: Home
+        self,
+        settings: Settings,
+        config: WorkerConfig,
+        core: Core,
+        selector: selectors.BaseSelector,
+        stowage: Stowage,
+        home: Home,
     ) -> None:
         self._settings = settings
         self._config = config
@@ -208,6 +215,18 @@ class Workforce:
                 self._core.died(unreported, time.monotonic(), exit)
             elif peer is not None:
                 self._gone(peer, exit)
+
+    def hear_worker(self, peer: WorkerPeer, message: tuple[Any, ...]) -> None:
+        """A worker has said how it fares."""
+        worker, kind = peer.worker, message[0]
+        if kind == Kind.STARTED:
+            self._core.hello(worker)
+        elif kind == Kind.START_FAILED:
+            emit("ERROR", f"worker {worker.id} could not start: {message[1]}", worker=worker.id)
+            self._core.start_failed(worker, message[1])
+        elif kind == Kind.RECYCLE:
+            emit("INFO", f"worker {worker.id} is replaced: {message[1]}", worker=worker.id)
+            self._core.recycle(worker)
 
     def release(self, peer: WorkerPeer, arenas: list[int]) -> None:
         """A worker has no view of these arenas any more."""

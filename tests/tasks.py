@@ -379,9 +379,7 @@ def limits() -> dict[str, object]:
     mask = os.umask(0)
     os.umask(mask)
     return {
-        "hard_memory": any(
-            resource.getrlimit(kind)[1] == 2**30 for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)
-        ),
+        "hard_memory": any(resource.getrlimit(kind)[1] == 2**30 for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)),
         "cpu_seconds": resource.getrlimit(resource.RLIMIT_CPU)[0] != resource.RLIM_INFINITY,
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 100,
         "nice": os.nice(0) == 5,

@@ -7,7 +7,7 @@ import pickle
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from zlib import crc32
 
@@ -164,30 +164,16 @@ def test_one_who_knows_the_key_and_nothing_else_is_refused(keeper: Keeper, intro
         call_keeper(str(keeper.home / "keeper.sock"), key, Session(), {**introduction, "pid": 1}, PATIENCE)
 
 
-def test_half_a_handshake_holds_nobody_up(keeper: Keeper) -> None:
+@pytest.mark.parametrize("number", [50, 400])
+def test_a_crowd_with_half_a_handshake_each_keeps_no_worker_out(tmp_path: Path, number: int) -> None:
     hello = encode(FrameKind.HELLO, b'{"role": "worker"}')
-    waiting = [connect(keeper) for _ in range(50)]
-    try:
-        for number, sock in enumerate(waiting):
-            sock.sendall(hello[: number % len(hello)])
+    with Keeper(2, home=tmp_path, preload=["tests.tasks"]) as keeper, ExitStack() as waiting:
+        for position in range(number):
+            sock = waiting.enter_context(connect(keeper))
+            sock.sendall(hello[: position % len(hello)])
         assert list(keeper.map(tasks.square, range(1000), timeout=PATIENCE)) == [n * n for n in range(1000)]
-        assert keeper.submit(tasks.die).exception(PATIENCE) is not None  # and workers can still connect
-    finally:
-        for sock in waiting:
-            sock.close()
-
-
-def test_a_crowd_of_strangers_does_not_keep_workers_out(keeper: Keeper) -> None:
-    waiting = []
-    try:
-        for _ in range(400):
-            sock = connect(keeper)
-            waiting.append(sock)
         assert keeper.submit(tasks.die).exception(PATIENCE) is not None
         assert keeper.submit(tasks.square, 3).result(PATIENCE) == 9
-    finally:
-        for sock in waiting:
-            sock.close()
 
 
 def test_slow_bytes_are_no_reason_to_wait(keeper: Keeper) -> None:

@@ -58,13 +58,12 @@ def test_thousands_of_tasks_while_a_worker_is_killed_every_30_ms() -> None:
 
 
 def test_short_tasks_by_the_thousand_while_workers_are_killed() -> None:
-    with Keeper(2, preload=["tests.tasks"]) as keeper:
-        with killer(keeper, (0.02, 0.05)) as killed:
-            for _ in itertools.count():
-                futures = [keeper.submit(tasks.square, number) for number in range(4000)]
-                assert [future.result(PATIENCE) for future in futures] == [number**2 for number in range(4000)]
-                if len(killed) >= 15:
-                    break
+    with Keeper(2, preload=["tests.tasks"]) as keeper, killer(keeper, (0.02, 0.05)) as killed:
+        for _ in itertools.count():
+            futures = [keeper.submit(tasks.square, number) for number in range(4000)]
+            assert [future.result(PATIENCE) for future in futures] == [number**2 for number in range(4000)]
+            if len(killed) >= 15:
+                break
 
 
 def test_maps_while_workers_are_killed() -> None:

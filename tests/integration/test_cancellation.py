@@ -55,7 +55,6 @@ def test_tasks_fed_ahead_to_a_worker_stay_cancellable(keeper: Keeper, tmp_path: 
     assert all(future.cancelled() for future in behind[::2])
 
 
-
 def test_a_running_task_is_not_cancelled_by_default(keeper: Keeper, tmp_path: Path) -> None:
     future = keeper.submit(tasks.hold, tmp_path, "done")
     started(tmp_path)
@@ -95,7 +94,6 @@ def test_killing_a_task_takes_its_children_along(keeper: Keeper, tmp_path: Path)
     assert psutil.pid_exists(child)
     assert future.cancel()
     wait_until(lambda: not is_running(child), "the child of the killed task to end")
-
 
 
 def test_killing_one_task_costs_its_neighbours_nothing(keeper: Keeper, tmp_path: Path) -> None:

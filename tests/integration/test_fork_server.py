@@ -151,4 +151,6 @@ def test_what_a_dead_worker_leaves_behind_is_ended_and_reaped(tmp_path: Path) ->
         for pid in tasks.notes(tmp_path, "orphans"):
             wait_until(lambda pid=pid: not is_running(pid), "an orphan to end")  # type: ignore[misc]
         zombie = psutil.STATUS_ZOMBIE
-        wait_until(lambda: not [child for child in server.children() if child.status() == zombie], "zombies to be reaped")
+        wait_until(
+            lambda: not [child for child in server.children() if child.status() == zombie], "zombies to be reaped"
+        )

@@ -14,12 +14,12 @@ PACKAGE = Path(poolkeeper.__file__).parent
 
 # Top to bottom. A module imports only from the rows above its own, and from what stands before it in its row.
 LAYERS = {
-    "words": "errors model messages",
+    "words": "errors losses model messages",
     "pure": "fields ratelimit strategies policy lifecycle ledger backlog roster commands timers dispatch blame "
     "core frames session",
-    "io": "logs home page arena payload spool link postmortem",
-    "runtime": "cancellation interrupts task_context worker forkserver delivery retrying switchboard futures calls "
-    "keeper configuration inline",
+    "io": "limits logs home page arena payload spool link postmortem",
+    "runtime": "settings cancellation interrupts task_context worker forkserver delivery retrying switchboard futures "
+    "calls workforce traffic driving keeper configuration inline",
     "faces": "status mapping feed batch fleet loading runner progress summary pool display cli __main__",
 }
 ORDER = [module for modules in LAYERS.values() for module in modules.split()]

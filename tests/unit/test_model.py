@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from poolkeeper.errors import TaskQuarantined, TaskTimeout, WorkerLost
+from poolkeeper.errors import TaskTimeout
+from poolkeeper.losses import TaskQuarantined, WorkerLost
 from poolkeeper.model import BatchResult, RunResult, RunStatistics, StepResult, TaskResult, TaskStatus
 
 
