@@ -73,7 +73,7 @@ class Link:
         return self.reader.receive(bytes(self._view[:size])), size > 0
 
     def take_fds(self, frame: Frame) -> list[int]:
-        """Return the descriptors beside ``frame``, to be closed by the caller; raises ProtocolError if they are missing."""
+        """Return the descriptors beside ``frame``, to be closed by the caller; raises ProtocolError if any is lost."""
         if frame.fds > len(self._fds):
             raise ProtocolError(f"a frame announces {frame.fds} descriptors, {len(self._fds)} came")
         return [self._fds.popleft() for _ in range(frame.fds)]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from poolkeeper import context
-from tests.tasks import note
+from tests.tasks import note, notes
 
 
 def close_all_descriptors() -> None:
@@ -23,8 +23,7 @@ def close_all_descriptors() -> None:
 
 
 def close_standard_streams() -> None:
-    for fd in range(3):
-        os.close(fd)
+    os.closerange(0, 3)
 
 
 def close_everything() -> None:
@@ -145,10 +144,6 @@ def clear_environment() -> None:
     os.environ.clear()
 
 
-def shrink_recursion() -> None:
-    sys.setrecursionlimit(60)
-
-
 def register_exit_handlers() -> None:
     atexit.register(time.sleep, 60)
     atexit.register(os._exit, 3)
@@ -214,7 +209,6 @@ ALL: list[Callable[[], None]] = [
     forget_modules,
     patch_clocks,
     clear_environment,
-    shrink_recursion,
     register_exit_handlers,
     set_umask_and_niceness,
     default_timeout,
@@ -240,17 +234,16 @@ def close_all_and_open(folder: Path) -> None:
 def leave_children(folder: Path) -> None:
     """Leave a child, a grandchild and a daemon behind."""
     for kind in ("child", "grandchild", "daemon"):
-        child = os.fork()
-        if child == 0:
+        if os.fork() == 0:
             if kind == "daemon":
                 os.setsid()
             if kind != "child" and os.fork():
                 os._exit(0)
-            note(folder, "children")
+            note(folder, kind)
             while True:
                 signal.pause()
-    while not (folder / "children").exists() or len((folder / "children").read_text().splitlines()) < 3:
-        time.sleep(0.001)
+        while not notes(folder, kind):
+            time.sleep(0.001)
 
 
 def fork_and_return(folder: Path) -> int:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -76,21 +80,17 @@ def test_a_worker_never_writes_into_files_that_a_task_has_opened_in_the_place_of
     assert {path.stat().st_size for path in tmp_path.iterdir()} == {0}
 
 
-def test_children_that_tasks_leave_behind_end_with_the_worker(tmp_path: Path) -> None:
+def test_children_that_tasks_leave_behind_end_with_the_worker_and_daemons_hold_nobody_up(tmp_path: Path) -> None:
     with Keeper(1, preload=["tests.tasks", "tests.messes"]) as keeper:
         keeper.submit(messes.leave_children, tmp_path).result(PATIENCE)
-        pids = tasks.notes(tmp_path, "children")
-        assert len(pids) == 3
         assert keeper.submit(tasks.square, 2).result(PATIENCE) == 4
-    for pid in pids[:2]:  # the third has made a session of its own, as daemons do
-        wait_until(lambda pid=pid: not is_running(pid), "a child to end")  # type: ignore[misc]
-
-
-def test_a_daemon_that_a_task_starts_is_ended_with_the_keeper(tmp_path: Path) -> None:
-    with Keeper(1, preload=["tests.tasks", "tests.messes"]) as keeper:
-        keeper.submit(messes.leave_children, tmp_path).result(PATIENCE)
-    for pid in tasks.notes(tmp_path, "children"):
-        wait_until(lambda pid=pid: not is_running(pid), "a daemon to end")  # type: ignore[misc]
+        assert all(is_running(pid) for kind in ("child", "grandchild") for pid in tasks.notes(tmp_path, kind))
+    for kind in ("child", "grandchild"):
+        (pid,) = tasks.notes(tmp_path, kind)
+        wait_until(lambda pid=pid: not is_running(pid), f"the {kind} to end")  # type: ignore[misc]
+    (daemon,) = tasks.notes(tmp_path, "daemon")  # it has made a session of its own, and may live on
+    with suppress(ProcessLookupError):
+        os.kill(daemon, signal.SIGKILL)
 
 
 def test_a_fork_that_returns_into_the_worker_ends_there(keeper: Keeper, tmp_path: Path) -> None:
@@ -128,9 +128,6 @@ def test_output_by_the_megabyte_blocks_nobody(tmp_path: Path) -> None:
 
 
 def test_the_callers_process_is_not_touched(keeper: Keeper) -> None:
-    import os
-    import sys
-
     before = (os.getcwd(), sys.stdout, sys.stderr, threading.active_count(), dict(os.environ))
     for mess in messes.ALL:
         keeper.submit(mess).result(PATIENCE)
