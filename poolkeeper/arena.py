@@ -41,7 +41,7 @@ MAPPED_SIZE = 1 << 18
 class Arena:
     """One block: its descriptor, its size in bytes, and the number by which the receiver releases it."""
 
-    __slots__ = ("_map", "fd", "id", "size")
+    __slots__ = ("_identity", "_map", "fd", "id", "size")
 
     _ids = count(1)
 
@@ -50,6 +50,12 @@ class Arena:
         self.fd = fd
         self.size = size
         self._map: mmap.mmap | None = None
+        self._identity = _identity(fd)
+
+    @property
+    def intact(self) -> bool:
+        """Whether the descriptor is still ours: user code may have closed it, and opened a file of its own as that."""
+        return self.fd >= 0 and _identity(self.fd) == self._identity
 
     def fill(self, spans: list[tuple[int, int]], buffers: list[memoryview]) -> None:
         """Copy each of ``buffers`` to its (offset, length); raises OSError where memory is short."""
@@ -72,9 +78,17 @@ class Arena:
         if self._map is not None:
             self._map.close()
             self._map = None
-        if self.fd >= 0:
+        if self.intact:
             os.close(self.fd)
-            self.fd = -1
+        self.fd = -1
+
+
+def _identity(fd: int) -> tuple[int, int] | None:
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def size_class(size: int) -> int:
@@ -156,10 +170,13 @@ class ArenaPool:
 
     def _take(self, size: int) -> Arena:
         free = self._free.get(size)
-        if free:
+        while free:
             self._free_bytes -= size
             self._free_files -= 1
-            return free.pop()
+            arena = free.pop()
+            if arena.intact:
+                return arena
+            arena.close()
         fd = anonymous_file("poolkeeper-arena", self._directory)
         try:
             os.ftruncate(fd, size)

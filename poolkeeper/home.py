@@ -40,6 +40,8 @@ class Home:
         and run lives, ValueError for a name that is no file name.
         """
         ephemeral = name is None
+        path: Path | None = None
+        lock: list[int] = []
         try:
             if name is None:
                 parent = None if base is None else _made(Path(base))
@@ -51,6 +53,10 @@ class Home:
             key = os.urandom(32)
             _write_private(path / "authkey", key)
         except OSError as error:
+            if lock:
+                os.close(lock.pop())
+            if ephemeral and path is not None:
+                shutil.rmtree(path, ignore_errors=True)
             where = base if base is not None else (tempfile.gettempdir() if ephemeral else default_base())
             raise HomeUnusable(
                 error.errno,

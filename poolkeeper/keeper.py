@@ -45,6 +45,9 @@ LEAVE_SECONDS = 5.0
 SPIN_SECONDS = 0.0002
 """How long a driver may look for the result of a short task before it sleeps; a third of it is usual."""
 
+FIRST_DESCRIPTORS = 8
+"""What a fork server and a first worker cost the keeper, with something to spare."""
+
 LONGEST_WAIT = 3600.0
 """Seconds; what is due later is looked at again then, for the system's waits cannot be told any number."""
 
@@ -79,8 +82,19 @@ class KeeperRuntime:
         self._guard = SignalGuard()
         self._ended = threading.Event()
         self._retired_at: float | None = None
+        undo = contextlib.ExitStack()
+        with undo:
+            self._open(settings, home, undo)
+            undo.pop_all()
+        self._thread = threading.Thread(target=self._run, name="poolkeeper", daemon=True)
+        self._thread.start()
+
+    def _open(self, settings: Settings, home: Home, undo: contextlib.ExitStack) -> None:
+        """Take from the system what the keeper needs; ``undo`` gives it back should that fail half-way."""
         self._selector = selectors.DefaultSelector()
+        undo.callback(self._selector.close)
         self._wake_reader, self._wake_writer = _wake_pair()
+        undo.callback(self._close_wake_pair)
         self._selector.register(self._wake_reader, selectors.EVENT_READ, self._woken)
         config = WorkerConfig(
             socket=home.socket,
@@ -95,6 +109,8 @@ class KeeperRuntime:
         core = self._core
         self._workforce = Workforce(settings, config, core, self._selector, self.stowage, home)
         self._board = Switchboard(home.socket, home.key, self._selector, self)
+        undo.callback(self._board.close)
+        undo.callback(self._workforce.close)
         self._traffic = Traffic(
             core, self._board, self._workforce, self.stowage, Postmortem(home.logs), self._wake_if_sleeping
         )
@@ -108,15 +124,8 @@ class KeeperRuntime:
             Nudge: self._workforce.nudge,
             Decide: self._ask_policy,
         }
-        try:
-            self._workforce.open(self._board)
-        except OSError:
-            self._board.close()
-            self._selector.close()
-            self._close_wake_pair()
-            raise
-        self._thread = threading.Thread(target=self._run, name="poolkeeper", daemon=True)
-        self._thread.start()
+        self._workforce.open(self._board)
+        _require_descriptors(self._wake_reader)
 
     # -- what applications call, from any thread ----------------------------------------------------------------------
 
@@ -257,6 +266,8 @@ class KeeperRuntime:
                 # What came before, or another driver, may have closed this descriptor or given it another meaning.
                 if registered.get(key.fd) is key:
                     key.data(mask)
+            if self._board.deaf_until is not None:
+                self._board.listen_again(time.monotonic())
             while self._calls:
                 self._calls.popleft()()
             self._take_inbox()
@@ -331,6 +342,8 @@ class KeeperRuntime:
         if self._retired_at is not None:
             leave = self._retired_at + LEAVE_SECONDS
             deadline = leave if deadline is None else min(deadline, leave)
+        if self._board.deaf_until is not None:
+            deadline = self._board.deaf_until if deadline is None else min(deadline, self._board.deaf_until)
         return None if deadline is None else min(max(0.0, deadline - time.monotonic()), LONGEST_WAIT)
 
     def _take_inbox(self) -> None:
@@ -453,6 +466,13 @@ class KeeperRuntime:
 
 def _raise(error: Exception) -> None:
     raise error
+
+
+def _require_descriptors(fd: int) -> None:
+    """Raise OSError now, where it is understood, if there are not even descriptors for the first worker."""
+    with contextlib.ExitStack() as spare:
+        for _ in range(FIRST_DESCRIPTORS):
+            spare.callback(os.close, os.dup(fd))
 
 
 def _wake_pair() -> tuple[int, int]:

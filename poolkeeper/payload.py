@@ -29,7 +29,8 @@ __all__ = [
     "is_plain",
     "loads",
     "loads_exception",
-    "loads_large",
+    "loads_view",
+    "map_large",
     "pickle_callable",
     "to_arena",
 ]
@@ -157,11 +158,6 @@ def loads(data: bytes | memoryview) -> Any:
         return pickle.loads(data)
     except (Exception, SystemExit) as error:
         raise PayloadError(f"cannot be unpickled: {_summary(error)}") from error
-
-
-def loads_large(wire: list[Any], fd: int, released: Callable[[int], None]) -> Any:
-    """Unpickle what lies in an arena; its buffers stay there, copy-on-write. Raises PayloadError."""
-    return loads_view(map_large(wire, fd, released))
 
 
 def map_large(wire: list[Any], fd: int, released: Callable[[int], None]) -> tuple[bytes | None, list[memoryview]]:

@@ -6,9 +6,11 @@ It moves bytes, frames and sessions; what a message means it leaves to its ``Lis
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import selectors
 import socket
+import time
 from collections import deque
 from collections.abc import Iterable
 from functools import partial
@@ -25,6 +27,11 @@ __all__ = ["Listener", "Peer", "Switchboard"]
 
 ACK_FRAMES = 16
 """Frames that may stay unacknowledged while nothing else goes out to carry the acknowledgement."""
+
+DEAF_SECONDS = 0.1
+"""How long to wait with accepting when the process has no descriptor left."""
+
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 STRANGERS = 256
 """Connections that have not authenticated yet, at most; beyond, the oldest is closed."""
@@ -82,27 +89,45 @@ class Switchboard:
         self._listener = listener
         self._callers: dict[Link, _Caller] = {}
         self._due: deque[Peer] = deque()
+        self.deaf_until: float | None = None
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.setblocking(False)
-        self._socket.bind(path)
-        os.chmod(path, 0o600)
-        self._socket.listen(1024)
+        try:
+            self._socket.setblocking(False)
+            self._socket.bind(path)
+            os.chmod(path, 0o600)
+            self._socket.listen(1024)
+        except OSError:
+            self._socket.close()
+            raise
         selector.register(self._socket, selectors.EVENT_READ, self._accept)
 
     # -- callers ------------------------------------------------------------------------------------------------------
 
     def _accept(self, _: int) -> None:
-        # Gone again, or no descriptor left: whoever it is calls again.
-        with contextlib.suppress(OSError):
-            while True:
+        while True:
+            try:
                 sock, _address = self._socket.accept()
-                sock.setblocking(False)
-                caller = _Caller(Link(sock), self._key)
-                if len(self._callers) >= STRANGERS:
-                    self._drop(next(iter(self._callers.values())))
-                self._callers[caller.link] = caller
-                self._selector.register(sock, selectors.EVENT_READ, partial(self._hear_caller, caller))
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    # Whoever calls keeps waiting; so must we, rather than be told of it again and again.
+                    self._selector.unregister(self._socket)
+                    self.deaf_until = time.monotonic() + DEAF_SECONDS
+                    emit("WARNING", f"a connection cannot be accepted yet: {error.strerror}")
+                return
+            sock.setblocking(False)
+            caller = _Caller(Link(sock), self._key)
+            if len(self._callers) >= STRANGERS:
+                self._drop(next(iter(self._callers.values())))
+            self._callers[caller.link] = caller
+            self._selector.register(sock, selectors.EVENT_READ, partial(self._hear_caller, caller))
+            with contextlib.suppress(OSError):  # gone again, which reading will show
                 caller.link.send(caller.handshake.challenge())
+
+    def listen_again(self, now: float) -> None:
+        """Accept connections again once the pause is over."""
+        if self.deaf_until is not None and now >= self.deaf_until:
+            self.deaf_until = None
+            self._selector.register(self._socket, selectors.EVENT_READ, self._accept)
 
     def _drop(self, caller: _Caller) -> None:
         del self._callers[caller.link]

@@ -29,7 +29,7 @@ from .limits import Limits
 from .link import FDS_LIMIT, Link, call_keeper
 from .messages import Code, Kind, pack, unpack
 from .page import CANCEL, FINISHED, ITEM, MARKS, STARTED, STARTED_AT, WorkerPage
-from .payload import Large, dumps, dumps_exception, dumps_in_band, is_plain, loads, loads_large, to_arena
+from .payload import Large, dumps, dumps_exception, dumps_in_band, is_plain, loads, loads_view, map_large, to_arena
 from .session import Session
 from .task_context import wants_context
 
@@ -92,6 +92,25 @@ class _Call:
         return self.function
 
 
+class _Mapped:
+    """Arguments that lie in an arena; the views of it are let go as soon as they are loaded."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, parts: tuple[bytes | None, list[memoryview]]) -> None:
+        self._parts: tuple[bytes | None, list[memoryview]] | None = parts
+
+    def load(self) -> Any:
+        """Unpickle; raises PayloadError."""
+        parts, self._parts = self._parts, None
+        assert parts is not None
+        return loads_view(parts)
+
+    def drop(self) -> None:
+        """Do without."""
+        self._parts = None
+
+
 class _Outgoing:
     """The worker's end of the session: results that are held back, and everything else that goes to the keeper."""
 
@@ -109,6 +128,14 @@ class _Outgoing:
         self.began = 0.0
         self.flushed = 0.0
         self._busy = False
+        self.forked = False
+
+    def leave_to_parent(self) -> None:
+        """In a fork of the worker: the link, and the task that has forked, are the parent's."""
+        self.forked = True
+        if self.link is not None:
+            self.link.close()
+            self.link = None
 
     def hold(self, index: int, value: Any, code: int) -> None:
         """Hold back a result that is not a plain value."""
@@ -293,23 +320,38 @@ class _Worker:
     def _take(self, link: Link, frames: list[Frame]) -> None:
         out = self.out
         for frame in frames:
+            if out.link is not link:
+                return  # a task has cost us the link; what is behind comes again on the new one
             fds = link.take_fds(frame) if frame.fds else []
             if not out.session.receive(frame):
                 for fd in fds:
                     os.close(fd)
                 continue
-            for message in unpack(frame.body):
-                self._handle(message, fds)
+            messages = unpack(frame.body)
+            if fds:
+                self._map_arenas(messages, fds)
+            for message in messages:
+                self._handle(message)
         out.flush()
         if self.config.max_memory is not None:
             self._check_memory(self.config.max_memory)
 
-    def _handle(self, message: tuple[Any, ...], fds: list[int]) -> None:
+    def _map_arenas(self, messages: list[tuple[Any, ...]], fds: list[int]) -> None:
+        """Map what has come with a frame before its first task runs, for a task may close descriptors."""
+        for message in messages:
+            if message[0] not in (Kind.TASKS, Kind.CHUNK):
+                continue
+            payloads: list[Any] = message[3]
+            for position, payload in enumerate(payloads):
+                if type(payload) is list:
+                    payloads[position] = _Mapped(map_large(payload, fds.pop(0), self.out.released.add))
+
+    def _handle(self, message: tuple[Any, ...]) -> None:
         kind = message[0]
         if kind == Kind.TASKS:
-            self._run_tasks(message[1], self.calls[message[2]], message[3], message[4], fds)
+            self._run_tasks(message[1], self.calls[message[2]], message[3], message[4])
         elif kind == Kind.CHUNK:
-            self._run_chunk(message, fds)
+            self._run_chunk(message)
         elif kind == Kind.DEFINE:
             _, id, name, blob, path = message
             self.calls[id] = _Call(name, blob)
@@ -333,15 +375,12 @@ class _Worker:
                 times[STARTED_AT] = time.monotonic()
         return call.function
 
-    def _load(self, payload: Any, fds: list[int]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if type(payload) is list:
-            args, kwargs = loads_large(payload, fds.pop(0), self.out.released.add)
-        else:
-            args, kwargs = loads(payload)
-        return args, kwargs
+    @staticmethod
+    def _load(payload: Any) -> Any:
+        return payload.load() if type(payload) is _Mapped else loads(payload)
 
-    def _run_tasks(  # noqa: C901 - the hot loop; a call less per task is worth the length
-        self, first: int, call: _Call, payloads: list[Any], infos: Any, fds: list[int]
+    def _run_tasks(  # noqa: C901, PLR0912, PLR0915 - the hot loop; a call less per task is worth the length
+        self, first: int, call: _Call, payloads: list[Any], infos: Any
     ) -> None:
         out, words, times, marks = self.out, self.page.words, self.page.times, self.page.marks
         values = out.values
@@ -363,7 +402,7 @@ class _Worker:
             times[STARTED_AT] = now
             words[STARTED] = index
             if marks[index % MARKS]:
-                self._skip(index, payload, fds)
+                self._skip(index, payload)
                 index += 1
                 continue
             if infos is not None:
@@ -374,9 +413,11 @@ class _Worker:
                 if type(payload) is tuple:
                     value = function(*payload)
                 else:
-                    args, kwargs = self._load(payload, fds)
+                    args, kwargs = self._load(payload)
                     value = function(*args, **kwargs)
-                    args = kwargs = None  # type: ignore[assignment]  # views must not outlive the task
+                    args = kwargs = None  # views must not outlive the task
+                if out.forked:
+                    os._exit(0)  # the task has returned in a child that it forked, too
                 if type(value) in plain:
                     words[FINISHED] = index
                     values.append(value)
@@ -386,6 +427,8 @@ class _Worker:
                     words[FINISHED] = index
                     out.hold(index, encoded, code)
             except BaseException as error:  # the task's, whatever it is
+                if out.forked:
+                    os._exit(1)
                 self._hold_exception(index, error)
             index += 1
             now = clock()
@@ -394,12 +437,11 @@ class _Worker:
         call.expected = (now - started) / len(payloads)
         self.index = 0
 
-    def _skip(self, index: int, payload: Any, fds: list[int]) -> None:
+    def _skip(self, index: int, payload: Any) -> None:
         """The keeper has taken this task back."""
         self.page.marks[index % MARKS] = 0
-        if type(payload) is list:
-            os.close(fds.pop(0))
-            self.out.released.add(payload[0])
+        if type(payload) is _Mapped:
+            payload.drop()
         self.page.words[FINISHED] = index
         self.out.hold(index, None, Code.SKIPPED)
 
@@ -424,7 +466,7 @@ class _Worker:
 
     # -- chunks of a map ----------------------------------------------------------------------------------------
 
-    def _run_chunk(self, message: tuple[Any, ...], fds: list[int]) -> None:
+    def _run_chunk(self, message: tuple[Any, ...]) -> None:
         _, index, call_id, items, plain, starred, careful, attempt = message
         call = self.calls[call_id]
         words = self.page.words
@@ -440,10 +482,12 @@ class _Worker:
             words[FINISHED] = index
             self.out.send((Kind.RESULTS, index, [Code.SKIPPED], [None], 0.0))
             return
-        arguments = iter(items) if plain else map(functools.partial(self._load_item, fds), items)
+        arguments = iter(items) if plain else map(self._load, items)
         values: list[Any] = []
         failed: dict[int, bytes] = {}
         self._run_items(call, arguments, len(items), starred, careful, values, failed)
+        if self.out.forked:
+            os._exit(0)
         if not failed and _PLAIN.issuperset(map(type, values)):
             codes, sent = None, values
             beside: tuple[int, ...] = ()
@@ -453,11 +497,6 @@ class _Worker:
         words[FINISHED] = index
         self.index = 0
         self.out.send((Kind.CHUNK_RESULT, index, codes, sent, time.monotonic() - began), beside)
-
-    def _load_item(self, fds: list[int], item: Any) -> Any:
-        if type(item) is list:
-            return loads_large(item, fds.pop(0), self.out.released.add)
-        return loads(item)
 
     def _run_items(
         self,
@@ -567,6 +606,7 @@ def main(config: WorkerConfig, id: int, slot: int, page: int | str) -> None:
         sys.modules["numpy.random"].seed()  # forked siblings would all draw the same numbers
     worker = _Worker(config, id, slot, os.open(page, os.O_RDWR) if isinstance(page, str) else page)
     signal.signal(signal.SIGURG, worker.nudged)
+    os.register_at_fork(after_in_child=worker.out.leave_to_parent)
     task_context.enter(worker)
     with contextlib.suppress(_Retired):
         worker.run()

@@ -351,6 +351,7 @@ def test_asyncio_cancellation_reaches_queued_tasks(keeper: Keeper, tmp_path: Pat
     async def main() -> None:
         loop = asyncio.get_running_loop()
         blockers = [loop.run_in_executor(keeper, tasks.hold, tmp_path) for _ in range(2)]
+        wait_until(lambda: len(tasks.notes(tmp_path, "started")) == 2)
         queued = loop.run_in_executor(keeper, tasks.note, tmp_path, "ran")
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(queued, 0.01)
