@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -56,7 +57,7 @@ class Home:
             if lock:
                 os.close(lock.pop())
             if ephemeral and path is not None:
-                shutil.rmtree(path, ignore_errors=True)
+                _unmake(path)
             where = base if base is not None else (tempfile.gettempdir() if ephemeral else default_base())
             raise HomeUnusable(
                 error.errno,
@@ -79,9 +80,10 @@ class Home:
 
     def remove(self) -> None:
         """Remove what must not outlive the keeper."""
+        Path(self.socket).unlink(missing_ok=True)
         for directory in self.temporary:
             shutil.rmtree(directory, ignore_errors=True)
-        Path(self.socket).unlink(missing_ok=True)
+            _unmake(Path(directory))  # rmtree needs descriptors, and they may be what the keeper failed for
         self.close_lock()
 
     def close_lock(self) -> None:
@@ -107,6 +109,15 @@ def _checked(what: str, name: str) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name in (".", ".."):
         raise ValueError(f"{what}={name!r} must be a non-empty string without '/' or NUL, for it names a directory")
     return name
+
+
+def _unmake(home: Path) -> None:
+    """Remove a home that has hardly begun; without opening it, for descriptors may be what is missing."""
+    with contextlib.suppress(OSError):
+        (home / "authkey").unlink(missing_ok=True)
+        if (home / "logs").exists():
+            (home / "logs").rmdir()
+        home.rmdir()
 
 
 def _lock(home: Path) -> int:
