@@ -59,20 +59,30 @@ class Dispatcher:
             self._dispatch_suspect(now)
         live = max(1, roster.alive)
         share = -(-backlog.depth // live)
-        for worker in [*roster.idle.values(), *roster.open.values()]:
-            room = 1
-            while room > 0:
-                call = backlog.head_call()
-                if call is None:
-                    return
-                worker.target = self._target(call)
-                room = min(worker.target, share) - len(worker.inflight)
-                if worker.budget is not None:
-                    room = min(room, worker.budget)
-                if room > 0:
-                    self._feed(worker, backlog.take(room, live), now)
-                    if worker.id not in roster.open:
-                        break
+        for worker in list(roster.idle.values()):
+            self._fill(worker, share, live, now)
+        for worker in list(roster.open.values()):
+            self._fill(worker, share, live, now)
+
+    def _fill(self, worker: Worker, share: int, live: int, now: float) -> None:
+        """Feed ``worker`` what it has room for; an empty one no second task that an idle worker could start now."""
+        backlog, roster = self._backlog, self._roster
+        was_idle = worker.id in roster.idle
+        while worker.id in roster.idle or worker.id in roster.open:
+            call = backlog.head_call()
+            if call is None:
+                return
+            worker.target = self._target(call)
+            room = min(worker.target, share) - len(worker.inflight)
+            if worker.budget is not None:
+                room = min(room, worker.budget)
+            one_only = was_idle and _is_worth_moving(call)
+            tasks = backlog.take(1 if one_only else room, live) if room > 0 else []
+            if not tasks:
+                return
+            self._feed(worker, tasks, now)
+            if one_only:
+                return
 
     def _dispatch_suspect(self, now: float) -> None:
         """Feed a suspect to an empty worker; where none would become empty by itself, see to it that one does."""
@@ -89,14 +99,9 @@ class Dispatcher:
             del roster.open[worker.id]
 
     def _target(self, call: Call) -> int:
-        window = call.window()
-        if window > 1 and not self._roster.full and call.cost is not None and call.cost > STEAL_SECONDS:
-            return 1
-        return window
+        return call.window() if self._roster.full or not _is_worth_moving(call) else 1
 
     def _feed(self, worker: Worker, tasks: list[Task], now: float) -> None:
-        if not tasks:
-            return
         roster = self._roster
         id = worker.id
         first = index = worker.next_index
@@ -190,6 +195,10 @@ class Dispatcher:
         task = worker.task_at(executing)
         expected = (task.call.cost or 0.0) * task.items if task is not None else 0.0
         return now - progress.started_at > max(CHUNK_SECONDS, 4 * expected)
+
+
+def _is_worth_moving(call: Call) -> bool:
+    return call.cost is None or call.cost > STEAL_SECONDS
 
 
 def _will_be_idle(worker: Worker) -> bool:

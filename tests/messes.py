@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import builtins
+import contextlib
 import gc
 import os
 import signal
@@ -180,10 +181,8 @@ def leave_generator() -> None:
 
 
 def change_session() -> None:
-    try:
+    with contextlib.suppress(OSError):
         os.setpgid(0, 0)
-    except OSError:
-        pass
 
 
 ALL: list[Callable[[], None]] = [

@@ -17,7 +17,7 @@ import pytest
 
 from poolkeeper import Keeper, RetryPolicy, TaskQuarantined, TaskTimeout
 from tests import tasks
-from tests.helpers import PATIENCE, is_running, wait_until
+from tests.helpers import PATIENCE, wait_until
 
 ENDURING = RetryPolicy(deaths=1000)
 """For tasks that are killed from outside, again and again, through no fault of their own."""

@@ -233,7 +233,7 @@ def test_two_keepers_of_one_name_do_not_disturb_each_other(tmp_path: Path) -> No
         assert first.submit(tasks.square, 4).result(PATIENCE) == 16
 
 
-# -- what fails at the start --------------------------------------------------------------------------------------------
+# -- what fails at the start ------------------------------------------------------------------------------------------
 
 
 def test_windows_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The keeper in the place of ``ProcessPoolExecutor``: what the standard library promises, and where users stretch it."""
+"""The keeper in the place of ``ProcessPoolExecutor``: what the standard library promises, and where it is stretched."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_closure_is_sent_as_it_is_at_the_moment_of_submit(keeper: Keeper) -> N
 
     futures = []
     for count in range(20):  # noqa: B007 - read closes over it
-        futures.append(keeper.submit(read))  # noqa: PERF401
+        futures.append(keeper.submit(read))
     assert [future.result() for future in futures] == list(range(20))
 
 

@@ -39,7 +39,7 @@ def _usable_after(keeper: Keeper) -> Iterator[None]:
     assert (status.queued, status.running) == (0, 0)
 
 
-# -- arguments and functions that cannot travel -------------------------------------------------------------------------
+# -- arguments and functions that cannot travel ------------------------------------------------------------------------
 
 
 def test_an_argument_that_cannot_be_pickled(keeper: Keeper) -> None:

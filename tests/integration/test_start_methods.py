@@ -18,7 +18,7 @@ from tests.helpers import PATIENCE
 
 def test_workers_of_the_fork_server_are_multiprocessing_workers() -> None:
     with Keeper(1) as keeper:
-        name, daemon, parent, method = keeper.submit(_multiprocessing_facts).result()
+        name, _daemon, parent, _method = keeper.submit(_multiprocessing_facts).result()
         assert name.startswith("worker-")
         assert parent is not None
         assert keeper.submit(_pool_within).result(PATIENCE) == [0, 1, 4]

@@ -41,6 +41,18 @@ def test_medium_tasks_are_not_fed_ahead_while_workers_can_be_started() -> None:
     assert len(script.all(Spawn)) == 1
 
 
+def test_nothing_is_fed_ahead_that_another_worker_could_start_now() -> None:
+    script = Script(2)
+    script.submit(*tasks(call(MEDIUM), 2, "medium"), *tasks(call(FAST, name="fast"), 1, "fast"))
+    assert sorted(script.fed(worker)[0] for worker in script.workers) == ["medium0", "medium1"]
+
+
+def test_every_worker_gets_a_chunk_before_any_gets_a_second() -> None:
+    script = Script(2)
+    script.submit(segment(call(MEDIUM), 3, single=True))
+    assert [script.fed(worker) for worker in script.workers] == [[[0], [2]], [[1]]]
+
+
 def test_a_window_opens_again_as_it_empties() -> None:
     script = Script(1)
     (worker,) = script.workers
