@@ -222,7 +222,7 @@ def test_what_waits_behind_a_killed_task_goes_elsewhere_at_once() -> None:
     script.run(second, 3)
     script.answer(second, seconds=0.006)
     assert script.fed(first) == ["0", None, None]
-    assert script.fed(second) == ["1"]
+    assert script.fed(second) == ["2"]
     assert len(script.core.queue) == 1
     script.die(first)
     assert [task.deaths for task in held] == [0] * 6

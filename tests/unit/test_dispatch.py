@@ -169,8 +169,8 @@ def test_an_idle_worker_takes_half_of_what_waits() -> None:
     script.start(first)
     script.run(second, 4)
     script.answer(second, seconds=0.008)
-    assert script.fed(first) == ["0", "1", None, None]
-    assert script.fed(second) == ["2"]
+    assert script.fed(first) == ["0", "2", None, None]
+    assert script.fed(second) == ["3"]
     assert len(script.core.queue) == 1, "for whoever is the first to have room"
 
 
