@@ -44,4 +44,6 @@ class Limits(NamedTuple):
         for kind, value in wanted.items():
             if value is not None:
                 hard = resource.getrlimit(kind)[1]
-                resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
+                soft = value if hard == resource.RLIM_INFINITY else min(value, hard)
+                # memory is limited for good; the others a program may want to raise again
+                resource.setrlimit(kind, (soft, soft if kind == resource.RLIMIT_DATA else hard))
