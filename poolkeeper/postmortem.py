@@ -56,8 +56,10 @@ class Postmortem:
             if kills > self._oom_kills:
                 self._oom_kills = kills
                 verdict = "likely"
-        tails = [_tail(self._logs / f"worker-{worker}.{kind}") for kind in ("log", "crash")]
-        return DeathReport(str(worker), pid, code, peak, verdict, "\n".join(tail for tail in tails if tail))
+        said = _last_lines(self._logs / f"worker-{worker}.log")[-TAIL_LINES:]
+        # A crashing interpreter writes its stack with the most recent call first.
+        crashed = _last_lines(self._logs / f"worker-{worker}.crash")[:TAIL_LINES]
+        return DeathReport(str(worker), pid, code, peak, verdict, "\n".join([*said, *crashed]))
 
 
 def _oom_kills() -> int:
@@ -71,12 +73,12 @@ def _oom_kills() -> int:
     return 0
 
 
-def _tail(path: Path) -> str:
+def _last_lines(path: Path) -> list[str]:
     try:
         with open(path, "rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - TAIL_BYTES))
             text = file.read().decode(errors="replace")
     except OSError:
-        return ""
-    return "\n".join(text.splitlines()[-TAIL_LINES:])
+        return []
+    return [line for line in text.splitlines() if line.strip()]
