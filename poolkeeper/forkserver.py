@@ -29,8 +29,8 @@ from .limits import Limits
 from .link import Link, call_keeper
 from .messages import Kind, pack, unpack
 from .session import Session
-from .worker import WorkerConfig
 from .worker import main as worker_main
+from .worker_session import WorkerConfig
 
 __all__ = ["Launched", "launch"]
 

@@ -34,7 +34,7 @@ from .settings import Settings
 from .spool import Stowage
 from .switchboard import Peer, Switchboard
 from .traffic import Traffic
-from .worker import WorkerConfig
+from .worker_session import WorkerConfig
 from .workforce import WorkerPeer, Workforce
 
 __all__ = ["KeeperRuntime", "WorkerRow"]

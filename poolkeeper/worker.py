@@ -2,8 +2,8 @@
 
 It is single-threaded, so that user code may fork. Results are held back for at most ``FLUSH_SECONDS`` of run time,
 and never behind a task that is expected to take longer; where that expectation fails the keeper nudges (SIGURG), and
-the signal's handler sends what is held. The handler runs between two bytecodes of the main thread; ``_Outgoing``
-is written so that it may cut in anywhere.
+the signal's handler sends what is held. The handler runs between two bytecodes of the main thread; see
+``worker_session``.
 """
 
 from __future__ import annotations
@@ -19,54 +19,28 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import task_context
-from .arena import Arena, ArenaPool, ReleaseQueue
 from .errors import PayloadError, ProtocolError
 from .frames import Frame
-from .limits import Limits
-from .link import FDS_LIMIT, Link, call_keeper
-from .messages import Code, Kind, pack, unpack
+from .link import Link
+from .messages import Code, Kind, unpack
 from .page import CANCEL, FINISHED, ITEM, MARKS, STARTED, STARTED_AT, WorkerPage
-from .payload import Large, dumps, dumps_exception, dumps_in_band, is_plain, loads, loads_view, map_large, to_arena
-from .session import Session
+from .payload import dumps, dumps_exception, dumps_in_band, is_plain, loads, loads_view, map_large, to_arena
 from .task_context import wants_context
+from .worker_session import Retired, WorkerConfig, WorkerSession
 
-__all__ = ["WorkerConfig", "main"]
+__all__ = ["main"]
 
 FLUSH_SECONDS = 0.0005
 HELD_BYTES = 1 << 16
 PROGRESS_SECONDS = 0.1
 MEMORY_CHECK_SECONDS = 0.05
-CALL_TIMEOUT = 5.0
 LOAD_SECONDS = 30.0
 """How much longer than its timeout the first task of a callable may take, while the callable is imported."""
 
-CALL_ATTEMPTS = 6
-
 _PLAIN = frozenset({int, float, bool, complex, type(None)})
-
-
-class WorkerConfig(NamedTuple):
-    """What every worker of a keeper is started with.
-
-    ``socket`` is the keeper's address and ``key`` the secret to prove; ``logs`` is the directory for the interpreter's
-    last words, and for all output unless ``inherit_output``. ``max_memory`` is in bytes.
-    """
-
-    socket: str
-    key: bytes
-    logs: str
-    inherit_output: bool = True
-    initializer: bytes | None = None
-    max_memory: int | None = None
-    arena_directory: str | None = None
-    limits: Limits = Limits()
-
-
-class _Retired(Exception):
-    """The keeper has told this worker to leave, or is gone."""
 
 
 class _Call:
@@ -111,118 +85,6 @@ class _Mapped:
         self._parts = None
 
 
-class _Outgoing:
-    """The worker's end of the session: results that are held back, and everything else that goes to the keeper."""
-
-    def __init__(self, config: WorkerConfig, id: int) -> None:
-        self.config = config
-        self.id = id
-        self.session = Session()
-        self.link: Link | None = None
-        self.arenas = ArenaPool(config.arena_directory)
-        self.released = ReleaseQueue()
-        self.values: list[Any] = []
-        self.codes: dict[int, int] = {}
-        self.lending: dict[int, Arena] = {}
-        self.first = 1
-        self.began = 0.0
-        self.flushed = 0.0
-        self._busy = False
-        self.forked = False
-
-    def leave_to_parent(self) -> None:
-        """In a fork of the worker: the link, and the task that has forked, are the parent's."""
-        self.forked = True
-        if self.link is not None:
-            self.link.close()
-            self.link = None
-
-    def hold(self, index: int, value: Any, code: int) -> None:
-        """Hold back a result that is not a plain value."""
-        self.codes[index] = code
-        if type(value) is Large:
-            self.lending[index] = value.arena
-            value = value.wire()
-        self.values.append(value)
-        if len(self.lending) == FDS_LIMIT:
-            self.flush()
-
-    def flush(self) -> None:
-        """Send the results that are held back, unless something is being sent this moment."""
-        if self._busy or not self.values:
-            return
-        self._busy = True
-        try:
-            number = len(self.values)
-            first, last = self.first, self.first + number
-            values = self.values[:number]
-            codes = None
-            fds: list[int] = []
-            if self.codes:
-                codes = [self.codes.pop(index, 0) for index in range(first, last)]
-                for index in range(first, last):
-                    arena = self.lending.pop(index, None)
-                    if arena is not None:
-                        self.arenas.lend(arena)
-                        fds.append(arena.fd)
-            self.first = last
-            del self.values[:number]
-            now = time.monotonic()
-            seconds = now - self.began
-            self.began = self.flushed = now
-            self._send((Kind.RESULTS, first, codes, values, seconds), tuple(fds))
-        finally:
-            self._busy = False
-
-    def send(self, message: tuple[Any, ...], fds: tuple[int, ...] = ()) -> None:
-        """Send one message."""
-        busy, self._busy = self._busy, True
-        try:
-            self._send(message, fds)
-        finally:
-            self._busy = busy
-
-    def _send(self, message: tuple[Any, ...], fds: tuple[int, ...]) -> None:
-        """Send, with the releases that are due; reconnect where the link is broken."""
-        messages = [message]
-        if self.released:
-            messages.append((Kind.RELEASE, self.released.take()))
-        frame = self.session.send(pack(messages), fds)
-        try:
-            if self.link is None:
-                raise ConnectionResetError
-            self.link.send(frame, fds)
-        except OSError:
-            self.reconnect()
-        if fds:
-            # A frame that is not acknowledged may have to be sent again, with its descriptors.
-            self.arenas.trim_lent({fd for outgoing in self.session.outbox for fd in outgoing.fds})
-
-    def connect(self) -> None:
-        """Call the keeper; raises _Retired where it does not answer."""
-        introduction = {"role": "worker", "id": self.id, "pid": os.getpid()}
-        delay = 0.01
-        for attempt in range(CALL_ATTEMPTS):
-            try:
-                self.link = call_keeper(self.config.socket, self.config.key, self.session, introduction, CALL_TIMEOUT)
-                return
-            except (FileNotFoundError, ConnectionRefusedError):
-                raise _Retired from None
-            except (OSError, ProtocolError) as error:
-                if attempt == CALL_ATTEMPTS - 1:
-                    raise _Retired from error
-                time.sleep(delay)
-                delay *= 2
-
-    def reconnect(self) -> None:
-        """Resume the session over a new link."""
-        if self.link is not None:
-            # A task may have closed our descriptor, and opened something of its own with that number.
-            self.link.socket.detach()
-            self.link = None
-        self.connect()
-
-
 class _Worker:
     """One worker: the surroundings of its tasks, and the loop that runs them."""
 
@@ -236,7 +98,7 @@ class _Worker:
         self.index = 0
         self.page = WorkerPage(page_fd)
         os.close(page_fd)
-        self.out = _Outgoing(config, id)
+        self.out = WorkerSession(config, id)
         self.calls: dict[int, _Call] = {}
         self._wake = -1
         self._progress_at = 0.0
@@ -267,13 +129,13 @@ class _Worker:
         now = time.monotonic()
         if now - self._progress_at >= PROGRESS_SECONDS or done == total:
             self._progress_at = now
-            with contextlib.suppress(_Retired):
+            with contextlib.suppress(Retired):
                 self.out.flush()
                 self.out.send((Kind.PROGRESS, self.index, done, total))
 
     def nudged(self, *_: object) -> None:
         """SIGURG: a task takes longer than expected, or is asked to stop."""
-        with contextlib.suppress(_Retired):
+        with contextlib.suppress(Retired):
             self.out.flush()
         if self._wake >= 0:
             os.eventfd_write(self._wake, 1)
@@ -306,7 +168,7 @@ class _Worker:
                 early, new.early = new.early, []
                 self._take(new, early)
             if not alive and out.link is link:
-                raise _Retired
+                raise Retired
 
     def _initialize(self, blob: bytes) -> None:
         try:
@@ -314,7 +176,7 @@ class _Worker:
             initializer(*args)
         except BaseException:
             self.out.send((Kind.START_FAILED, "the initializer raised\n" + traceback.format_exc()))
-            raise _Retired from None
+            raise Retired from None
         self.out.send((Kind.STARTED,))
 
     def _take(self, link: Link, frames: list[Frame]) -> None:
@@ -362,7 +224,7 @@ class _Worker:
                 self.out.arenas.released(arena)
         elif kind == Kind.RETIRE:
             self.out.flush()
-            raise _Retired
+            raise Retired
 
     def _load_function(self, call: _Call) -> Callable[..., Any]:
         """Return the callable; what it takes to import it the first time does not count against a task's timeout."""
@@ -608,7 +470,7 @@ def main(config: WorkerConfig, id: int, slot: int, page: int | str) -> None:
     signal.signal(signal.SIGURG, worker.nudged)
     os.register_at_fork(after_in_child=worker.out.leave_to_parent)
     task_context.enter(worker)
-    with contextlib.suppress(_Retired):
+    with contextlib.suppress(Retired):
         worker.run()
     _leave()
 

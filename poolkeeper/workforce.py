@@ -32,7 +32,7 @@ from .roster import Exit, Worker
 from .settings import Settings
 from .spool import Stowage
 from .switchboard import Peer, Switchboard
-from .worker import WorkerConfig
+from .worker_session import WorkerConfig
 
 __all__ = ["WorkerPeer", "Workforce"]
 

@@ -18,8 +18,8 @@ LAYERS = {
     "pure": "fields ratelimit strategies policy lifecycle ledger backlog roster commands timers dispatch blame "
     "core frames session",
     "io": "limits logs home page arena payload spool link postmortem",
-    "runtime": "settings cancellation interrupts task_context worker forkserver delivery retrying switchboard futures "
-    "calls workforce traffic driving keeper configuration inline",
+    "runtime": "settings cancellation interrupts task_context worker_session worker forkserver delivery retrying "
+    "switchboard futures calls workforce traffic driving keeper configuration inline",
     "faces": "status mapping feed batch fleet loading runner progress summary pool display cli __main__",
 }
 ORDER = [module for modules in LAYERS.values() for module in modules.split()]
