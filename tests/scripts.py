@@ -16,7 +16,8 @@ def start_script(folder: Path, source: str, *args: object) -> subprocess.Popen[s
     path = folder / "script.py"
     path.write_text(textwrap.dedent(source))
     return subprocess.Popen(
-        [sys.executable, str(path), *map(str, args)],
+        # from 3.12 on, Python warns of every fork of a process with threads, as a keeper's always is
+        [sys.executable, "-W", "ignore:This process:DeprecationWarning", str(path), *map(str, args)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

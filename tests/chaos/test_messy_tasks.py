@@ -28,6 +28,8 @@ def keeper() -> Iterator[Keeper]:
 
 @pytest.mark.parametrize("mess", messes.ALL, ids=lambda mess: mess.__name__)
 def test_after_a_mess_the_worker_works_or_is_replaced(keeper: Keeper, mess: Callable[[], None]) -> None:
+    if mess is messes.remove_own_directory and sys.version_info[:3] == (3, 13, 0):
+        pytest.skip("CPython 3.13.0 imports nothing without a working directory: SystemError without an exception set")
     for _ in range(2):
         assert keeper.submit(mess).result(PATIENCE) is None
         assert keeper.submit(tasks.square, 3).result(PATIENCE) == 9
