@@ -31,6 +31,9 @@ class Keeps(Protocol):
     def cancel(self, task: TaskFuture) -> bool:
         """Withdraw ``task``; False if it is too late."""
 
+    def expect_callbacks(self) -> None:
+        """Be ready to run callbacks."""
+
     def is_running(self, task: TaskFuture) -> bool:
         """Whether a worker executes ``task`` now."""
 
@@ -148,6 +151,12 @@ class TaskFuture(Task, Future):  # type: ignore[type-arg]
         A running task that is not killed sees ``context().cancelled``.
         """
         return self._keeper.cancel(self)
+
+    def add_done_callback(self, fn: Callable[[Any], object]) -> None:
+        """Have ``fn(self)`` run when the task has ended, in the keeper's delivery thread; at once if it has already."""
+        if self._state == PENDING:
+            self._keeper.expect_callbacks()
+        super().add_done_callback(fn)
 
     def cancelled(self) -> bool:
         """Whether the task was withdrawn."""

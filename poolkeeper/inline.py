@@ -114,6 +114,9 @@ class InlineRuntime:
         """Tasks have ended before anybody holds their future."""
         return False
 
+    def expect_callbacks(self) -> None:
+        """As ``cancel``."""
+
     def is_running(self, task: TaskFuture) -> bool:
         """As ``cancel``."""
         return False

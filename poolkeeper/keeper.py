@@ -187,6 +187,10 @@ class KeeperRuntime:
         if not self._ended.is_set():
             self.call_soon(partial(self._traffic.forget, segments))
 
+    def expect_callbacks(self) -> None:
+        """Start the thread that runs callbacks while that is still possible."""
+        self._traffic.delivery.start()
+
     def is_running(self, task: TaskFuture) -> bool:
         """Whether a worker executes ``task`` now, by the worker's page."""
         with self._lock:
