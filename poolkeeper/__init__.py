@@ -29,9 +29,12 @@ if TYPE_CHECKING:
     from .fleet import Fleet
     from .futures import TaskFuture
     from .losses import DeathReport, TaskQuarantined, WorkerLost, WorkerStartFailed
-    from .model import BatchResult, RunResult, RunStatistics, ServiceState, TaskResult, TaskStatus
+    from .model import BatchResult, RunResult, RunStatistics, TaskResult, TaskStatus
     from .policy import ExecutionPolicy, RestartPolicy, RetryPolicy, WorkerPolicy, stop_after_burst
     from .pool import Keeper
+    from .service_model import ExitReason, ServiceEvent, ServiceExit, ServiceState
+    from .service_spec import ServiceGroup
+    from .services import ServiceHandle
     from .ratelimit import RateLimit
     from .task_context import Context, context
 
@@ -57,9 +60,12 @@ _MODULES = {
     "fleet": ("Fleet",),
     "futures": ("TaskFuture",),
     "losses": ("DeathReport", "TaskQuarantined", "WorkerLost", "WorkerStartFailed"),
-    "model": ("BatchResult", "RunResult", "RunStatistics", "ServiceState", "TaskResult", "TaskStatus"),
+    "model": ("BatchResult", "RunResult", "RunStatistics", "TaskResult", "TaskStatus"),
     "policy": ("ExecutionPolicy", "RestartPolicy", "RetryPolicy", "WorkerPolicy", "stop_after_burst"),
     "pool": ("Keeper",),
+    "service_model": ("ExitReason", "ServiceEvent", "ServiceExit", "ServiceState"),
+    "service_spec": ("ServiceGroup",),
+    "services": ("ServiceHandle",),
     "ratelimit": ("RateLimit",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
@@ -74,6 +80,7 @@ __all__ = [
     "Context",
     "DeathReport",
     "ExecutionPolicy",
+    "ExitReason",
     "Fleet",
     "HomeUnusable",
     "Keeper",
@@ -88,7 +95,11 @@ __all__ = [
     "RetryPolicy",
     "RunResult",
     "RunStatistics",
+    "ServiceEvent",
+    "ServiceExit",
     "ServiceFailed",
+    "ServiceGroup",
+    "ServiceHandle",
     "ServiceState",
     "TaskExited",
     "TaskFuture",
