@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from .model import BatchResult, RunResult, RunStatistics, TaskResult, TaskStatus
     from .policy import ExecutionPolicy, RestartPolicy, RetryPolicy, WorkerPolicy, stop_after_burst
     from .pool import Keeper
+    from .ratelimit import RateLimit
     from .service_model import ExitReason, ServiceEvent, ServiceExit, ServiceState
     from .service_spec import ServiceGroup
     from .services import ServiceHandle
-    from .ratelimit import RateLimit
     from .task_context import Context, context
 
 _MODULES = {

@@ -56,12 +56,16 @@ def _reason(replica: Replica, code: int | None, words: LastWords | None) -> tupl
     if code is None and words is None:
         return ExitReason.UNKNOWN, "it disappeared, and its exit status is not known"
     if code:
-        if code < 0:
-            return ExitReason.SIGNAL, f"killed by signal {-code} ({signal_name(-code)})"
-        return ExitReason.EXIT_STATUS, f"exited with status {code}"
+        return _by_status(code)
     if replica.state is ServiceState.STARTING and replica.spec.ready == "notify":
         return ExitReason.BEFORE_READY, "it ended before it was ready"
     return ExitReason.RETURNED, ""
+
+
+def _by_status(code: int) -> tuple[ExitReason, str]:
+    if code < 0:
+        return ExitReason.SIGNAL, f"killed by signal {-code} ({signal_name(-code)})"
+    return ExitReason.EXIT_STATUS, f"exited with status {code}"
 
 
 def _forced(replica: Replica) -> str:

@@ -25,7 +25,8 @@ def keeper_status(name: str | None, run_id: str, runtime: Any) -> KeeperStatus:
         )
         for row in rows
     )
-    return KeeperStatus(name, run_id, os.getpid(), time.time() - runtime.started, queued, running, workers)
+    services = tuple(runtime.service_rows())
+    return KeeperStatus(name, run_id, os.getpid(), time.time() - runtime.started, queued, running, workers, services)
 
 
 def _rss(pid: int | None) -> int | None:
