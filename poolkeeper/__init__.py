@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .model import BatchResult, RunResult, RunStatistics, TaskResult, TaskStatus
     from .policy import ExecutionPolicy, RestartPolicy, RetryPolicy, WorkerPolicy, stop_after_burst
     from .pool import Keeper
+    from .program import command
     from .ratelimit import RateLimit
     from .service_model import ExitReason, ServiceEvent, ServiceExit, ServiceState
     from .service_spec import ServiceGroup
@@ -63,6 +64,7 @@ _MODULES = {
     "model": ("BatchResult", "RunResult", "RunStatistics", "TaskResult", "TaskStatus"),
     "policy": ("ExecutionPolicy", "RestartPolicy", "RetryPolicy", "WorkerPolicy", "stop_after_burst"),
     "pool": ("Keeper",),
+    "program": ("command",),
     "service_model": ("ExitReason", "ServiceEvent", "ServiceExit", "ServiceState"),
     "service_spec": ("ServiceGroup",),
     "services": ("ServiceHandle",),
@@ -111,6 +113,7 @@ __all__ = [
     "WorkerLost",
     "WorkerPolicy",
     "WorkerStartFailed",
+    "command",
     "context",
     "stop_after_burst",
 ]

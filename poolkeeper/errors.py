@@ -57,7 +57,18 @@ class NotReexecable(PoolkeeperError):
 
 
 class CommandFailed(PoolkeeperError):
-    """A ``command(...)`` ended with a non-zero exit code."""
+    """A ``command(...)`` could not be started, ended with a non-zero exit code, or was cancelled.
+
+    ``argv`` is what was run. ``exit_code`` is negative for the signal that killed it, and None if it never ran.
+    """
+
+    def __init__(self, message: str, argv: tuple[str, ...] = (), exit_code: int | None = None) -> None:
+        super().__init__(message)
+        self.argv = argv
+        self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.args[0], self.argv, self.exit_code)
 
 
 class TaskTimeout(PoolkeeperError, TimeoutError):

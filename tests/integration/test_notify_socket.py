@@ -112,7 +112,7 @@ def test_a_long_home_gets_a_short_address_that_a_later_keeper_has_too(tmp_path: 
     assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
     say(second.path, b"READY=1")
     assert len(second.receive()) == 1
-    os.chmod(folder, 0o777)  # noqa: S103 - not ours alone any more: not to be used again
+    os.chmod(folder, 0o777)
     third = NotifySocket.open(home)
     assert os.path.dirname(third.path) != folder
     third.close()

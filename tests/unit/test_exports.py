@@ -49,6 +49,7 @@ PUBLIC = {
     "WorkerLost",
     "WorkerPolicy",
     "WorkerStartFailed",
+    "command",
     "context",
     "stop_after_burst",
 }
