@@ -117,6 +117,7 @@ class Program:
 
         Raises:
             CommandFailed: if that fails; the process goes on, in the directory ``cwd``.
+            ValueError: outside the main thread, which alone may set signals.
         """
         environment = {**os.environ, **variables, **self.env}
         _flush()
@@ -225,6 +226,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(psutil.Error):
             member.kill()  # what has not ended with the program; psutil knows a stranger with the same pid
     process.wait()
+    for member in family[1:]:  # from the top down: a worker that adopts descendants has to reap them, too
+        with contextlib.suppress(psutil.Error, ChildProcessError):
+            if member.is_running():
+                os.waitpid(member.pid, 0)
 
 
 class _Alarm:
@@ -295,20 +300,18 @@ def _alarm(child: subprocess.Popen[bytes]) -> Iterator[_Alarm]:
 def _plain_signals() -> Iterator[None]:
     """Have no signal ignored or blocked; all as before for who survives it.
 
-    Python ignores SIGPIPE and SIGXFSZ, workers ignore SIGINT, and exec keeps what is ignored.
+    Python ignores SIGPIPE and SIGXFSZ, workers ignore SIGINT, and exec keeps what is ignored. What has a handler gets
+    its default by exec itself.
     """
-    before: dict[int, Any] = {}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    ignored = [number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN]
+    mask = signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
-        for number in signal.valid_signals():
-            with contextlib.suppress(OSError, ValueError):  # SIGKILL, SIGSTOP, and outside the main thread all
-                before[number] = signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        for number in ignored:
+            signal.signal(number, signal.SIG_DFL)
         yield
     finally:
-        for earlier, handler in before.items():
-            if handler is not None:
-                signal.signal(earlier, handler)
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 

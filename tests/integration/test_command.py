@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
 
+import psutil
 import pytest
 
 from poolkeeper import CommandFailed, Keeper, TaskTimeout, command
@@ -95,7 +96,7 @@ def test_a_task_that_is_asked_to_stop_ends_its_program_and_what_that_has_started
         future.result(PATIENCE)
     assert caught.value.exit_code == -signal.SIGTERM
     assert not is_running(pid)
-    wait_until(lambda: not is_running(child), "what the program has started to end")
+    wait_until(lambda: not psutil.pid_exists(child), "what the program has started to end and be reaped")
 
 
 def test_a_program_that_stops_cleanly_when_asked_has_not_done_its_work(keeper: Keeper, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ LAYERS = {
     "launch_queue supervisor notification hazards",
     "io": "limits logs home page arena payload spool link postmortem process_setup sdnotify notify_socket survey",
     "runtime": "settings cancellation interrupts init_process task_context program worker_session worker "
-    "service_worker forkserver delivery retrying switchboard futures calls nursery workforce traffic driving supervision "
-    "keeper configuration inline",
+    "service_worker forkserver delivery retrying switchboard futures calls nursery workforce traffic driving "
+    "supervision keeper configuration inline",
     "faces": "services status mapping feed batch fleet loading runner progress summary pool display cli __main__",
 }
 ORDER = [module for modules in LAYERS.values() for module in modules.split()]
