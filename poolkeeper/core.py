@@ -165,7 +165,7 @@ class Core:
             self._timers.set(worker.id, now + REPORT_WAIT)
         else:
             self._bury(worker)
-        if never_began and self._roster.hopeless:
+        if never_began and self._roster.is_hopeless(explained=bool(self._start_error)):
             self._give_up(worker)
 
     def decided(self, decision: Decide, delay: float | None, now: float) -> None:

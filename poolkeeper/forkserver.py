@@ -19,6 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from multiprocessing.process import BaseProcess
@@ -36,6 +37,9 @@ from .worker_session import WorkerConfig
 __all__ = ["Launched", "launch"]
 
 END_SECONDS = 5.0
+
+ORPHAN_SECONDS = 2.0
+"""How long what a dead process has left behind gets to end by itself, as a keeper within a worker does."""
 
 # The application's path comes first, for it decides which poolkeeper is meant, also under python -I.
 _BOOTSTRAP = (
@@ -139,6 +143,8 @@ class ForkServer:
         self._link: Link = call_keeper(config.socket, config.key, self._session, introduction, CALL_TIMEOUT)
         self._workers: dict[int, tuple[str, BaseProcess, int]] = {}
         self._helpers: set[int] = set()
+        self._orphans: dict[int, float] = {}
+        self._ending = False
         self._wake, self._woken = socket.socketpair()
         for end in (self._wake, self._woken):
             end.setblocking(False)
@@ -165,6 +171,7 @@ class ForkServer:
         """Serve until the keeper is gone."""
         signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, self._asked_to_end)
         self._helpers.update(child_pids())  # what the preload has started
         gc.collect()
         gc.freeze()
@@ -174,9 +181,10 @@ class ForkServer:
         poll = select.poll()
         poll.register(self._link.fileno(), select.POLLIN)
         poll.register(self._wake.fileno(), select.POLLIN)
-        while True:
-            self._reap()
-            ready = dict(poll.poll())
+        while not self._ending:
+            if self._reap() or self._orphans:
+                self._sweep()
+            ready = dict(poll.poll(self._timeout()))
             if self._wake.fileno() in ready:
                 with contextlib.suppress(BlockingIOError):
                     self._wake.recv(4096)
@@ -186,13 +194,25 @@ class ForkServer:
                 if not alive:
                     return
 
+    def _asked_to_end(self, *_: object) -> None:
+        self._ending = True
+
     def end(self) -> None:
-        """Kill and reap all workers."""
+        """Kill and reap all workers, and what they leave behind."""
         for pid in self._workers:
             _kill_group(pid)
         for pid in list(self._workers):
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
+        self._workers.clear()
+        self._sweep()
+        deadline = time.monotonic() + ORPHAN_SECONDS
+        while self._orphans:
+            self._reap()
+            self._sweep()
+            if time.monotonic() >= deadline + ORPHAN_SECONDS:
+                return  # killed, and yet there: the kernel holds them
+            select.select([self._woken], [], [], min(0.05, self._timeout() or 0.05))
 
     def _take(self, frames: Iterable[Any]) -> None:
         for frame in frames:
@@ -240,14 +260,17 @@ class ForkServer:
         self._woken.close()
         main(self._config, *arguments, page, link)
 
-    def _reap(self) -> None:
+    def _reap(self) -> bool:
+        """Report the processes that have ended; return whether there was any, or any other child."""
+        reaped = False
         while True:
             try:
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
-                return
+                return reaped
             if ended is None:
-                return
+                return reaped
+            reaped = True
             pid = ended.si_pid
             known = self._workers.pop(pid, None)
             if known is not None:
@@ -258,18 +281,30 @@ class ForkServer:
                 if page >= 0:
                     os.close(page)
                 self._send((Kind.EXITED, tag, os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024))
-                self._sweep()
 
     def _sweep(self) -> None:
-        """Kill what a dead process has left behind outside its group.
+        """End what a dead process has left behind outside its group: first it is asked, then it is killed.
 
-        Each process adopts its own descendants (see ``process_setup``); what comes to us has lost the last of them that
-        we know. What a killed one leaves behind comes to us in turn, with another SIGCHLD.
+        Each process adopts its own descendants (see ``process_setup``), so what comes to us has lost the last of them
+        that we know. What such an orphan leaves behind comes to us in turn.
         """
-        for pid in child_pids():
-            if pid not in self._workers and pid not in self._helpers:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
+        now = time.monotonic()
+        strangers = set(child_pids()) - self._workers.keys() - self._helpers
+        for pid in strangers - self._orphans.keys():
+            self._orphans[pid] = now + ORPHAN_SECONDS
+            _signal(pid, signal.SIGTERM)
+            _signal(pid, signal.SIGCONT)
+        for pid, deadline in list(self._orphans.items()):
+            if pid not in strangers:
+                del self._orphans[pid]
+            elif now >= deadline:
+                _signal(pid, signal.SIGKILL)
+
+    def _timeout(self) -> float | None:
+        """Return the milliseconds until an orphan's time is up, None if there is none."""
+        if not self._orphans:
+            return None
+        return max(1.0, (min(self._orphans.values()) - time.monotonic()) * 1000)
 
     def _send(self, message: tuple[Any, ...]) -> None:
         with contextlib.suppress(OSError):  # a keeper that is gone shows as the end of the link
@@ -279,6 +314,11 @@ class ForkServer:
 def _kill_group(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
 
 
 def _threads() -> int:

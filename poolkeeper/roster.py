@@ -17,7 +17,10 @@ from .messages import Progress
 __all__ = ["Exit", "KillReason", "Page", "Roster", "Worker"]
 
 START_ATTEMPTS = 3
-"""Times in a row that starting workers may fail before what is queued fails with the reason."""
+"""Times in a row that starting workers may fail for a known reason before what is queued fails with it."""
+
+UNEXPLAINED_ATTEMPTS = 7
+"""The same where new processes just end: perhaps somebody kills them, who will stop."""
 
 FIRST_BACKOFF = 0.05
 """Seconds after a failed start before the next; doubled by each further one, seven times at most."""
@@ -194,7 +197,7 @@ class Roster:
         if worker.start_round == self._round:
             self.failed_rounds = 0
 
-    @property
-    def hopeless(self) -> bool:
+    def is_hopeless(self, *, explained: bool) -> bool:
         """Whether starting workers has failed so often, with none at work, that it makes no sense to wait for one."""
-        return self.failed_rounds >= START_ATTEMPTS and self.alive <= self.starting
+        attempts = START_ATTEMPTS if explained else UNEXPLAINED_ATTEMPTS
+        return self.failed_rounds >= attempts and self.alive <= self.starting

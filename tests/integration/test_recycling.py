@@ -75,3 +75,9 @@ def test_growing_workers_lose_no_task() -> None:
         futures = [keeper.submit(tasks.grow_slowly, number, 2**20) for number in range(600)]
         assert [future.result(PATIENCE) for future in futures] == list(range(600))
         assert list(keeper.map(tasks.grow_slowly, range(300), [2**20] * 300)) == list(range(300))
+
+
+def test_a_worker_that_is_too_old_is_replaced_between_two_tasks() -> None:
+    with Keeper(1, worker=WorkerPolicy(max_age=0.001), preload=["tests.tasks"]) as keeper:
+        pids = {keeper.submit(tasks.pid).result(PATIENCE) for _ in range(5)}
+    assert len(pids) > 1

@@ -13,7 +13,7 @@ from poolkeeper.errors import ProtocolError
 from poolkeeper.ledger import Task
 from poolkeeper.lifecycle import WorkerState
 from poolkeeper.messages import Code
-from poolkeeper.roster import FIRST_BACKOFF, Exit, Worker
+from poolkeeper.roster import FIRST_BACKOFF, UNEXPLAINED_ATTEMPTS, Exit, Worker
 from tests.scripted import Job, Script, call, keys, segment, tasks
 
 FAST, LONG = 1e-5, 10.0
@@ -599,7 +599,7 @@ def test_when_no_worker_can_be_started_what_is_queued_fails_with_the_reason() ->
 
 def test_the_next_submission_tries_again() -> None:
     script = Script(1, ready=0)
-    for _ in range(3):
+    for _ in range(UNEXPLAINED_ATTEMPTS):
         script.submit(*tasks(call(), 1))
         script.decide(after=10.0)
         script.die(script.workers[0])
@@ -619,7 +619,7 @@ def test_many_workers_that_fail_together_are_one_failure() -> None:
 def test_workers_that_end_before_their_first_task_have_not_come_up() -> None:
     script = Script(1, ready=0)
     script.submit(*tasks(call(), 1))
-    for _ in range(3):
+    for _ in range(UNEXPLAINED_ATTEMPTS):
         worker = script.workers[0]
         script.hello(worker)
         assert script.fed(worker) == ["0"]

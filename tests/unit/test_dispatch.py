@@ -8,7 +8,7 @@ from poolkeeper.commands import Decide, Feed, Nudge, Retire, Spawn
 from poolkeeper.dispatch import LATE
 from poolkeeper.lifecycle import WorkerState
 from poolkeeper.messages import Code
-from poolkeeper.roster import FIRST_BACKOFF
+from poolkeeper.roster import FIRST_BACKOFF, UNEXPLAINED_ATTEMPTS
 from tests.scripted import Script, call, segment, tasks
 
 FAST, MEDIUM, LONG = 1e-5, 0.02, 10.0
@@ -351,7 +351,7 @@ def test_after_a_failed_start_the_next_one_waits() -> None:
 
 def test_the_wait_after_a_failed_start_ends_though_the_failure_is_forgotten() -> None:
     script = Script(1, ready=0)
-    for _ in range(3):
+    for _ in range(UNEXPLAINED_ATTEMPTS):
         script.submit(*tasks(call(), 1))
         script.decide(after=10.0)
         script.die(script.workers[0])

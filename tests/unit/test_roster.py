@@ -6,7 +6,7 @@ import pytest
 
 from poolkeeper.lifecycle import IllegalTransition, WorkerEvent, WorkerState
 from poolkeeper.messages import Progress
-from poolkeeper.roster import FIRST_BACKOFF, START_ATTEMPTS, Roster, Worker
+from poolkeeper.roster import FIRST_BACKOFF, START_ATTEMPTS, UNEXPLAINED_ATTEMPTS, Roster, Worker
 from tests.scripted import Page, call, tasks
 
 
@@ -148,12 +148,13 @@ def test_many_that_fail_at_once_count_once() -> None:
     assert roster.spawn_after == 100.0 + FIRST_BACKOFF
 
 
-def test_it_is_hopeless_only_when_nobody_works() -> None:
+@pytest.mark.parametrize(("explained", "attempts"), [(True, START_ATTEMPTS), (False, UNEXPLAINED_ATTEMPTS)])
+def test_it_is_hopeless_only_when_nobody_works(explained: bool, attempts: int) -> None:
     roster = Roster(2)
     worker = ready(roster)
-    roster.failed_rounds = START_ATTEMPTS
-    assert not roster.hopeless
+    roster.failed_rounds = attempts
+    assert not roster.is_hopeless(explained=explained)
     roster.move(worker, WorkerEvent.EXIT)
-    assert roster.hopeless
+    assert roster.is_hopeless(explained=explained)
     roster.failed_rounds -= 1
-    assert not roster.hopeless
+    assert not roster.is_hopeless(explained=explained)
