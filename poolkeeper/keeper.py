@@ -256,7 +256,7 @@ class KeeperRuntime:
             self._selector,
             self._traffic.delivery,
             self._postmortem,
-            self._home.logs,
+            self._home,
             self.call_soon,
         )
 
