@@ -109,8 +109,8 @@ class KeeperRuntime:
         core = self._core
         self._workforce = Workforce(settings, config, core, self._selector, self.stowage, home)
         self._board = Switchboard(home.socket, home.key, self._selector, self)
-        undo.callback(self._board.close)
         undo.callback(self._workforce.close)
+        undo.callback(self._board.close)  # first: a fork server that is still calling would wait for an answer
         self._traffic = Traffic(
             core, self._board, self._workforce, self.stowage, Postmortem(home.logs), self._wake_if_sleeping
         )
