@@ -110,7 +110,7 @@ class KeeperView(Executor):
             return _map_by_submit(self, fn, source, starred, deadline, buffersize, ordered)
         options = self._options
         job = MapJob(
-            _Mapper(runtime),
+            _Mapper(runtime, self),
             self._registry.call(fn),
             starred=starred,
             chunksize=chunksize or 1,
@@ -405,10 +405,11 @@ class Keeper(KeeperView):
 
 
 class _Mapper:
-    """What a map needs of the keeper."""
+    """What a map needs of the keeper, and its hold on it: with a ``buffersize`` it submits more as it is read."""
 
-    def __init__(self, runtime: KeeperRuntime) -> None:
+    def __init__(self, runtime: KeeperRuntime, view: KeeperView) -> None:
         self._runtime = runtime
+        self._view = view
 
     def submit(self, segment: Segment) -> None:
         self._runtime.submit(segment)

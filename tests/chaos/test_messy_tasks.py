@@ -52,7 +52,6 @@ def test_a_mess_among_many_tasks_costs_none_of_them(keeper: Keeper, mess: Callab
         assert (future.result(PATIENCE) == array).all()
 
 
-@pytest.mark.soak  # has hung once beside other load; to be understood
 def test_large_arguments_that_are_fed_ahead_survive_a_task_that_closes_all_descriptors(keeper: Keeper) -> None:
     arrays = [np.full(20_000, number) for number in range(40)]
     for _ in range(50):

@@ -62,7 +62,6 @@ def test_no_descriptor_left_in_the_application(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.soak  # half a minute
 def test_no_descriptor_left_for_a_new_keeper(tmp_path: Path) -> None:
     run_script(
         tmp_path,
