@@ -33,7 +33,7 @@ from poolkeeper.pidfile import (
     write_pidfile,
 )
 from poolkeeper.process_identity import ProcessIdentity, identify
-from tests.helpers import PATIENCE, wait_for_exit, wait_until
+from tests.helpers import PATIENCE, a_program, wait_for_exit, wait_until
 
 identities = st.builds(
     ProcessIdentity, st.integers(1, 2**31 - 1), st.integers(0, 2**63), st.text(max_size=9), st.text(max_size=9)
@@ -144,7 +144,7 @@ def test_a_later_format_is_refused() -> None:
 
 
 def test_survivors_are_those_that_are_who_they_were() -> None:
-    with subprocess.Popen(["sleep", "1000"]) as one, subprocess.Popen(["sleep", "1000"]) as other:
+    with a_program() as one, a_program() as other:
         found = [identify(process.pid) for process in (one, other)]
         assert found[0] is not None
         assert found[1] is not None
@@ -156,7 +156,6 @@ def test_survivors_are_those_that_are_who_they_were() -> None:
         other.kill()
         wait_for_exit(other.pid)
         assert survivors(document) == (alive,)
-        one.kill()
 
 
 # -- the file ---------------------------------------------------------------------------------------------------------

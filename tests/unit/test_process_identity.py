@@ -25,7 +25,7 @@ from poolkeeper.process_identity import (
     process_state,
     resident_bytes,
 )
-from tests.helpers import PATIENCE, wait_for_exit, wait_until
+from tests.helpers import PATIENCE, a_program, wait_for_exit, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc and pidfds are Linux's")
 
@@ -66,9 +66,8 @@ def proc(tmp_path: Path) -> SimulatedProc:
 
 @pytest.fixture
 def child() -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(["sleep", "1000"]) as process:
+    with a_program() as process:
         yield process
-        process.kill()
 
 
 def test_an_identity_is_start_time_boot_and_namespace(proc: SimulatedProc) -> None:
