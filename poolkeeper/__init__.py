@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from .fleet import Fleet
     from .futures import TaskFuture
+    from .instance import InstanceLock, LockHolder
     from .losses import DeathReport, TaskQuarantined, WorkerLost, WorkerStartFailed
     from .model import BatchResult, RunResult, RunStatistics, ServiceState, TaskResult, TaskStatus
     from .policy import ExecutionPolicy, RestartPolicy, RetryPolicy, WorkerPolicy, stop_after_burst
@@ -56,6 +57,7 @@ _MODULES = {
     ),
     "fleet": ("Fleet",),
     "futures": ("TaskFuture",),
+    "instance": ("InstanceLock", "LockHolder"),
     "losses": ("DeathReport", "TaskQuarantined", "WorkerLost", "WorkerStartFailed"),
     "model": ("BatchResult", "RunResult", "RunStatistics", "ServiceState", "TaskResult", "TaskStatus"),
     "policy": ("ExecutionPolicy", "RestartPolicy", "RetryPolicy", "WorkerPolicy", "stop_after_burst"),
@@ -76,7 +78,9 @@ __all__ = [
     "ExecutionPolicy",
     "Fleet",
     "HomeUnusable",
+    "InstanceLock",
     "Keeper",
+    "LockHolder",
     "NotReexecable",
     "PayloadError",
     "PoolkeeperError",

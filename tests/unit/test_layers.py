@@ -17,7 +17,7 @@ LAYERS = {
     "words": "errors losses model messages",
     "pure": "fields ratelimit strategies policy lifecycle ledger backlog roster commands timers dispatch blame "
     "core frames session",
-    "io": "limits logs process_identity filesystems places pidfile home "
+    "io": "limits logs process_identity filesystems places file_locking lock_file instance pidfile home "
     "page arena payload spool link postmortem",
     "runtime": "settings cancellation interrupts task_context worker_session worker forkserver delivery retrying "
     "switchboard futures calls workforce traffic driving keeper configuration inline",
