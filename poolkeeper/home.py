@@ -51,6 +51,7 @@ class Home:
             (path / "logs").mkdir(mode=0o700, exist_ok=True)
             key = os.urandom(32)
             _write_private(path / "authkey", key)
+            return cls(path, lock is None, _socket_path(path), key, lock)
         except OSError as error:
             if lock is not None:
                 lock.release()
@@ -60,7 +61,6 @@ class Home:
                 raise
             where = base if base is not None else (tempfile.gettempdir() if lock is None else default_base())
             raise home_unusable(where, error) from error
-        return cls(path, lock is None, _socket_path(path), key, lock)
 
     @property
     def logs(self) -> Path:
