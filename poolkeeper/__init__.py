@@ -30,10 +30,13 @@ if TYPE_CHECKING:
     from .futures import TaskFuture
     from .instance import InstanceLock, LockHolder
     from .losses import DeathReport, TaskQuarantined, WorkerLost, WorkerStartFailed
-    from .model import BatchResult, RunResult, RunStatistics, ServiceState, TaskResult, TaskStatus
+    from .model import BatchResult, RunResult, RunStatistics, TaskResult, TaskStatus
     from .policy import ExecutionPolicy, RestartPolicy, RetryPolicy, WorkerPolicy, stop_after_burst
     from .pool import Keeper
     from .ratelimit import RateLimit
+    from .service_model import ExitReason, ServiceEvent, ServiceExit, ServiceState
+    from .service_spec import ServiceGroup
+    from .services import ServiceHandle
     from .task_context import Context, context
 
 _MODULES = {
@@ -59,9 +62,12 @@ _MODULES = {
     "futures": ("TaskFuture",),
     "instance": ("InstanceLock", "LockHolder"),
     "losses": ("DeathReport", "TaskQuarantined", "WorkerLost", "WorkerStartFailed"),
-    "model": ("BatchResult", "RunResult", "RunStatistics", "ServiceState", "TaskResult", "TaskStatus"),
+    "model": ("BatchResult", "RunResult", "RunStatistics", "TaskResult", "TaskStatus"),
     "policy": ("ExecutionPolicy", "RestartPolicy", "RetryPolicy", "WorkerPolicy", "stop_after_burst"),
     "pool": ("Keeper",),
+    "service_model": ("ExitReason", "ServiceEvent", "ServiceExit", "ServiceState"),
+    "service_spec": ("ServiceGroup",),
+    "services": ("ServiceHandle",),
     "ratelimit": ("RateLimit",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
@@ -76,6 +82,7 @@ __all__ = [
     "Context",
     "DeathReport",
     "ExecutionPolicy",
+    "ExitReason",
     "Fleet",
     "HomeUnusable",
     "InstanceLock",
@@ -92,7 +99,11 @@ __all__ = [
     "RetryPolicy",
     "RunResult",
     "RunStatistics",
+    "ServiceEvent",
+    "ServiceExit",
     "ServiceFailed",
+    "ServiceGroup",
+    "ServiceHandle",
     "ServiceState",
     "TaskExited",
     "TaskFuture",

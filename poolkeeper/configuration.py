@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from importlib.machinery import PathFinder
 from typing import Any
 
-from .errors import PayloadError, PoolkeeperError
+from .errors import PayloadError
 from .fields import memory_size
 from .limits import Limits
 from .payload import dumps_in_band
@@ -56,9 +56,10 @@ def settings_for(
         environment=_environment(workers, threads_per_worker, worker),
         initializer=_initializer(initializer, initargs),
         max_memory=worker.max_memory,
+        max_age=worker.max_age,
         inherit_output=inherit_output,
         queue_bytes=_queue_bytes(queue_memory),
-        limits=_limits(worker),
+        limits=Limits.of(worker),
     )
 
 
@@ -165,19 +166,3 @@ def _queue_bytes(given: int | str | None) -> int:
         return memory_size(given)
     except (TypeError, ValueError) as error:
         raise type(error)(f"queue_memory={given!r}: {error}") from None
-
-
-def _limits(worker: WorkerPolicy) -> Limits:
-    if worker.max_age is not None:
-        raise PoolkeeperError(
-            f"WorkerPolicy(max_age={worker.max_age}) is not available yet; max_tasks and max_memory are"
-        )
-    return Limits(
-        hard_memory=worker.hard_memory,
-        cpu_seconds=worker.cpu_seconds,
-        open_files=worker.open_files,
-        nice=worker.nice,
-        affinity=worker.affinity,
-        cwd=worker.cwd,
-        umask=worker.umask,
-    )

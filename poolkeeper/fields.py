@@ -19,6 +19,7 @@ __all__ = [
     "duration",
     "memory_size",
     "optional",
+    "part_name",
     "positive_duration",
     "positive_number",
     "whole_number",
@@ -71,6 +72,19 @@ class Converted(Generic[Given, Kept]):
 
 class Checked(Converted[Kept, Kept]):
     """A field whose converter checks the value and keeps its type."""
+
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
+
+def part_name(value: Any) -> str:
+    """Check a name of a fleet, batch or service.
+
+    It becomes a file's name, and a word on the command line where "/", ":" and "=" separate it from others.
+    """
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise ValueError("use letters, digits, '_', '.' and '-', at most 100 of them, and begin with no '.' or '-'")
+    return value
 
 
 def optional(convert: Callable[[Any], Kept]) -> Callable[[Any], Kept | None]:

@@ -13,7 +13,6 @@ Rules:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -22,15 +21,13 @@ from types import MappingProxyType
 from typing import Any, TypeVar, overload
 
 from .errors import PoolkeeperError
+from .fields import part_name
 from .policy import ExecutionPolicy
 
 __all__ = ["BatchSpec", "Fleet", "FleetError", "StepSpec"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 After = str | Callable[..., Any] | Sequence[str | Callable[..., Any]]
-
-# A name becomes a folder, and a word on the command line where "/" and "=" separate it from others.
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
 class FleetError(PoolkeeperError, ValueError):
@@ -237,11 +234,10 @@ class Fleet:
 
 
 def _checked_name(owner: str, name: object) -> str:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise FleetError(
-            f"{name!r} cannot name {owner}: use letters, digits, '_', '.' and '-', and begin with no '.' or '-'"
-        )
-    return name
+    try:
+        return part_name(name)
+    except ValueError as error:
+        raise FleetError(f"{name!r} cannot name {owner}: {error}") from None
 
 
 def _is_exception(kind: object) -> bool:

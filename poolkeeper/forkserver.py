@@ -20,7 +20,7 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -28,6 +28,7 @@ from .errors import ProtocolError
 from .limits import Limits
 from .link import Link, call_keeper
 from .messages import Kind, pack, unpack
+from .process_setup import adopt_descendants, child_pids
 from .session import Session
 from .worker import main as worker_main
 from .worker_session import WorkerConfig
@@ -43,7 +44,6 @@ _BOOTSTRAP = (
 )
 
 CALL_TIMEOUT = 10.0
-PR_SET_CHILD_SUBREAPER = 36
 
 
 def launch(
@@ -102,6 +102,11 @@ class Launched:
                 self.watch_fd = os.pidfd_open(process.pid)
 
     @property
+    def pid(self) -> int:
+        """The fork server's pid."""
+        return self._process.pid
+
+    @property
     def exitcode(self) -> int | None:
         """How it ended, None while it lives."""
         return self._process.poll()
@@ -132,7 +137,8 @@ class ForkServer:
         self._session = Session()
         introduction = {"role": "forkserver", "id": 0, "pid": os.getpid()}
         self._link: Link = call_keeper(config.socket, config.key, self._session, introduction, CALL_TIMEOUT)
-        self._workers: dict[int, tuple[int, BaseProcess, int]] = {}
+        self._workers: dict[int, tuple[str, BaseProcess, int]] = {}
+        self._helpers: set[int] = set()
         self._wake, self._woken = socket.socketpair()
         for end in (self._wake, self._woken):
             end.setblocking(False)
@@ -159,6 +165,7 @@ class ForkServer:
         """Serve until the keeper is gone."""
         signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._helpers.update(child_pids())  # what the preload has started
         gc.collect()
         gc.freeze()
         early, self._link.early = self._link.early, []
@@ -194,39 +201,44 @@ class ForkServer:
             fds = self._link.take_fds(frame)
             for message in unpack(frame.body):
                 if message[0] == Kind.SPAWN:
-                    self._spawn(message[1], message[2], fds.pop(0))
+                    self._spawn(message[1], message[2], message[3], fds.pop(0), fds.pop(0))
 
-    def _spawn(self, id: int, slot: int, page: int) -> None:
+    def _spawn(self, tag: str, role: str, arguments: tuple[Any, ...], page: int, link: int) -> None:
+        main = _mains()[role]
         try:
             if self._start_method == "loky":
                 from loky.backend import get_context
 
                 own = f"/proc/{os.getpid()}/fd/{page}"
-                process = get_context("loky").Process(target=worker_main, args=(self._config, id, slot, own))
+                process = get_context("loky").Process(target=main, args=(self._config, *arguments, own, -1))
             else:
                 fork = multiprocessing.get_context("fork")
-                process = fork.Process(target=self._become_worker, args=(id, slot, page))
-            process.name = f"worker-{id}"
+                process = fork.Process(target=self._become, args=(main, arguments, page, link))
+            process.name = tag
             process.start()
         except Exception as error:
             os.close(page)
-            self._send((Kind.SPAWN_FAILED, id, f"a worker could not be started: {type(error).__name__}: {error}"))
+            os.close(link)
+            self._send((Kind.SPAWN_FAILED, tag, f"{tag} could not be started: {type(error).__name__}: {error}"))
             return
         assert process.pid is not None
         # multiprocessing would look after all its children at every start, and take their exit statuses from us.
         multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]  # noqa: SLF001
+        os.close(link)
         if self._start_method != "loky":
             os.close(page)
             page = -1
-        self._workers[process.pid] = (id, process, page)
-        self._send((Kind.SPAWNED, id, process.pid))
+        self._workers[process.pid] = (tag, process, page)
+        if self._start_method == "loky":
+            self._helpers.update(set(child_pids()) - self._workers.keys())  # its resource tracker
+        self._send((Kind.SPAWNED, tag, process.pid))
 
-    def _become_worker(self, id: int, slot: int, page: int) -> None:
+    def _become(self, main: Callable[..., None], arguments: tuple[Any, ...], page: int, link: int) -> None:
         signal.set_wakeup_fd(-1)
         self._link.close()
         self._wake.close()
         self._woken.close()
-        worker_main(self._config, id, slot, page)
+        main(self._config, *arguments, page, link)
 
     def _reap(self) -> None:
         while True:
@@ -242,10 +254,22 @@ class ForkServer:
                 _kill_group(pid)  # before its pid can be anybody else's
             _, status, usage = os.wait4(pid, 0)
             if known is not None:
-                id, _process, page = known
+                tag, _process, page = known
                 if page >= 0:
                     os.close(page)
-                self._send((Kind.EXITED, id, os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024))
+                self._send((Kind.EXITED, tag, os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024))
+                self._sweep()
+
+    def _sweep(self) -> None:
+        """Kill what a dead process has left behind outside its group.
+
+        Each process adopts its own descendants (see ``process_setup``); what comes to us has lost the last of them that
+        we know. What a killed one leaves behind comes to us in turn, with another SIGCHLD.
+        """
+        for pid in child_pids():
+            if pid not in self._workers and pid not in self._helpers:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
 
     def _send(self, message: tuple[Any, ...]) -> None:
         with contextlib.suppress(OSError):  # a keeper that is gone shows as the end of the link
@@ -266,11 +290,11 @@ def _threads() -> int:
         return threading.active_count()
 
 
-def _become_subreaper() -> None:
-    if sys.platform == "linux":
-        import ctypes
+def _mains() -> dict[str, Callable[..., None]]:
+    """Return what a new process becomes, by role."""
+    from .service_worker import main as service_main
 
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    return {"worker": worker_main, "service": service_main}
 
 
 def main(content: dict[str, Any]) -> None:
@@ -281,7 +305,7 @@ def main(content: dict[str, Any]) -> None:
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL if number != signal.SIGPIPE else signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _become_subreaper()
+    adopt_descendants()
     plain = content["worker"]
     for name in ("key", "initializer"):
         if plain[name] is not None:

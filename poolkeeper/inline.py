@@ -31,7 +31,7 @@ class _Stowage:
     stow = _Pickled
 
 
-class _Surroundings:
+class _Surroundings(task_context.NoService):
     worker = "inline"
     slot = 0
 
@@ -53,6 +53,8 @@ class _Surroundings:
 
 class InlineRuntime:
     """Takes the place of the runtime, without processes or threads. Timeouts cannot be kept and are ignored."""
+
+    has_services = False
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -134,6 +136,10 @@ class InlineRuntime:
     def join(self, timeout: float | None = None) -> bool:
         """All is done."""
         return True
+
+    def service_rows(self) -> list[Any]:
+        """Return that there are no services."""
+        return []
 
     def snapshot(self) -> tuple[int, int, list[Any]]:
         """Return that nothing waits, nothing runs, and nobody works."""

@@ -16,18 +16,21 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .commands import Command, Decide, Fail, Feed, Kill, Nudge, Retire, Settle, Spawn
 from .core import Core
 from .driving import Seat, SignalGuard
-from .errors import PoolkeeperError
+from .errors import PoolkeeperError, ProtocolError
 from .futures import TaskFuture
 from .home import Home
 from .ledger import Segment, Task
 from .lifecycle import WorkerState
 from .logs import emit
+from .nursery import Nursery
 from .page import CANCEL
 from .postmortem import Postmortem
 from .settings import Settings
@@ -35,9 +38,15 @@ from .spool import Stowage
 from .switchboard import Peer, Switchboard
 from .traffic import Traffic
 from .worker_session import WorkerConfig
-from .workforce import WorkerPeer, Workforce
+from .workforce import Workforce
+
+if TYPE_CHECKING:
+    from .service_model import ServiceStatus
+    from .supervision import Supervision
 
 __all__ = ["KeeperRuntime", "WorkerRow"]
+
+T = TypeVar("T")
 
 LEAVE_SECONDS = 5.0
 """How long retired workers get to leave when the keeper ends, before they are killed."""
@@ -82,6 +91,7 @@ class KeeperRuntime:
         self._guard = SignalGuard()
         self._ended = threading.Event()
         self._retired_at: float | None = None
+        self._supervision: Supervision | None = None
         undo = contextlib.ExitStack()
         with undo:
             self._open(settings, home, undo)
@@ -103,16 +113,19 @@ class KeeperRuntime:
             inherit_output=settings.inherit_output,
             initializer=settings.initializer,
             max_memory=settings.max_memory,
+            max_age=settings.max_age,
             arena_directory=str(home.path),
             limits=settings.limits,
         )
         core = self._core
-        self._workforce = Workforce(settings, config, core, self._selector, self.stowage, home)
-        self._board = Switchboard(home.socket, home.key, self._selector, self)
+        self._nursery = Nursery(settings, config, self._selector, home)
+        self._workforce = Workforce(settings, core, self._nursery, self._selector, self.stowage)
+        self._board = Switchboard(home.socket, home.key, self._selector, self._introduce)
         undo.callback(self._board.close)
-        undo.callback(self._workforce.close)
+        undo.callback(self._nursery.close)
+        self._postmortem = Postmortem(home.logs)
         self._traffic = Traffic(
-            core, self._board, self._workforce, self.stowage, Postmortem(home.logs), self._wake_if_sleeping
+            core, self._board, self._workforce, self.stowage, self._postmortem, self._wake_if_sleeping
         )
         self._actions: dict[type[Command], Callable[[Any], None]] = {
             Settle: self._traffic.settle,
@@ -125,6 +138,7 @@ class KeeperRuntime:
             Decide: self._ask_policy,
         }
         self._workforce.open(self._board)
+        self._nursery.open(self._board)
         _require_descriptors(self._wake_reader)
 
     # -- what applications call, from any thread ----------------------------------------------------------------------
@@ -187,6 +201,65 @@ class KeeperRuntime:
         if not self._ended.is_set():
             self.call_soon(partial(self._traffic.forget, segments))
 
+    def ask(self, call: Callable[[], T]) -> T:
+        """Have ``call`` run on the keeper's thread, with what follows from it; return its result or raise its error."""
+        answer: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                result = call()
+                self._carry_out()
+            except BaseException as error:
+                answer.set_exception(error)
+            else:
+                answer.set_result(result)
+
+        if self.refusal is not None or self._ended.is_set():
+            raise RuntimeError(self.refusal)
+        self.call_soon(run)
+        while True:
+            try:
+                return answer.result(1.0)
+            except FutureTimeoutError:
+                if self._ended.is_set() and not answer.done():
+                    raise RuntimeError(self.refusal) from None
+
+    @property
+    def supervision(self) -> Supervision:
+        """What looks after services; made when the first is declared, for most keepers have none."""
+        if self._supervision is None:
+            with self._lock:
+                if self._supervision is None:
+                    self._supervision = self._new_supervision()
+        return self._supervision
+
+    @property
+    def has_services(self) -> bool:
+        """Whether any service has been declared."""
+        return self._supervision is not None
+
+    def service_rows(self) -> list[ServiceStatus]:
+        """Return what every service is doing."""
+        if self._supervision is None:
+            return []
+        with self._lock:
+            return self._supervision.rows()
+
+    def _new_supervision(self) -> Supervision:
+        from .supervision import Supervision
+        from .supervisor import Supervisor
+
+        return Supervision(
+            Supervisor(self.settings.max_starting),
+            self._nursery,
+            self._board,
+            self._selector,
+            self._traffic.delivery,
+            self._postmortem,
+            self._home.logs,
+            self.call_soon,
+        )
+
     def expect_callbacks(self) -> None:
         """Start the thread that runs callbacks while that is still possible."""
         self._traffic.delivery.start()
@@ -218,7 +291,12 @@ class KeeperRuntime:
         if self.refusal is None:
             self.refusal = "cannot schedule new futures after shutdown"
         if not self._ended.is_set():
-            self.call_soon(self._core.close)
+            self.call_soon(self._close)
+
+    def _close(self) -> None:
+        self._core.close()
+        if self._supervision is not None:
+            self._supervision.supervisor.stop_all(time.monotonic(), "the keeper ends")
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until all is done and every process is gone; return whether that is so."""
@@ -281,6 +359,8 @@ class KeeperRuntime:
     def _carry_out(self) -> None:
         for command in self._core.decide(time.monotonic()):
             self._actions[type(command)](command)
+        if self._supervision is not None:
+            self._supervision.carry_out()
         self._board.send_due()
 
     def drive(self, task: TaskFuture, timeout: float | None) -> None:
@@ -343,11 +423,11 @@ class KeeperRuntime:
 
     def _timeout(self) -> float | None:
         deadline = self._core.next_deadline()
+        if self._supervision is not None:
+            deadline = _earlier(deadline, self._supervision.next_deadline())
         if self._retired_at is not None:
-            leave = self._retired_at + LEAVE_SECONDS
-            deadline = leave if deadline is None else min(deadline, leave)
-        if self._board.deaf_until is not None:
-            deadline = self._board.deaf_until if deadline is None else min(deadline, self._board.deaf_until)
+            deadline = _earlier(deadline, self._retired_at + LEAVE_SECONDS)
+        deadline = _earlier(deadline, self._board.deaf_until)
         return None if deadline is None else min(max(0.0, deadline - time.monotonic()), LONGEST_WAIT)
 
     def _take_inbox(self) -> None:
@@ -359,6 +439,8 @@ class KeeperRuntime:
     def _finished(self) -> bool:
         core = self._core
         if not core.closing or self._inbox or self._calls or core.outstanding:
+            return False
+        if self._supervision is not None and not self._supervision.supervisor.down:
             return False
         if not core.workers:
             return True
@@ -375,26 +457,16 @@ class KeeperRuntime:
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_reader, 4096)
 
-    # -- what the switchboard says ------------------------------------------------------------------------------------
-
-    def introduce(self, hello: dict[str, Any]) -> Peer:
+    def _introduce(self, hello: dict[str, Any]) -> Peer:
         """Return whose session a caller resumes."""
-        return self._workforce.introduce(hello)
-
-    def connected(self, peer: Peer, hello: dict[str, Any]) -> None:
-        """A link is up."""
-        self._workforce.connected(peer, hello)
-
-    def disconnected(self, peer: Peer) -> None:
-        """A link is gone."""
-        self._workforce.disconnected(peer)
-
-    def message(self, peer: Peer, message: tuple[Any, ...], fds: list[int]) -> None:
-        """A peer has said something."""
-        if isinstance(peer, WorkerPeer):
-            self._traffic.hear(peer, message, fds)
-        else:
-            self._workforce.hear_server(message)
+        role = hello["role"]
+        if role == "worker":
+            return self._workforce.introduce(hello)
+        if role == "forkserver":
+            return self._nursery.server
+        if role == "service" and self._supervision is not None:
+            return self._supervision.introduce(hello)
+        raise ProtocolError(f"nobody here speaks to a caller that is {role!r}")
 
     # -- retry policies -----------------------------------------------------------------------------------------------
 
@@ -435,7 +507,10 @@ class KeeperRuntime:
         self._seat.close()
         self._traffic.announce()
         self._board.close()  # first: a fork server that has just been started would wait for an answer
+        self._nursery.close()
         self._workforce.close()
+        if self._supervision is not None:
+            self._supervision.close()
         self.stowage.close()
         self._selector.close()
         self._home.remove()
@@ -466,6 +541,13 @@ class KeeperRuntime:
         self._wake_writer = self._wake_reader = -1
         with contextlib.suppress(OSError):
             os.close(self._selector.fileno())
+
+
+def _earlier(first: float | None, second: float | None) -> float | None:
+    """Return the earlier of two deadlines, None for none."""
+    if first is None or second is None:
+        return second if first is None else first
+    return min(first, second)
 
 
 def _raise(error: Exception) -> None:

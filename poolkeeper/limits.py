@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from .policy import WorkerPolicy
+
 __all__ = ["Limits"]
 
 
@@ -18,6 +20,19 @@ class Limits(NamedTuple):
     affinity: tuple[int, ...] | None = None
     cwd: str | None = None
     umask: int | None = None
+
+    @classmethod
+    def of(cls, policy: WorkerPolicy) -> Limits:
+        """Return the limits that ``policy`` sets."""
+        return cls(
+            hard_memory=policy.hard_memory,
+            cpu_seconds=policy.cpu_seconds,
+            open_files=policy.open_files,
+            nice=policy.nice,
+            affinity=policy.affinity,
+            cwd=policy.cwd,
+            umask=policy.umask,
+        )
 
     def apply(self) -> None:
         """Set them for this process; raises OSError where the system refuses."""

@@ -14,13 +14,16 @@ Worker to keeper:
 - ``(CHUNK_RESULT, index, codes or None, values, seconds)``: no codes: a list of plain values, or one payload
 - ``(RELEASE, arenas)``
 - ``(PROGRESS, index, done, total)``
+- ``(HERE, pid)``: the first word on the link that a process is born with
 - ``(STARTED,)``, ``(START_FAILED, why)``: how the initializer went
 - ``(RECYCLE, why)``: the worker asks to be replaced
-- ``(LEAVING,)``
 
-Keeper to fork server: ``(SPAWN, worker, slot)`` with the page's descriptor beside the frame.
-Fork server to keeper: ``(SPAWNED, worker, pid)``, ``(SPAWN_FAILED, worker, why)``,
-``(EXITED, worker, exit code, peak memory in bytes)``, ``(NOTICE, text)``.
+Service to keeper: ``(HERE, pid)``, ``(STARTED,)`` before the callable is called, ``(READY,)``, ``(STATUS, text)``,
+``(PROGRESS, 0, done, total)``, ``(LAST_WORDS, reason, message, detail)``. It is told nothing: a signal stops it.
+
+Keeper to fork server: ``(SPAWN, tag, role, arguments)`` with two descriptors beside the frame, the page and the link.
+Fork server to keeper: ``(SPAWNED, tag, pid)``, ``(SPAWN_FAILED, tag, why)``,
+``(EXITED, tag, exit code, peak memory in bytes)``, ``(NOTICE, text)``.
 """
 
 from __future__ import annotations
@@ -47,12 +50,17 @@ class Kind(IntEnum):
     STARTED = 9
     START_FAILED = 10
     RECYCLE = 11
-    LEAVING = 12
+    HERE = 12
     SPAWN = 13
     SPAWNED = 14
     SPAWN_FAILED = 15
     EXITED = 16
     NOTICE = 17
+    READY = 18
+    STATUS = 19
+    LAST_WORDS = 20
+    REQUEST = 21
+    REPLY = 22
 
 
 WINDOW_LIMIT = 2048

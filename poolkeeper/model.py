@@ -20,14 +20,13 @@ from typing import Any, Generic, TypeVar, overload
 
 from .errors import TaskTimeout
 from .losses import TaskQuarantined
+from .service_model import ServiceStatus
 
 __all__ = [
     "BatchResult",
     "KeeperStatus",
     "RunResult",
     "RunStatistics",
-    "ServiceState",
-    "ServiceStatus",
     "StepResult",
     "TaskResult",
     "TaskStatus",
@@ -76,21 +75,6 @@ _STATUS_OF_ERROR: tuple[tuple[type[BaseException], TaskStatus], ...] = (
     (TaskQuarantined, TaskStatus.QUARANTINED),
     (BrokenProcessPool, TaskStatus.LOST),
 )
-
-
-class ServiceState(Enum):
-    """Where a service is in its life."""
-
-    STOPPED = "stopped"
-    STARTING = "starting"
-    RUNNING = "running"
-    STOPPING = "stopping"
-    BACKOFF = "backoff"
-    """It ended and waits for its restart policy to start it again."""
-    COMPLETED = "completed"
-    """It ended well and its restart policy leaves it at that."""
-    FAILED = "failed"
-    """Its restart policy is exhausted."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -380,18 +364,6 @@ class WorkerStatus:
     service: str | None = None
     started: float | None = None
     rss: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceStatus:
-    """One service at the moment of a snapshot; ``uptime`` is in seconds, ``last_exit`` as ``Process.exitcode``."""
-
-    name: str
-    state: ServiceState
-    pid: int | None = None
-    restarts: int = 0
-    last_exit: int | None = None
-    uptime: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,14 +13,14 @@ import os
 
 from .messages import WINDOW_LIMIT, Progress
 
-__all__ = ["MARKS", "PAGE_SIZE", "KeeperPage", "WorkerPage", "anonymous_file"]
+__all__ = ["BEAT", "MARKS", "PAGE_SIZE", "KeeperPage", "WorkerPage", "anonymous_file"]
 
 MARKS = 2 * WINDOW_LIMIT
 _MARKS_AT = 64
 PAGE_SIZE = _MARKS_AT + MARKS
 
-STARTED, FINISHED, ITEM, STARTED_AT, CANCEL = range(5)
-"""Words of the page; CANCEL is the keeper's: the index of a running task that is asked to stop."""
+STARTED, FINISHED, ITEM, STARTED_AT, CANCEL, BEAT = range(6)
+"""Words of the page; CANCEL is the keeper's: the index of a running task that is asked to stop. BEAT is a service's."""
 
 
 def anonymous_file(name: str, directory: str | None = None) -> int:
@@ -56,6 +56,10 @@ class KeeperPage(WorkerPage):
         """Return what the worker has marked."""
         words = self.words
         return Progress(words[STARTED], words[FINISHED], words[ITEM], self.times[STARTED_AT])
+
+    def beat(self) -> float:
+        """Return when a service gave its last heartbeat, in seconds of the monotonic clock; 0.0: never."""
+        return self.times[BEAT]
 
     def revoke(self, index: int) -> bool:
         """Forbid the worker to start ``index``; return False if it has started already."""

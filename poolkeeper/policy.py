@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .fields import (
     Checked,
@@ -63,10 +63,10 @@ _RETRY_WAIT = named("wait_exponential_jitter", multiplier=0.1, max=30.0, jitter=
 _RESTART_WAIT = named("wait_exponential_jitter", multiplier=0.1, max=30.0)  # and up to a second of jitter
 
 
-def _when(value: When) -> When:
+def _when(value: Any) -> When:
     if value not in get_args(When):
         raise ValueError(f"must be one of {', '.join(map(repr, get_args(When)))}")
-    return value
+    return value  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -220,6 +220,15 @@ class RestartPolicy:
     stop: Checked[Stop | None] = Checked(optional(callable_strategy), None)
     wait: Checked[Wait] = Checked(callable_strategy, _RESTART_WAIT)
     reset_after: Checked[float | None] = Checked(optional(positive_duration), 60.0)
+
+    @classmethod
+    def of(cls, value: RestartPolicy | str) -> RestartPolicy:
+        """Return ``value``, or the policy that a word ("always", "on-failure", "never") stands for."""
+        if isinstance(value, RestartPolicy):
+            return value
+        if not isinstance(value, str):
+            raise TypeError('must be "always", "on-failure", "never" or a RestartPolicy')
+        return cls(when=_when(value))
 
     @classmethod
     def on_failure(cls, max_retries: int = 3, delay: float = 3.0, *, reset_after: float | None = 60.0) -> RestartPolicy:

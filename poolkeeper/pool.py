@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -12,7 +13,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from .calls import CallRegistry
+from .calls import CallRegistry, callable_name
 from .configuration import settings_for
 from .errors import PayloadError, PoolkeeperError, UnsupportedPlatform
 from .futures import TaskFuture
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     from .fleet import Fleet
     from .inline import InlineRuntime
     from .model import KeeperStatus, RunResult
-    from .policy import ExecutionPolicy
+    from .policy import ExecutionPolicy, RestartPolicy
+    from .service_spec import ServiceGroup
+    from .services import ServiceHandle
 
 __all__ = ["Keeper", "KeeperView"]
 
@@ -291,6 +294,87 @@ class Keeper(KeeperView):
         from .runner import run_fleet
 
         return run_fleet(fleet, self)
+
+    def service(
+        self,
+        target: Callable[..., object],
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        name: str | None = None,
+        restart: RestartPolicy | Literal["always", "on-failure", "never"] = "always",
+        replicas: int = 1,
+        ready: Literal["start", "notify"] = "start",
+        watchdog: float | None = None,
+        start_timeout: float | None = 30.0,
+        stop_timeout: float = 10.0,
+        after: Iterable[str | ServiceHandle] = (),
+        priority: int = 0,
+        worker: WorkerPolicy | None = None,
+        on_give_up: Literal["ignore", "stop-fleet"] = "ignore",
+        stop_signal: int = signal.SIGTERM,
+        group: ServiceGroup | None = None,
+    ) -> ServiceHandle:
+        """Start ``target(*args, **kwargs)`` as a service: a process of its own, restarted by policy when it ends.
+
+        Args:
+            target: a callable, or what ``command`` returns.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
+            name: letters, digits, ``_``, ``.`` and ``-``; None: the target's name.
+            restart: a RestartPolicy, or its ``when``.
+            replicas: how many processes run it; ``context().slot`` tells them apart.
+            ready: "start": once it is called; "notify": when it says so by ``context().ready()``.
+            watchdog: seconds within which each ``context().heartbeat()`` must follow the one before.
+            start_timeout: seconds until it must be ready; None: no limit.
+            stop_timeout: seconds from the stop signal until it is killed, with all its descendants.
+            after: services that must be ready before it starts, and that stop only when it is down.
+            priority: when many are to start, higher goes first.
+            worker: limits of its process; None: none.
+            on_give_up: when the restart policy is exhausted: "ignore", or "stop-fleet" for all services to stop.
+            stop_signal: the signal that asks it to end.
+            group: services that are restarted together.
+
+        Raises:
+            ValueError, TypeError: for an argument that makes no sense, a name that is taken, an unknown ``after``.
+            PayloadError: when the target or its arguments cannot be pickled.
+            RuntimeError: after ``shutdown``.
+        """
+        from .service_spec import ServiceSpec
+        from .services import declare
+
+        if not isinstance(self._runtime, KeeperRuntime):
+            raise PoolkeeperError('start_method="inline" runs tasks only: a service needs a process of its own')
+        spec = ServiceSpec(
+            name=callable_name(target).rpartition(".")[2] if name is None else name,
+            target=target,
+            args=args,
+            kwargs=dict(kwargs or {}),
+            restart=restart,
+            replicas=replicas,
+            ready=ready,
+            watchdog=watchdog,
+            start_timeout=start_timeout,
+            stop_timeout=stop_timeout,
+            after=[other if isinstance(other, str) else other.name for other in after],
+            priority=priority,
+            worker=WorkerPolicy() if worker is None else worker,
+            on_give_up=on_give_up,
+            stop_signal=int(stop_signal),
+            group=group,
+        )
+        return declare(self._runtime, spec)
+
+    @property
+    def services(self) -> Mapping[str, ServiceHandle]:
+        """The services by name, in the order of their declaration."""
+        from .services import ServiceHandle
+
+        runtime = self._runtime
+        if not isinstance(runtime, KeeperRuntime) or not runtime.has_services:
+            return {}
+        declared = runtime.supervision.supervisor.services
+        return {name: ServiceHandle(runtime, service) for name, service in list(declared.items())}
 
     def status(self) -> KeeperStatus:
         """Return an immutable snapshot of this keeper, its queue and its workers."""

@@ -49,17 +49,21 @@ class Postmortem:
     def report(self, worker: int, pid: int, exit: Exit | None) -> DeathReport:
         """Return what is known of the death of ``worker``."""
         code, peak = exit if exit is not None else (None, None)
-        verdict = "no"
-        if code == -signal.SIGKILL:
-            # The counter is the machine's, not the worker's: more than likely cannot be said.
-            kills = _oom_kills()
-            if kills > self._oom_kills:
-                self._oom_kills = kills
-                verdict = "likely"
+        verdict = self.out_of_memory(code)
         said = _last_lines(self._logs / f"worker-{worker}.log")[-TAIL_LINES:]
         # A crashing interpreter writes its stack with the most recent call first.
         crashed = _last_lines(self._logs / f"worker-{worker}.crash")[:TAIL_LINES]
         return DeathReport(str(worker), pid, code, peak, verdict, "\n".join([*said, *crashed]))
+
+    def out_of_memory(self, code: int | None) -> str:
+        """Return whether a process that ended with ``code`` was killed for want of memory: "likely" or "no"."""
+        if code == -signal.SIGKILL:
+            # The counter is the machine's, not the process': more than likely cannot be said.
+            kills = _oom_kills()
+            if kills > self._oom_kills:
+                self._oom_kills = kills
+                return "likely"
+        return "no"
 
 
 def _oom_kills() -> int:

@@ -13,7 +13,7 @@ class Settings(NamedTuple):
     """Validated arguments of ``Keeper``.
 
     ``environment`` is for the fork server and its workers. ``queue_bytes`` is how much queued payloads may weigh in
-    memory; the rest waits on disk. ``max_memory`` is in bytes.
+    memory; the rest waits on disk. ``max_memory`` is in bytes, ``max_age`` in seconds.
     """
 
     max_workers: int
@@ -23,6 +23,8 @@ class Settings(NamedTuple):
     environment: dict[str, str]
     initializer: bytes | None
     max_memory: int | None
+    max_age: float | None
     inherit_output: bool
     queue_bytes: int
     limits: Limits
+    max_starting: int = 4

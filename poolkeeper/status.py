@@ -26,4 +26,5 @@ def keeper_status(name: str | None, run_id: str, runtime: Any) -> KeeperStatus:
         )
         for row in rows
     )
-    return KeeperStatus(name, run_id, os.getpid(), time.time() - runtime.started, queued, running, workers)
+    services = tuple(runtime.service_rows())
+    return KeeperStatus(name, run_id, os.getpid(), time.time() - runtime.started, queued, running, workers, services)

@@ -1,6 +1,7 @@
 """The keeper's listening socket and all sessions over it: who calls is asked for proof, who is known is heard.
 
-It moves bytes, frames and sessions; what a message means it leaves to its ``Listener``.
+It moves bytes, frames and sessions; what a message means it leaves to the peer's ``Listener``. ``introduce`` tells
+whose session a caller resumes, by what it says of itself, and raises ProtocolError for a stranger.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import selectors
 import socket
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
 
@@ -37,12 +38,26 @@ STRANGERS = 256
 """Connections that have not authenticated yet, at most; beyond, the oldest is closed."""
 
 
+class Listener(Protocol):
+    """Who hears what a peer says, and of its links."""
+
+    def connected(self, peer: Any, hello: dict[str, Any]) -> None:
+        """A link to ``peer`` is up again."""
+
+    def message(self, peer: Any, message: tuple[Any, ...], fds: list[int]) -> None:
+        """``peer`` has sent a message; its descriptors are the first of ``fds``, to be taken out."""
+
+    def disconnected(self, peer: Any) -> None:
+        """The link to ``peer`` is gone."""
+
+
 class Peer:
-    """The keeper's end of the session with one worker or the fork server, across all its links."""
+    """The keeper's end of the session with one process, across all its links."""
 
     name = "a peer"
 
-    def __init__(self) -> None:
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
         self.session = Session()
         self.link: Link | None = None
         self.outgoing: list[tuple[Any, ...]] = []
@@ -56,22 +71,6 @@ class Peer:
         return []
 
 
-class Listener(Protocol):
-    """Who the switchboard speaks to."""
-
-    def introduce(self, hello: dict[str, Any]) -> Peer:
-        """Return whose session this caller resumes; raises ProtocolError for a stranger."""
-
-    def connected(self, peer: Peer, hello: dict[str, Any]) -> None:
-        """A link to ``peer`` is up."""
-
-    def message(self, peer: Peer, message: tuple[Any, ...], fds: list[int]) -> None:
-        """``peer`` has sent a message; its descriptors are the first of ``fds``, to be taken out."""
-
-    def disconnected(self, peer: Peer) -> None:
-        """The link to ``peer`` is gone."""
-
-
 class _Caller:
     """A connection that has not said yet who it is."""
 
@@ -83,10 +82,16 @@ class _Caller:
 class Switchboard:
     """Accepts, authenticates, reads and writes; runs on the keeper's thread alone."""
 
-    def __init__(self, path: str, key: bytes, selector: selectors.BaseSelector, listener: Listener) -> None:
+    def __init__(
+        self,
+        path: str,
+        key: bytes,
+        selector: selectors.BaseSelector,
+        introduce: Callable[[dict[str, Any]], Peer],
+    ) -> None:
         self._key = key
         self._selector = selector
-        self._listener = listener
+        self._introduce = introduce
         self._callers: dict[Link, _Caller] = {}
         self._due: deque[Peer] = deque()
         self.deaf_until: float | None = None
@@ -139,7 +144,7 @@ class Switchboard:
             frames, alive = caller.link.receive()
             if frames:
                 hello = caller.handshake.verify(frames[0])
-                peer = self._listener.introduce(hello)
+                peer = self._introduce(hello)
                 caller.link.reader.authenticated = True
                 self._connect(peer, caller, hello)
                 self._hear_frames(peer, frames[1:])
@@ -161,7 +166,15 @@ class Switchboard:
             sent = link.send(frame, fds)
         if not sent:
             self._watch_writable(peer, True)
-        self._listener.connected(peer, hello)
+        peer.listener.connected(peer, hello)
+
+    def adopt(self, peer: Peer, sock: socket.socket) -> None:
+        """Take ``sock`` for the link to ``peer``: one end of a socket pair, whose other end only ``peer`` gets."""
+        sock.setblocking(False)
+        link = Link(sock)
+        link.reader.authenticated = True
+        self._selector.register(sock, selectors.EVENT_READ, partial(self._hear, peer))
+        peer.link = link
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -199,7 +212,7 @@ class Switchboard:
                 if peer.session.receive(frame):
                     self.mark(peer)  # an acknowledgement may be due
                     for message in unpack(frame.body):
-                        self._listener.message(peer, message, fds)
+                        peer.listener.message(peer, message, fds)
             finally:
                 for fd in fds:
                     os.close(fd)
@@ -268,7 +281,7 @@ class Switchboard:
     def lose(self, peer: Peer) -> None:
         """Close the link to ``peer`` and say so."""
         self.detach(peer)
-        self._listener.disconnected(peer)
+        peer.listener.disconnected(peer)
 
     def detach(self, peer: Peer) -> None:
         """Close the link to ``peer``, if there is one; the session goes on when it calls again."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from loguru import Logger
 
-__all__ = ["Context", "Surroundings", "context", "wants_context"]
+__all__ = ["Context", "NoService", "Surroundings", "context", "wants_context"]
 
 
 class Surroundings(Protocol):
@@ -30,8 +30,31 @@ class Surroundings(Protocol):
     def progress(self, done: float, total: float | None) -> None:
         """Pass progress on to the keeper."""
 
+    def is_stopping(self) -> bool:
+        """Whether the service is asked to end."""
 
-class _Nowhere:
+    def ready(self, status: str) -> None:
+        """Tell the keeper that the service is ready."""
+
+    def heartbeat(self) -> None:
+        """Show the keeper that the service is well."""
+
+
+class NoService:
+    """What a task, or a plain function, has to say where a service would say more: nothing."""
+
+    def is_stopping(self) -> bool:
+        """Return False: what is no service is cancelled, not stopped."""
+        return False
+
+    def ready(self, status: str) -> None:
+        """Nobody waits for it."""
+
+    def heartbeat(self) -> None:
+        """Nobody watches."""
+
+
+class _Nowhere(NoService):
     """Outside a worker: nobody asks a plain function to stop, and nobody watches its progress."""
 
     name = ""
@@ -91,9 +114,25 @@ class Context:
         """Whether the task is asked to stop: its future was cancelled while it ran."""
         return self._around.is_cancelled()
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the service is asked to end, by its stop signal; False in a task.
+
+        A service that has never looked here, nor called ``wait``, is ended by ``SystemExit`` instead.
+        """
+        return self._around.is_stopping()
+
     def wait(self, seconds: float) -> bool:
-        """Sleep for ``seconds``, but no longer than until the task is asked to stop; return ``cancelled``."""
+        """Sleep for ``seconds``, or until the task or service is asked to stop; return whether it is."""
         return self._around.wait(max(0.0, seconds))
+
+    def ready(self, status: str = "") -> None:
+        """Say that a service declared with ``ready="notify"`` is ready; ``status`` is a text to show."""
+        self._around.ready(status)
+
+    def heartbeat(self) -> None:
+        """Say that the service is well; costs less than a microsecond. For services with a ``watchdog``."""
+        self._around.heartbeat()
 
     def progress(self, done: float, total: float | None = None) -> None:
         """Report that ``done`` of ``total`` units are done; cheap, may be called in every round of a loop."""

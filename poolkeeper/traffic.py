@@ -61,6 +61,7 @@ class Traffic:
         self._wake_if_sleeping = wake_if_sleeping
         self._jobs: list[Job] = []
         self.delivery = Delivery()
+        workforce.hear_tasks = self.hear
 
     # -- to workers ---------------------------------------------------------------------------------------------------
 

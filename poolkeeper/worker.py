@@ -9,9 +9,9 @@ the signal's handler sends what is held. The handler runs between two bytecodes 
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import functools
 import itertools
+import math
 import os
 import select
 import signal
@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from . import task_context
 from .errors import PayloadError, ProtocolError
@@ -28,15 +28,17 @@ from .link import Link
 from .messages import Code, Kind, unpack
 from .page import CANCEL, FINISHED, ITEM, MARKS, STARTED, STARTED_AT, WorkerPage
 from .payload import dumps, dumps_exception, dumps_in_band, is_plain, loads, loads_view, map_large, to_arena
-from .task_context import wants_context
+from .process_setup import settle_in
+from .task_context import NoService, wants_context
 from .worker_session import Retired, WorkerConfig, WorkerSession
 
-__all__ = ["main"]
+__all__ = ["leave", "main"]
 
 FLUSH_SECONDS = 0.0005
 HELD_BYTES = 1 << 16
 PROGRESS_SECONDS = 0.1
 MEMORY_CHECK_SECONDS = 0.05
+AGE_JITTER = 0.1
 LOAD_SECONDS = 30.0
 """How much longer than its timeout the first task of a callable may take, while the callable is imported."""
 
@@ -85,7 +87,7 @@ class _Mapped:
         self._parts = None
 
 
-class _Worker:
+class _Worker(NoService):
     """One worker: the surroundings of its tasks, and the loop that runs them."""
 
     def __init__(self, config: WorkerConfig, id: int, slot: int, page_fd: int) -> None:
@@ -104,6 +106,10 @@ class _Worker:
         self._progress_at = 0.0
         self._memory_at = 0.0
         self._recycling = False
+        self._limited = config.max_memory is not None or config.max_age is not None
+        # Workers that were started together shall not all be replaced together.
+        share = 1 - AGE_JITTER * (id * 0.6180339887 % 1)
+        self._old_at = math.inf if config.max_age is None else time.monotonic() + share * config.max_age
 
     # -- what the context asks ----------------------------------------------------------------------------------
 
@@ -142,10 +148,10 @@ class _Worker:
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Work until the keeper retires this worker or is gone."""
+    def run(self, first_link: int) -> None:
+        """Work until the keeper retires this worker or is gone; ``first_link`` is a descriptor, -1 if there is none."""
         out = self.out
-        out.connect()
+        out.begin(first_link)
         link = out.link
         assert link is not None
         if self.config.initializer is not None:
@@ -195,8 +201,8 @@ class _Worker:
             for message in messages:
                 self._handle(message)
         out.flush()
-        if self.config.max_memory is not None:
-            self._check_memory(self.config.max_memory)
+        if self._limited and not self._recycling:
+            self._look_after_itself()
 
     def _map_arenas(self, messages: list[tuple[Any, ...]], fds: list[int]) -> None:
         """Map what has come with a frame before its first task runs, for a task may close descriptors."""
@@ -418,17 +424,22 @@ class _Worker:
                 codes.append(Code.EXCEPTION)
         return codes, sent, ()
 
-    # -- memory -------------------------------------------------------------------------------------------------
+    # -- recycling ----------------------------------------------------------------------------------------------
 
-    def _check_memory(self, limit: int) -> None:
+    def _look_after_itself(self) -> None:
+        """Ask to be replaced when this process has grown too large, or too old."""
         now = time.monotonic()
-        if self._recycling or now - self._memory_at < MEMORY_CHECK_SECONDS:
-            return
-        self._memory_at = now
-        resident = resident_bytes()
-        if resident > limit:
-            self._recycling = True
-            self.out.send((Kind.RECYCLE, f"memory of {resident} bytes exceeds max_memory={limit}"))
+        if now >= self._old_at:
+            self._recycle(f"it has reached max_age={self.config.max_age} s")
+        elif self.config.max_memory is not None and now - self._memory_at >= MEMORY_CHECK_SECONDS:
+            self._memory_at = now
+            resident = resident_bytes()
+            if resident > self.config.max_memory:
+                self._recycle(f"memory of {resident} bytes exceeds max_memory={self.config.max_memory}")
+
+    def _recycle(self, why: str) -> None:
+        self._recycling = True
+        self.out.send((Kind.RECYCLE, why))
 
 
 def resident_bytes() -> int:
@@ -445,37 +456,23 @@ def _without_our_frames(error: BaseException) -> BaseException:
     return error.with_traceback(trace)
 
 
-def main(config: WorkerConfig, id: int, slot: int, page: int | str) -> None:
+def main(config: WorkerConfig, id: int, slot: int, page: int | str, link: int) -> None:
     """Be worker ``id``: the target of a multiprocessing process.
 
-    ``page`` is the descriptor of the page, or a path that opens it in a process that did not inherit it.
+    ``page`` is the descriptor of the page, or a path that opens it in a process that did not inherit it. ``link`` is
+    the descriptor of the first link, -1 where the worker has to call.
     """
-    os.setsid()
-    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    config.limits.apply()
-    if not config.inherit_output:
-        log = os.open(
-            os.path.join(config.logs, f"worker-{id}.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
-        )
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.close(log)
-    crash_log = open(os.path.join(config.logs, f"worker-{id}.crash"), "a")  # noqa: SIM115 - open for the process' life
-    faulthandler.enable(crash_log)
-    if "numpy.random" in sys.modules:
-        sys.modules["numpy.random"].seed()  # forked siblings would all draw the same numbers
+    settle_in(f"worker-{id}", config.logs, config.limits, inherit_output=config.inherit_output)
     worker = _Worker(config, id, slot, os.open(page, os.O_RDWR) if isinstance(page, str) else page)
     signal.signal(signal.SIGURG, worker.nudged)
     os.register_at_fork(after_in_child=worker.out.leave_to_parent)
     task_context.enter(worker)
     with contextlib.suppress(Retired):
-        worker.run()
-    _leave()
+        worker.run(link)
+    leave()
 
 
-def _leave() -> None:
+def leave(status: int = 0) -> NoReturn:
     """End without waiting for threads or children that a task has left behind; the fork server ends those."""
     import multiprocessing
     from multiprocessing.util import _run_finalizers  # type: ignore[attr-defined]
@@ -486,4 +483,4 @@ def _leave() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
-    os._exit(0)
+    os._exit(status)

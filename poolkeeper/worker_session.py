@@ -7,6 +7,7 @@ here is written so that it may cut in anywhere.
 from __future__ import annotations
 
 import os
+import socket
 import time
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ class WorkerConfig(NamedTuple):
     """What every worker of a keeper is started with.
 
     ``socket`` is the keeper's address and ``key`` the secret to prove; ``logs`` is the directory for the interpreter's
-    last words, and for all output unless ``inherit_output``. ``max_memory`` is in bytes.
+    last words, and for all output unless ``inherit_output``. ``max_memory`` is in bytes, ``max_age`` in seconds.
     """
 
     socket: str
@@ -37,6 +38,7 @@ class WorkerConfig(NamedTuple):
     inherit_output: bool = True
     initializer: bytes | None = None
     max_memory: int | None = None
+    max_age: float | None = None
     arena_directory: str | None = None
     limits: Limits = Limits()
 
@@ -131,6 +133,15 @@ class WorkerSession:
         if fds:
             # A frame that is not acknowledged may have to be sent again, with its descriptors.
             self.arenas.trim_lent({fd for outgoing in self.session.outbox for fd in outgoing.fds})
+
+    def begin(self, fd: int) -> None:
+        """Take descriptor ``fd`` for the first link, or call the keeper where it is -1; raises Retired."""
+        if fd < 0:
+            self.connect()
+            return
+        self.link = Link(socket.socket(fileno=fd))
+        self.link.reader.authenticated = True
+        self.send((Kind.HERE, os.getpid()))
 
     def connect(self) -> None:
         """Call the keeper; raises Retired where it does not answer."""

@@ -1,4 +1,4 @@
-"""The keeper's processes: the fork server and the workers; started, watched, signalled, and missed when they are gone.
+"""The workers: started, watched, signalled, and missed when they are gone.
 
 A worker is watched in three ways, and the first to speak is believed: its pidfd, the fork server's report, the end of
 its link (which alone proves nothing: a worker whose link is lost calls back).
@@ -11,7 +11,7 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -19,35 +19,29 @@ from .arena import ReleaseQueue
 from .commands import Kill, Nudge, Retire, Spawn
 from .core import Core
 from .errors import ProtocolError
-from .forkserver import Launched, launch
-from .home import Home
 from .ledger import Task
 from .lifecycle import WorkerState
-from .link import FDS_LIMIT
 from .logs import emit
 from .messages import Kind
-from .page import KeeperPage
+from .nursery import UNKNOWN, Child, Nursery, Parent, watch_process
 from .payload import Large
 from .roster import Exit, Worker
 from .settings import Settings
 from .spool import Stowage
-from .switchboard import Peer, Switchboard
-from .worker_session import WorkerConfig
+from .switchboard import Switchboard
 
 __all__ = ["WorkerPeer", "Workforce"]
 
-UNKNOWN = Exit(None, None)
 
-
-class WorkerPeer(Peer):
+class WorkerPeer(Child):
     """The session with one worker, and what else belongs to it; ``started`` is in seconds since the epoch."""
 
-    def __init__(self, worker: Worker) -> None:
-        super().__init__()
+    def __init__(self, parent: Parent, worker: Worker) -> None:
+        super().__init__(parent)
         self.worker = worker
+        self.tag = f"worker-{worker.id}"
         self.name = f"worker {worker.id}"
         self.pidfd = -1
-        self.page: KeeperPage | None = None
         self.arenas: dict[int, Large] = {}
         self.released = ReleaseQueue()
         self.started = time.time()
@@ -70,33 +64,24 @@ class WorkerPeer(Peer):
 
 
 class Workforce:
-    """Owns the processes of one keeper and tells the core what becomes of them; runs under the keeper's lock."""
+    """Owns the workers of one keeper and tells the core what becomes of them; runs under the keeper's lock."""
 
     def __init__(
-        self,
-        settings: Settings,
-        config: WorkerConfig,
-        core: Core,
-        selector: selectors.BaseSelector,
-        stowage: Stowage,
-        home: Home,
+        self, settings: Settings, core: Core, nursery: Nursery, selector: selectors.BaseSelector, stowage: Stowage
     ) -> None:
         self._settings = settings
-        self._config = config
         self._core = core
+        self._nursery = nursery
         self._selector = selector
         self._stowage = stowage
-        self._remove = home.temporary
         self._board: Switchboard
         self._peers: dict[int, WorkerPeer] = {}
-        self._unreported: dict[int, Worker] = {}
-        self._server = Peer()
-        self._process: Launched | None = None
+        self.hear_tasks: Callable[[WorkerPeer, tuple[Any, ...], list[int]], None]
+        """Takes every message of a worker, and gives back to ``hear_worker`` what is not about tasks."""
 
     def open(self, board: Switchboard) -> None:
-        """Start the fork server, which will call at ``board``."""
+        """Speak to the workers through ``board``."""
         self._board = board
-        self._launch()
 
     def __iter__(self) -> Iterator[WorkerPeer]:
         return iter(self._peers.values())
@@ -113,19 +98,13 @@ class Workforce:
     def spawn(self, command: Spawn) -> None:
         """Ask the fork server for a worker."""
         worker = command.worker
-        peer = self._peers[worker.id] = WorkerPeer(worker)
+        peer = self._peers[worker.id] = WorkerPeer(self, worker)
         try:
-            if self._process is None:
-                self._launch()
-            worker.page = peer.page = KeeperPage()
+            self._nursery.spawn(peer, "worker", (worker.id, worker.slot))
         except OSError as error:
-            self._core.start_failed(worker, f"the system refuses a new process or descriptor: {error}")
-            self._gone(peer, UNKNOWN)
+            self.refused(peer, f"the system refuses a new process or descriptor: {error}")
             return
-        self._server.fds.append(peer.page.fd)
-        self._board.post(self._server, (Kind.SPAWN, worker.id, worker.slot))
-        if len(self._server.fds) == FDS_LIMIT:
-            self._board.send(self._server)
+        worker.page = peer.page
 
     def retire(self, command: Retire) -> None:
         """Tell a worker to leave."""
@@ -158,26 +137,26 @@ class Workforce:
 
     # -- links --------------------------------------------------------------------------------------------------------
 
-    def introduce(self, hello: dict[str, Any]) -> Peer:
+    def introduce(self, hello: dict[str, Any]) -> WorkerPeer:
         """Return whose session a caller resumes; raises ProtocolError for one who is not ours."""
-        if hello["role"] == "forkserver":
-            return self._server
         peer = self._peers.get(hello["id"])
         if peer is None:
             raise ProtocolError(f"worker {hello['id']} is not one of this keeper's")
         return peer
 
-    def connected(self, peer: Peer, hello: dict[str, Any]) -> None:
-        """A link is up: a worker's process can be watched now, and it can be fed unless it initializes first."""
-        if not isinstance(peer, WorkerPeer):
-            return
+    def connected(self, peer: WorkerPeer, hello: dict[str, Any]) -> None:
+        """A worker has called again."""
+        self._here(peer, int(hello["pid"]))
+
+    def _here(self, peer: WorkerPeer, pid: int) -> None:
+        """A link works: the process can be watched now, and it can be fed unless it initializes first."""
         worker = peer.worker
-        worker.pid = int(hello["pid"])
+        worker.pid = pid
         if peer.page is not None:
             peer.page.close_fd()
-        if peer.pidfd < 0 and hasattr(os, "pidfd_open"):
-            with contextlib.suppress(OSError):  # no descriptor left, or gone again: the fork server reports its end
-                peer.pidfd = os.pidfd_open(worker.pid)
+        if peer.pidfd < 0:
+            peer.pidfd = watch_process(pid)
+            if peer.pidfd >= 0:
                 self._selector.register(peer.pidfd, selectors.EVENT_READ, partial(self._ended, peer))
         if peer.killed:
             self.signal(peer, signal.SIGKILL)
@@ -186,40 +165,21 @@ class Workforce:
         if self._settings.initializer is None or worker.state is not WorkerState.STARTING:
             self._core.hello(worker)
 
-    def disconnected(self, peer: Peer) -> None:
-        """A link is gone: a worker that lives calls back, the fork server has died."""
-        if not isinstance(peer, WorkerPeer):
-            self._server_lost()
-        elif peer.worker.state not in (WorkerState.STARTING, WorkerState.DEAD):
+    def disconnected(self, peer: WorkerPeer) -> None:
+        """A link is gone: a worker that lives calls back."""
+        if peer.worker.state not in (WorkerState.STARTING, WorkerState.DEAD):
             self._core.link_lost(peer.worker)
 
-    def hear_server(self, message: tuple[Any, ...]) -> None:
-        """The fork server has said something."""
-        kind = message[0]
-        if kind == Kind.NOTICE:
-            emit("WARNING", message[1])
-            return
-        peer = self._peers.get(message[1])
-        if kind == Kind.SPAWNED:
-            if peer is not None and peer.worker.pid is None:
-                peer.worker.pid = message[2]
-                if peer.killed:
-                    self.signal(peer, signal.SIGKILL)
-        elif kind == Kind.SPAWN_FAILED and peer is not None:
-            self._core.start_failed(peer.worker, message[2])
-            self._gone(peer, UNKNOWN)
-        elif kind == Kind.EXITED:
-            exit = Exit(message[2], message[3])
-            unreported = self._unreported.pop(message[1], None)
-            if unreported is not None:
-                self._core.died(unreported, time.monotonic(), exit)
-            elif peer is not None:
-                self._gone(peer, exit)
+    def message(self, peer: WorkerPeer, message: tuple[Any, ...], fds: list[int]) -> None:
+        """A worker has said something."""
+        self.hear_tasks(peer, message, fds)
 
     def hear_worker(self, peer: WorkerPeer, message: tuple[Any, ...]) -> None:
         """A worker has said how it fares."""
         worker, kind = peer.worker, message[0]
-        if kind == Kind.STARTED:
+        if kind == Kind.HERE:
+            self._here(peer, message[1])
+        elif kind == Kind.STARTED:
             self._core.hello(worker)
         elif kind == Kind.START_FAILED:
             emit("ERROR", f"worker {worker.id} could not start: {message[1]}", worker=worker.id)
@@ -236,10 +196,38 @@ class Workforce:
                 large.holders -= 1
                 self._stowage.recycle(large)
 
+    # -- what the nursery says ----------------------------------------------------------------------------------------
+
+    def spawned(self, peer: WorkerPeer, pid: int) -> None:
+        """The worker exists."""
+        if peer.worker.pid is None:
+            peer.worker.pid = pid
+            if peer.killed:
+                self.signal(peer, signal.SIGKILL)
+
+    def refused(self, peer: WorkerPeer, why: str) -> None:
+        """The worker could not be made."""
+        self._core.start_failed(peer.worker, why)
+        self._gone(peer, UNKNOWN)
+
+    def exited(self, peer: WorkerPeer, exit: Exit) -> None:
+        """The worker has ended, which its pidfd may have said before."""
+        if self._peers.get(peer.worker.id) is peer:
+            self._gone(peer, exit)
+        else:
+            self._core.died(peer.worker, time.monotonic(), exit)
+
+    def orphaned(self, peer: WorkerPeer, why: str) -> None:
+        """The fork server has died: a worker that it was about to make counts as a failed start."""
+        if self._peers.get(peer.worker.id) is not peer:
+            self._core.died(peer.worker, time.monotonic(), UNKNOWN)
+        elif peer.worker.pid is None or peer.worker.state is WorkerState.STARTING:
+            self._core.start_failed(peer.worker, why)
+            self._gone(peer, UNKNOWN)
+
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     def _ended(self, peer: WorkerPeer, _: int) -> None:
-        self._unreported[peer.worker.id] = peer.worker
         self._gone(peer, None)
 
     def _gone(self, peer: WorkerPeer, exit: Exit | None) -> None:
@@ -260,49 +248,8 @@ class Workforce:
             worker.page = None
         self.release(peer, list(peer.arenas))
 
-    def _launch(self) -> None:
-        settings = self._settings
-        self._server = Peer()
-        self._server.name = "the fork server"
-        self._process = launch(
-            self._config,
-            preload=settings.preload,
-            start_method=settings.start_method,
-            environment=settings.environment,
-            inherit_output=settings.inherit_output,
-            remove=self._remove,
-        )
-        if self._process.watch_fd is not None:
-            self._selector.register(self._process.watch_fd, selectors.EVENT_READ, self._server_ended)
-
-    def _server_ended(self, _: int) -> None:
-        self._server_lost()
-
-    def _server_lost(self) -> None:
-        """The fork server has died. Its workers live on; those that it was to start count as failed starts."""
-        if self._process is None:
-            return
-        process, self._process = self._process, None
-        if process.watch_fd is not None:
-            self._selector.unregister(process.watch_fd)
-        process.kill()  # before its link is closed, which it would take for the end of the keeper
-        self._board.detach(self._server)
-        emit("WARNING", "the fork server has ended; another is started when a worker is needed")
-        self._server = Peer()
-        for worker in self._unreported.values():
-            self._core.died(worker, time.monotonic(), UNKNOWN)
-        self._unreported.clear()
-        for peer in list(self._peers.values()):
-            if peer.worker.pid is None or peer.worker.state is WorkerState.STARTING:
-                self._core.start_failed(peer.worker, f"the fork server has ended (exit code {process.exitcode})")
-                self._gone(peer, UNKNOWN)
-
     def close(self) -> None:
-        """Let the fork server end, and with it every worker that is left."""
-        self._board.detach(self._server)
-        if self._process is not None:
-            self._process.end()
-            self._process = None
+        """Let go of every worker that is left; the nursery ends them."""
         for peer in self._peers.values():
             self._board.detach(peer)
             if peer.pidfd >= 0:

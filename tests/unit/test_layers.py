@@ -14,14 +14,16 @@ PACKAGE = Path(poolkeeper.__file__).parent
 
 # Top to bottom. A module imports only from the rows above its own, and from what stands before it in its row.
 LAYERS = {
-    "words": "errors losses model messages",
+    "words": "errors losses service_model model messages",
     "pure": "fields ratelimit strategies policy lifecycle ledger backlog roster commands timers dispatch blame "
-    "core frames session",
-    "io": "limits logs process_identity filesystems places file_locking lock_file instance pidfile home "
-    "page arena payload spool link postmortem",
-    "runtime": "settings cancellation interrupts task_context worker_session worker forkserver delivery retrying "
-    "switchboard futures calls workforce traffic driving keeper configuration inline",
-    "faces": "status mapping feed batch fleet loading runner progress summary pool display cli __main__",
+    "core frames session service_states service_spec replica service_commands service_groups service_exits "
+    "launch_queue supervisor",
+    "io": "limits logs process_identity filesystems places file_locking lock_file instance pidfile home page arena "
+    "payload spool link postmortem process_setup",
+    "runtime": "settings cancellation interrupts task_context worker_session worker service_worker forkserver "
+    "delivery retrying switchboard futures calls nursery workforce traffic driving supervision keeper configuration "
+    "inline",
+    "faces": "services status mapping feed batch fleet loading runner progress summary pool display cli __main__",
 }
 ORDER = [module for modules in LAYERS.values() for module in modules.split()]
 

@@ -1,0 +1,72 @@
+"""What every process of a keeper does first: a session of its own, default signals, its limits, its output."""
+
+from __future__ import annotations
+
+import faulthandler
+import functools
+import os
+import signal
+import sys
+from typing import Any, TextIO
+
+from .limits import Limits
+
+__all__ = ["DUMP_SIGNAL", "adopt_descendants", "child_pids", "settle_in"]
+
+PR_SET_CHILD_SUBREAPER = 36
+
+DUMP_SIGNAL: int | None = signal.SIGRTMIN + 7 if hasattr(signal, "SIGRTMIN") else None
+"""Makes a process of ours write the stacks of all its threads into its crash file."""
+
+LOG_DUMP_SIGNAL: int | None = signal.SIGRTMIN + 8 if hasattr(signal, "SIGRTMIN") else None
+"""The same, into its log."""
+
+
+@functools.cache
+def _libc() -> Any:
+    import ctypes
+
+    return ctypes.CDLL(None)
+
+
+def adopt_descendants() -> None:
+    """Have descendants whose parents end become children of this process, as init would have them (Linux)."""
+    if sys.platform == "linux":
+        _libc().prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def child_pids() -> list[int]:
+    """Return the children of this process, which has one thread; none where the system does not tell."""
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            return [int(pid) for pid in file.read().split()]
+    except (OSError, ValueError):
+        return []
+
+
+def settle_in(tag: str, logs: str, limits: Limits, *, inherit_output: bool) -> None:
+    """Make this process one of a keeper's; ``tag`` names its files in the folder ``logs``. Raises OSError."""
+    os.setsid()
+    adopt_descendants()
+    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    limits.apply()
+    if not inherit_output:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        log = os.open(os.path.join(logs, f"{tag}.log"), flags, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+    _write_stacks(os.path.join(logs, f"{tag}.crash"))
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed()  # forked siblings would all draw the same numbers
+
+
+def _write_stacks(path: str) -> None:
+    """Have the interpreter write its stacks when it crashes, and when it is asked."""
+    crash_log: TextIO = open(path, "a")  # noqa: SIM115 - open for the process' life
+    faulthandler.enable(crash_log)
+    if DUMP_SIGNAL is not None and LOG_DUMP_SIGNAL is not None:
+        faulthandler.register(DUMP_SIGNAL, crash_log, all_threads=True)
+        faulthandler.register(LOG_DUMP_SIGNAL, 2, all_threads=True)

@@ -1,0 +1,142 @@
+"""One process slot of a service: its state, its history, and why the keeper ends its process. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from typing import Protocol
+
+from .policy import RestartRecord
+from .service_model import ExitReason, ServiceExit, ServiceState
+from .service_spec import ServiceSpec
+
+__all__ = ["Ending", "Force", "Pulse", "Replica", "Service"]
+
+EXITS_KEPT = 50
+"""How many exits of one replica are remembered."""
+
+
+class Ending(Enum):
+    """Why the keeper ends a process; the value is the reason that its exit gets."""
+
+    STOP = ExitReason.STOPPED
+    RESTART = ExitReason.RESTARTED
+    GROUP = ExitReason.GROUP
+    RECYCLE = ExitReason.RECYCLED
+    WATCHDOG = ExitReason.WATCHDOG
+    START_TIMEOUT = ExitReason.START_TIMEOUT
+    MEMORY = ExitReason.MEMORY
+
+    @property
+    def again(self) -> bool:
+        """Whether the next process starts without a word of the restart policy."""
+        return self in _AGAIN
+
+
+_AGAIN = frozenset({Ending.RESTART, Ending.RECYCLE})
+
+
+class Pulse(Protocol):
+    """The memory that a service's process shares with the keeper."""
+
+    def beat(self) -> float:
+        """Return when it last gave a heartbeat, in seconds of the monotonic clock; 0.0: never."""
+
+
+class Force(Enum):
+    """How far the keeper has gone to end a process."""
+
+    ASKED = 1
+    DUMPED = 2
+    """Its stacks are being written down, for it does not answer."""
+    KILLED = 3
+
+
+class Replica:
+    """What the supervisor knows of one replica.
+
+    ``up`` is whether it shall run. ``attempt`` counts its processes; what is heard of an earlier one is ignored.
+    ``waiting_since``, ``launched``, ``ready_at`` and ``due`` are in seconds of the monotonic clock.
+    """
+
+    __slots__ = (
+        "attempt", "detail", "due", "ending", "exits", "force", "force_at", "hold", "id", "launched", "number", "pid",
+        "pulse", "ready_at", "record", "removed", "restarts", "service", "state", "told_ready", "up", "waiting_since",
+    )  # fmt: skip
+
+    def __init__(self, id: int, service: Service, number: int) -> None:
+        self.id = id
+        self.service = service
+        self.number = number
+        self.state = ServiceState.STOPPED
+        self.up = False
+        self.removed = False
+        self.attempt = 0
+        self.restarts = 0
+        self.pid: int | None = None
+        self.pulse: Pulse | None = None
+        self.record = RestartRecord()
+        self.exits: deque[ServiceExit] = deque(maxlen=EXITS_KEPT)
+        self.detail = ""
+        self.waiting_since = 0.0
+        self.launched = 0.0
+        self.ready_at: float | None = None
+        self.told_ready = False
+        self.due: float | None = None
+        self.hold: float | None = None  # when its group allows it to start again
+        self.ending: Ending | None = None
+        self.force = Force.ASKED
+        self.force_at: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The service's name, and the number where there are several replicas."""
+        service = self.service
+        return service.name if len(service.replicas) == 1 and not self.number else f"{service.name}:{self.number}"
+
+    @property
+    def spec(self) -> ServiceSpec:
+        """What the service is declared to be."""
+        return self.service.spec
+
+    @property
+    def satisfied(self) -> bool:
+        """Whether what is after this one may start."""
+        return self.state is ServiceState.RUNNING or self.state is ServiceState.COMPLETED
+
+    def __repr__(self) -> str:
+        return f"<{self.name} {self.state.value}>"
+
+
+class Service:
+    """A declared service and its replicas; ``dependents`` are the services that are after it."""
+
+    def __init__(self, spec: ServiceSpec) -> None:
+        self.spec = spec
+        self.name = spec.name
+        self.replicas: list[Replica] = []
+        self.after: list[Service] = []
+        self.dependents: list[Service] = []
+
+    @property
+    def satisfied(self) -> bool:
+        """Whether what is after this service may start."""
+        return bool(self.replicas) and all(replica.satisfied for replica in self.replicas)
+
+    @property
+    def state(self) -> ServiceState:
+        """The state that says most of all its replicas' states."""
+        states = {replica.state for replica in self.replicas}
+        return next((state for state in _TELLING if state in states), ServiceState.STOPPED)
+
+
+# What is in trouble or in change is told before what is well.
+_TELLING = (
+    ServiceState.FAILED,
+    ServiceState.BACKOFF,
+    ServiceState.STARTING,
+    ServiceState.WAITING,
+    ServiceState.STOPPING,
+    ServiceState.RUNNING,
+    ServiceState.COMPLETED,
+)

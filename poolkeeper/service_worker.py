@@ -1,0 +1,264 @@
+"""The process of a service: calls one callable, tells the keeper how it fares, and ends when it is asked to.
+
+Nothing is read from the keeper but acknowledgements: a signal asks the service to stop, and the heartbeat is a number
+in the shared page. So there is no thread here that the user's code would have to live with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from typing import Any, NamedTuple, NoReturn
+
+from . import task_context
+from .errors import PayloadError, ProtocolError
+from .limits import Limits
+from .link import Link, call_keeper
+from .messages import Kind, pack
+from .page import BEAT, WorkerPage
+from .payload import loads
+from .process_setup import settle_in
+from .service_model import ExitReason
+from .session import Session
+from .task_context import wants_context
+from .worker import leave
+from .worker_session import WorkerConfig
+
+__all__ = ["ServiceDefinition", "main"]
+
+CALL_TIMEOUT = 5.0
+PROGRESS_SECONDS = 0.1
+DETAIL_BYTES = 16384
+"""How much of a traceback travels to the keeper; all of it goes to the log."""
+
+
+class ServiceDefinition(NamedTuple):
+    """What a process needs to know to be a service; travels to it through the fork server.
+
+    ``blob`` is the pickled ``(target, args, kwargs)``. ``program`` says that the target replaces the process.
+    ``notify`` is the address at which programs say that they are ready, None where nobody asks for that.
+    """
+
+    tag: str
+    service: str
+    name: str
+    replica: int
+    attempt: int
+    blob: bytes
+    path: tuple[str, ...]
+    limits: Limits
+    environment: dict[str, str]
+    stop_signal: int
+    program: bool
+    notify: str | None
+
+
+class _Asked(SystemExit):
+    """Raised by the stop signal's handler where the service does not look for it."""
+
+
+class _Service:
+    """The surroundings of the callable, and its voice towards the keeper."""
+
+    key: str | None = None
+
+    def __init__(self, config: WorkerConfig, definition: ServiceDefinition, page: int, link: int) -> None:
+        self.name = definition.service
+        self.worker = definition.tag
+        self.slot = definition.replica
+        self.attempt = definition.attempt
+        self._config = config
+        self._page = WorkerPage(page)
+        os.close(page)
+        self._session = Session()
+        self._link: Link | None = None
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._looks = False
+        self._progress_at = 0.0
+        self._pipe = os.pipe()
+        if link >= 0:
+            self._link = Link(socket.socket(fileno=link))
+            self._link.reader.authenticated = True
+        self.say((Kind.HERE, os.getpid()))
+
+    # -- to the keeper --------------------------------------------------------------------------------------------
+
+    def say(self, message: tuple[Any, ...]) -> None:
+        """Tell the keeper, if it is there; any thread may."""
+        with self._lock:
+            frame = self._session.send(pack([message]))
+            try:
+                if self._link is None:
+                    self._call()  # what is unacknowledged goes out with it
+                else:
+                    self._hear()
+                    self._link.send(frame)
+            except (OSError, ProtocolError):
+                if self._link is not None:
+                    self._link.close()
+                    self._link = None
+
+    def _call(self) -> None:
+        introduction = {"role": "service", "id": self.worker, "pid": os.getpid()}
+        self._link = call_keeper(self._config.socket, self._config.key, self._session, introduction, CALL_TIMEOUT)
+
+    def _hear(self) -> None:
+        """Take in the acknowledgements that have come."""
+        link = self._link
+        assert link is not None
+        while select.select([link], [], [], 0)[0]:
+            frames, alive = link.receive()
+            for frame in frames:
+                self._session.receive(frame)
+            if not alive:
+                raise ConnectionResetError
+
+    def leave_to_parent(self) -> None:
+        """In a fork of the service: its link and its stop signal are the parent's."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        self._pipe = os.pipe()
+
+    # -- what the context asks ------------------------------------------------------------------------------------
+
+    def asked_to_stop(self, number: int, frame: object) -> None:
+        """The stop signal has come."""
+        first, self._stopping = not self._stopping, True
+        if first:
+            os.write(self._pipe[1], b"!")  # never read, so that every thread that waits sees it
+            if not self._looks:
+                raise _Asked(0)
+
+    def is_stopping(self) -> bool:
+        self._looks = True
+        return self._stopping
+
+    def is_cancelled(self) -> bool:
+        return self.is_stopping()
+
+    def wait(self, seconds: float) -> bool:
+        self._looks = True
+        deadline = time.monotonic() + seconds
+        while not self._stopping:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            poll = select.poll()
+            poll.register(self._pipe[0], select.POLLIN)
+            poll.poll(min(left, 86400.0) * 1000)
+        return True
+
+    def ready(self, status: str) -> None:
+        if status:
+            self.say((Kind.STATUS, status))
+        self.say((Kind.READY,))
+
+    def heartbeat(self) -> None:
+        self._page.times[BEAT] = time.monotonic()
+
+    def progress(self, done: float, total: float | None) -> None:
+        now = time.monotonic()
+        if now - self._progress_at >= PROGRESS_SECONDS or done == total:
+            self._progress_at = now
+            self.say((Kind.PROGRESS, 0, done, total))
+
+
+def main(config: WorkerConfig, plain: tuple[Any, ...], page: int | str, link: int) -> None:
+    """Be a service: the target of a multiprocessing process; see ``worker.main`` for ``page`` and ``link``."""
+    definition = ServiceDefinition(*plain)
+    settle_in(definition.tag, config.logs, definition.limits, inherit_output=config.inherit_output)
+    os.environ.update(definition.environment)
+    service = _Service(config, definition, os.open(page, os.O_RDWR) if isinstance(page, str) else page, link)
+    os.register_at_fork(after_in_child=service.leave_to_parent)
+    task_context.enter(service)
+    try:
+        signal.signal(definition.stop_signal, service.asked_to_stop)
+        status, words = _run(service, definition)
+        threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001 - threads that are no daemons are part of it
+    except _Asked:
+        status, words = 0, (ExitReason.RETURNED, "", "")
+    signal.signal(definition.stop_signal, signal.SIG_IGN)
+    _flush()
+    service.say((Kind.LAST_WORDS, words[0].value, words[1], words[2]))
+    leave(status)
+
+
+Words = tuple[ExitReason, str, str]
+
+
+def _run(service: _Service, definition: ServiceDefinition) -> tuple[int, Words]:
+    """Call the callable; return the exit status, and what to say of the end."""
+    try:
+        target, args, kwargs = _load(definition)
+        if definition.program:
+            _become(service, definition, target)
+        service.say((Kind.STARTED,))
+        target(*args, **kwargs)
+    except _Asked:
+        raise
+    except SystemExit as error:
+        return _exited(error)
+    except BaseException as error:
+        return 1, _raised(error)
+    return 0, (ExitReason.RETURNED, "", "")
+
+
+def _load(definition: ServiceDefinition) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    sys.path[:] = definition.path
+    try:
+        target, args, kwargs = loads(definition.blob)
+    except PayloadError as error:
+        raise PayloadError(
+            f"service {definition.service} {error}; its process must be able to import the module that defines it"
+        ) from error.__cause__
+    if not definition.program and wants_context(target):
+        args = (task_context.context(), *args)
+    return target, args, kwargs
+
+
+def _become(service: _Service, definition: ServiceDefinition, program: Any) -> NoReturn:
+    if definition.notify is not None:
+        os.environ["NOTIFY_SOCKET"] = definition.notify
+    service.say((Kind.STARTED,))
+    _flush()
+    program.exec()
+    raise AssertionError("exec has returned")
+
+
+def _exited(error: SystemExit) -> tuple[int, Words]:
+    code = error.code
+    if code is None or code == 0:
+        return 0, (ExitReason.RETURNED, "", "")
+    if isinstance(code, int):
+        return code & 0xFF, (ExitReason.EXIT_STATUS, f"exited with status {code & 0xFF}", "")
+    sys.stderr.write(f"{code}\n")
+    return 1, (ExitReason.EXIT_STATUS, f"exited with status 1: {code}", "")
+
+
+def _raised(error: BaseException) -> Words:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__ and trace.tb_next is not None:
+        trace = trace.tb_next
+    text = "".join(traceback.format_exception(error.with_traceback(trace)))
+    with contextlib.suppress(Exception):
+        sys.stderr.write(text)
+    try:
+        message = f"{type(error).__name__}: {error}"
+    except Exception:  # its own __str__ raises
+        message = type(error).__name__
+    return ExitReason.RAISED, message[:1000], text[-DETAIL_BYTES:]
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()

@@ -1,0 +1,142 @@
+"""``ServiceHandle``: how an application sees and steers a service."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from .errors import PayloadError
+from .payload import dumps_in_band
+from .service_model import ServiceExit, ServiceState, ServiceStatus
+from .service_spec import ServiceSpec
+
+if TYPE_CHECKING:
+    from .keeper import KeeperRuntime
+    from .replica import Service
+    from .supervision import Supervision
+
+__all__ = ["ServiceHandle", "declare"]
+
+States = ServiceState | str | Iterable[ServiceState | str]
+
+
+class ServiceHandle:
+    """A service of a keeper; what it tells is as of the moment of asking.
+
+    ``start``, ``stop``, ``restart`` and ``scale`` ask for something and return; ``wait`` waits until it is so.
+    """
+
+    def __init__(self, runtime: KeeperRuntime, service: Service) -> None:
+        self._runtime = runtime
+        self._supervision: Supervision = runtime.supervision
+        self._service = service
+
+    @property
+    def name(self) -> str:
+        """The service's name."""
+        return self._service.name
+
+    @property
+    def state(self) -> ServiceState:
+        """Its state; of several replicas the state that says most (failed before starting before running)."""
+        return self._service.state
+
+    @property
+    def pid(self) -> int | None:
+        """The pid of its process, of the first replica that has one; None if there is none."""
+        return next((replica.pid for replica in self._service.replicas if replica.pid is not None), None)
+
+    @property
+    def restarts(self) -> int:
+        """How often its restart policy has started it again, all replicas together."""
+        return sum(replica.restarts for replica in self._service.replicas)
+
+    @property
+    def exits(self) -> tuple[ServiceExit, ...]:
+        """The last ends of its processes, oldest first."""
+        exits = [exit for replica in list(self._service.replicas) for exit in list(replica.exits)]
+        return tuple(sorted(exits, key=lambda exit: exit.ended))
+
+    @property
+    def replicas(self) -> tuple[ServiceStatus, ...]:
+        """What each of its replicas is doing."""
+        from .supervision import replica_status
+
+        now = time.monotonic()
+        return tuple(replica_status(replica, now) for replica in list(self._service.replicas))
+
+    def wait(self, state: States = ServiceState.RUNNING, timeout: float | None = None) -> bool:
+        """Wait until the service is in ``state``, or in one of several.
+
+        Args:
+            state: a ServiceState or its value, or several.
+            timeout: seconds after which to give up; None: never.
+
+        Returns:
+            Whether it is; False after ``timeout``, and when the keeper has ended.
+        """
+        wanted = _states(state)
+        return self._wait(lambda: self.state in wanted, timeout)
+
+    def _wait(self, condition: Callable[[], bool], timeout: float | None) -> bool:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        changed = self._supervision.changed
+        with changed:
+            while not condition():
+                if self._runtime.join(0):
+                    return condition()
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    return False
+                changed.wait(left)
+            return True
+
+    def start(self) -> None:
+        """Start it, and what it is after, if it is at rest; raises RuntimeError when the keeper has ended."""
+        self._ask(self._supervision.supervisor.start)
+
+    def stop(self) -> None:
+        """Stop it: its stop signal, and SIGKILL after its ``stop_timeout``. It stays down until it is started."""
+        self._ask(self._supervision.supervisor.stop)
+
+    def restart(self) -> None:
+        """Stop its process and start another; start it if it is at rest."""
+        self._ask(self._supervision.supervisor.restart)
+
+    def scale(self, replicas: int) -> None:
+        """Run it in ``replicas`` processes from now on; raises ValueError for a negative number."""
+        if isinstance(replicas, bool) or not isinstance(replicas, int):
+            raise TypeError(f"scale({replicas!r}): must be an int")
+        if replicas < 0:
+            raise ValueError(f"scale({replicas}): must not be negative")
+        supervisor, service = self._supervision.supervisor, self._service
+        self._runtime.ask(lambda: supervisor.scale(service, replicas, time.monotonic()))
+
+    def _ask(self, method: Callable[[Service, float], Any]) -> None:
+        service = self._service
+        self._runtime.ask(lambda: method(service, time.monotonic()))
+
+    def __repr__(self) -> str:
+        return f"<ServiceHandle {self.name}: {self.state.value}>"
+
+
+def declare(runtime: KeeperRuntime, spec: ServiceSpec) -> ServiceHandle:
+    """Take on a service and start it; raises DeclarationError, PayloadError, RuntimeError after the keeper's end."""
+    try:
+        blob = dumps_in_band((spec.target, spec.args, dict(spec.kwargs)))
+    except PayloadError as error:
+        raise PayloadError(f"service {spec.name!r}: its target or its arguments {error}") from error.__cause__
+    supervision = runtime.supervision
+
+    def take_on() -> Service:
+        service = supervision.add(spec, blob)
+        supervision.supervisor.start(service, time.monotonic())
+        return service
+
+    return ServiceHandle(runtime, runtime.ask(take_on))
+
+
+def _states(state: States) -> frozenset[ServiceState]:
+    several = (state,) if isinstance(state, (ServiceState, str)) else tuple(state)
+    return frozenset(ServiceState(each) for each in several)

@@ -1,0 +1,420 @@
+"""The services' processes: carries out what the supervisor decides, and tells it what happens to them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .delivery import Delivery
+from .errors import ProtocolError, ServiceFailed
+from .limits import Limits
+from .logs import emit
+from .messages import Kind
+from .nursery import UNKNOWN, Child, Nursery, Parent, watch_process
+from .policy import RestartRecord
+from .postmortem import Postmortem
+from .process_setup import DUMP_SIGNAL, LOG_DUMP_SIGNAL
+from .replica import Replica, Service
+from .roster import Exit
+from .service_commands import Announce, Ask, Collapse, Consult, Destroy, Dump, Launch, Sample, ServiceCommand
+from .service_exits import LastWords
+from .service_model import ExitReason, ServiceEvent, ServiceState, ServiceStatus
+from .service_spec import ServiceSpec
+from .service_worker import ServiceDefinition
+from .supervisor import Supervisor
+from .switchboard import Switchboard
+
+__all__ = ["ServicePeer", "Supervision"]
+
+REPORT_SECONDS = 0.25
+"""How long to wait for the exit status of a process that is seen to have ended."""
+
+STACKS_BYTES = 65536
+
+
+class ServicePeer(Child):
+    """The session with one process of a service."""
+
+    def __init__(self, parent: Parent, replica: Replica, attempt: int) -> None:
+        super().__init__(parent)
+        self.replica = replica
+        self.attempt = attempt
+        self.tag = f"{replica.service.name}.{replica.number}.{attempt}"
+        self.name = f"service {replica.name}"
+        self.pidfd = -1
+        self.words: LastWords | None = None
+        self.pending: list[int] = []
+        """Signals that came before the process was there."""
+
+
+class Supervision:
+    """Owns the processes of one keeper's services; runs under the keeper's lock, but for ``changed``."""
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        nursery: Nursery,
+        board: Switchboard,
+        selector: selectors.BaseSelector,
+        delivery: Delivery,
+        postmortem: Postmortem,
+        logs: Path,
+        call_soon: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self.supervisor = supervisor
+        self.changed = threading.Condition()
+        self.listeners: list[Callable[[ServiceEvent], object]] = []
+        self.collapsed: str | None = None
+        self.on_collapse: Callable[[str], None] | None = None
+        self._nursery = nursery
+        self._board = board
+        self._selector = selector
+        self._delivery = delivery
+        self._postmortem = postmortem
+        self._logs = logs
+        self._call_soon = call_soon
+        self._peers: dict[str, ServicePeer] = {}
+        self._current: dict[Replica, ServicePeer] = {}
+        self._definitions: dict[Service, tuple[bytes, Limits, dict[str, str]]] = {}
+        self._gone: dict[ServicePeer, float] = {}
+        self._news = False
+        self._actions: dict[type[ServiceCommand], Callable[[Any], None]] = {
+            Launch: self._launch,
+            Ask: self._ask,
+            Dump: self._dump,
+            Destroy: self._destroy,
+            Consult: self._consult,
+            Sample: self._sample,
+            Announce: self._announce,
+            Collapse: self._collapse,
+        }
+        delivery.post(_warm_up)
+
+    def add(self, spec: ServiceSpec, blob: bytes) -> Service:
+        """Take on a service, not started yet; ``blob`` is its pickled target. Raises DeclarationError."""
+        service = self.supervisor.add(spec)
+        self._definitions[service] = (blob, Limits.of(spec.worker), dict(spec.worker.env or {}))
+        return service
+
+    # -- the keeper's loop --------------------------------------------------------------------------------------------
+
+    def carry_out(self) -> None:
+        """Do what is due."""
+        now = time.monotonic()
+        for peer, until in list(self._gone.items()):
+            if now >= until:
+                self._ended(peer, UNKNOWN)
+        self.supervisor.epoch = time.time() - now
+        for command in self.supervisor.decide(now):
+            self._actions[type(command)](command)
+        if self._news:
+            self._news = False
+            with self.changed:
+                self.changed.notify_all()
+
+    def next_deadline(self) -> float | None:
+        """Return when ``carry_out`` must be called next even if nothing happens, None if never."""
+        deadline = self.supervisor.next_deadline()
+        for until in self._gone.values():
+            deadline = until if deadline is None else min(deadline, until)
+        return deadline
+
+    # -- commands -----------------------------------------------------------------------------------------------------
+
+    def _launch(self, command: Launch) -> None:
+        replica = command.replica
+        peer = ServicePeer(self, replica, command.attempt)
+        self._peers[peer.tag] = self._current[replica] = peer
+        try:
+            self._nursery.spawn(peer, "service", (tuple(self._definition(peer)),))
+        except OSError as error:
+            self.refused(peer, f"the system refuses a new process or descriptor: {error}")
+            return
+        replica.pulse = peer.page
+
+    def _definition(self, peer: ServicePeer) -> ServiceDefinition:
+        replica, spec = peer.replica, peer.replica.spec
+        blob, limits, environment = self._definitions[replica.service]
+        return ServiceDefinition(
+            tag=peer.tag,
+            service=spec.name,
+            name=replica.name,
+            replica=replica.number,
+            attempt=peer.attempt,
+            blob=blob,
+            path=tuple(sys.path),
+            limits=limits,
+            environment=environment,
+            stop_signal=spec.stop_signal,
+            program=is_program(spec),
+            notify=None,
+        )
+
+    def _ask(self, command: Ask) -> None:
+        self._signal(self._current.get(command.replica), command.replica.spec.stop_signal)
+
+    def _destroy(self, command: Destroy) -> None:
+        self._signal(self._current.get(command.replica), signal.SIGKILL)
+
+    def _dump(self, command: Dump) -> None:
+        peer = self._current.get(command.replica)
+        if peer is None or is_program(command.replica.spec):
+            return
+        self._signal(peer, signal.SIGCONT)
+        for number in (DUMP_SIGNAL, LOG_DUMP_SIGNAL):
+            if number is not None:
+                self._signal(peer, number)
+
+    @staticmethod
+    def _signal(peer: ServicePeer | None, number: int) -> None:
+        """Signal a process, by its pidfd where there is one: that cannot name a stranger."""
+        if peer is None:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if peer.pidfd >= 0:
+                signal.pidfd_send_signal(peer.pidfd, number)
+            elif peer.pid is not None:
+                os.kill(peer.pid, number)
+            else:
+                peer.pending.append(number)
+
+    def _consult(self, command: Consult) -> None:
+        self._delivery.post(partial(self._consult_now, command))
+
+    def _consult_now(self, command: Consult) -> None:
+        """On the delivery thread, for a policy's strategies are user code."""
+        replica = command.replica
+        delay, record, why = None, replica.record, ""
+        error = None if command.error is None else ServiceFailed(command.error)
+        try:
+            delay, record = replica.spec.restart.after_exit(
+                replica.record, started=command.started, now=command.ended, error=error
+            )
+        except Exception as problem:
+            why = f"its restart policy raised {type(problem).__name__}: {problem}"
+            emit("ERROR", f"service {replica.name}: {why}\n{traceback.format_exc()}", service=replica.name)
+        self._call_soon(partial(self._decided, command, delay, record, why))
+
+    def _decided(self, command: Consult, delay: float | None, record: RestartRecord, why: str) -> None:
+        self.supervisor.decided(command, delay, record, time.monotonic(), why)
+
+    def _sample(self, command: Sample) -> None:
+        now = time.monotonic()
+        for replica in command.replicas:
+            self.supervisor.sampled(replica, _resident(replica.pid), now)
+
+    def _announce(self, command: Announce) -> None:
+        event = command.event
+        self._news = True
+        emit(
+            "ERROR" if event.kind.endswith(".failed") else "INFO",
+            _sentence(event),
+            service=event.name,
+            attempt=event.attempt,
+            state=event.state,
+        )
+        for listener in self.listeners:
+            listener(event)
+
+    def _collapse(self, command: Collapse) -> None:
+        self.collapsed = command.reason
+        self._announce(Announce(ServiceEvent(time.time(), "fleet.failed", "", reason=command.reason)))
+        self.supervisor.stop_all(time.monotonic(), command.reason)
+        if self.on_collapse is not None:
+            self.on_collapse(command.reason)
+
+    # -- links --------------------------------------------------------------------------------------------------------
+
+    def introduce(self, hello: dict[str, Any]) -> ServicePeer:
+        """Return whose session a caller resumes; raises ProtocolError for one who is not ours."""
+        peer = self._peers.get(hello["id"])
+        if peer is None:
+            raise ProtocolError(f"service process {hello['id']} is not one of this keeper's")
+        return peer
+
+    def connected(self, peer: ServicePeer, hello: dict[str, Any]) -> None:
+        """A process has called again."""
+        self._here(peer, int(hello["pid"]))
+
+    def disconnected(self, peer: ServicePeer) -> None:
+        """A link is gone, which proves nothing: programs have none."""
+
+    def message(self, peer: ServicePeer, message: tuple[Any, ...], fds: list[int]) -> None:
+        """A process has said how it fares."""
+        kind, now = message[0], time.monotonic()
+        replica, attempt = peer.replica, peer.attempt
+        if kind == Kind.HERE:
+            self._here(peer, message[1])
+        elif kind == Kind.STARTED:
+            self.supervisor.started(replica, attempt, now)
+        elif kind == Kind.READY:
+            self.supervisor.ready(replica, attempt, now)
+        elif kind == Kind.STATUS:
+            replica.detail = message[1]
+        elif kind == Kind.LAST_WORDS:
+            peer.words = LastWords(ExitReason(message[1]), message[2], message[3])
+
+    def _here(self, peer: ServicePeer, pid: int) -> None:
+        peer.pid = pid
+        if peer.page is not None:
+            peer.page.close_fd()
+        self.supervisor.spawned(peer.replica, peer.attempt, pid)
+        if peer.pidfd < 0:
+            peer.pidfd = watch_process(pid)
+            if peer.pidfd >= 0:
+                self._selector.register(peer.pidfd, selectors.EVENT_READ, partial(self._seen_to_end, peer))
+        pending, peer.pending = peer.pending, []
+        for number in pending:
+            self._signal(peer, number)
+
+    # -- what the nursery says ----------------------------------------------------------------------------------------
+
+    def spawned(self, peer: ServicePeer, pid: int) -> None:
+        """The process exists."""
+        if peer.pidfd < 0 and self._peers.get(peer.tag) is peer:
+            self._here(peer, pid)
+
+    def refused(self, peer: ServicePeer, why: str) -> None:
+        """The process could not be made."""
+        self._drop(peer)
+        emit("WARNING", f"service {peer.replica.name} waits: {why}", service=peer.replica.name)
+        self.supervisor.refused(peer.replica, peer.attempt, time.monotonic(), why)
+
+    def exited(self, peer: ServicePeer, exit: Exit) -> None:
+        """The process has ended."""
+        self._ended(peer, exit)
+
+    def orphaned(self, peer: ServicePeer, why: str) -> None:
+        """The fork server has died: nobody will report the end of what lives, and what it was to make is not made."""
+        if peer.pid is None:
+            self.refused(peer, why)
+
+    # -- ends ---------------------------------------------------------------------------------------------------------
+
+    def _seen_to_end(self, peer: ServicePeer, _: int) -> None:
+        """The pidfd says so; how it ended the fork server says in a moment, unless it is gone."""
+        self._unwatch(peer)
+        self._gone[peer] = time.monotonic() + REPORT_SECONDS
+
+    def _ended(self, peer: ServicePeer, exit: Exit) -> None:
+        if self._peers.get(peer.tag) is not peer:
+            return
+        while self._board.read(peer):
+            pass
+        stacks = self._take_stacks(peer)
+        replica = peer.replica
+        self._drop(peer)
+        code = exit.code
+        if code is None and peer.words is not None and peer.words.reason is ExitReason.RETURNED:
+            code = 0
+        self.supervisor.ended(
+            replica,
+            peer.attempt,
+            time.monotonic(),
+            code=code,
+            words=peer.words,
+            stacks=stacks,
+            out_of_memory=self._postmortem.out_of_memory(code),
+        )
+
+    def _drop(self, peer: ServicePeer) -> None:
+        """Forget a process that is gone."""
+        self._gone.pop(peer, None)
+        self._peers.pop(peer.tag, None)
+        if self._current.get(peer.replica) is peer:
+            del self._current[peer.replica]
+        self._board.detach(peer)
+        self._unwatch(peer)
+        peer.replica.pulse = None
+        if peer.page is not None:
+            peer.page.close()
+            peer.page = None
+
+    def _unwatch(self, peer: ServicePeer) -> None:
+        if peer.pidfd >= 0:
+            self._selector.unregister(peer.pidfd)
+            os.close(peer.pidfd)
+            peer.pidfd = -1
+
+    def _take_stacks(self, peer: ServicePeer) -> str:
+        """Return what the process has written when it crashed or was asked for its stacks, and remove the file."""
+        path = self._logs / f"{peer.tag}.crash"
+        try:
+            with open(path, errors="replace") as file:
+                text = file.read(STACKS_BYTES)
+            path.unlink()
+        except OSError:
+            return ""
+        return text
+
+    def close(self) -> None:
+        """Let go of every process that is left; the nursery ends them."""
+        for peer in list(self._peers.values()):
+            self._drop(peer)
+        with self.changed:
+            self.changed.notify_all()
+
+    # -- what is to be seen -------------------------------------------------------------------------------------------
+
+    def rows(self) -> list[ServiceStatus]:
+        """Return what every replica is doing now."""
+        now = time.monotonic()
+        return [
+            replica_status(replica, now)
+            for service in self.supervisor.services.values()
+            for replica in service.replicas
+        ]
+
+
+def replica_status(replica: Replica, now: float) -> ServiceStatus:
+    """Return what one replica is doing at ``now``, in seconds of the monotonic clock."""
+    ready_at = replica.ready_at
+    return ServiceStatus(
+        name=replica.name,
+        state=replica.state,
+        pid=replica.pid,
+        restarts=replica.restarts,
+        last_exit=replica.exits[-1].exitcode if replica.exits else None,
+        uptime=now - ready_at if ready_at is not None and replica.state is ServiceState.RUNNING else None,
+        service=replica.service.name,
+        replica=replica.number,
+        attempt=replica.attempt,
+        detail=replica.detail,
+        exits=tuple(replica.exits),
+    )
+
+
+def is_program(spec: ServiceSpec) -> bool:
+    """Whether the service is another program, made by ``command``."""
+    return hasattr(spec.target, "exec") and hasattr(spec.target, "argv")
+
+
+def _sentence(event: ServiceEvent) -> str:
+    subject = event.kind.partition(".")[0]
+    state = event.state or event.kind.partition(".")[2]
+    pid = f" (pid {event.pid})" if event.pid is not None else ""
+    reason = f": {event.reason}" if event.reason else ""
+    return f"{subject} {event.name} is {state}{pid}{reason}" if event.name else f"{subject} {state}{reason}"
+
+
+def _resident(pid: int | None) -> int | None:
+    try:
+        with open(f"/proc/{pid}/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _warm_up() -> None:
+    """Import what the first restart needs, before it happens."""
+    import tenacity  # noqa: F401
