@@ -27,6 +27,7 @@ from typing import Any
 from .errors import ProtocolError
 from .limits import Limits
 from .link import Link, call_keeper
+from .logwriter import LogPipe, LogWriter
 from .messages import Kind, pack, unpack
 from .session import Session
 from .worker import main as worker_main
@@ -35,6 +36,7 @@ from .worker_session import WorkerConfig
 __all__ = ["Launched", "launch"]
 
 END_SECONDS = 5.0
+LAST_WORDS_SECONDS = 2.0
 
 # The application's path comes first, for it decides which poolkeeper is meant, also under python -I.
 _BOOTSTRAP = (
@@ -132,7 +134,9 @@ class ForkServer:
         self._session = Session()
         introduction = {"role": "forkserver", "id": 0, "pid": os.getpid()}
         self._link: Link = call_keeper(config.socket, config.key, self._session, introduction, CALL_TIMEOUT)
-        self._workers: dict[int, tuple[int, BaseProcess, int]] = {}
+        self._workers: dict[int, tuple[int, BaseProcess, int, LogPipe | None]] = {}
+        # before the preload, so that the log writer stays small
+        self._logs = LogWriter(config.logs) if not config.inherit_output and start_method == "forkserver" else None
         self._wake, self._woken = socket.socketpair()
         for end in (self._wake, self._woken):
             end.setblocking(False)
@@ -167,9 +171,16 @@ class ForkServer:
         poll = select.poll()
         poll.register(self._link.fileno(), select.POLLIN)
         poll.register(self._wake.fileno(), select.POLLIN)
+        if self._logs is not None:
+            self._logs.watch(poll)
         while True:
             self._reap()
-            ready = dict(poll.poll())
+            timeout = None
+            if self._logs is not None:
+                for report in self._logs.tend():
+                    self._send(report)
+                timeout = self._logs.timeout()
+            ready = dict(poll.poll(timeout))
             if self._wake.fileno() in ready:
                 with contextlib.suppress(BlockingIOError):
                     self._wake.recv(4096)
@@ -186,6 +197,8 @@ class ForkServer:
         for pid in list(self._workers):
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
+        if self._logs is not None:
+            self._logs.finish(LAST_WORDS_SECONDS)
 
     def _take(self, frames: Iterable[Any]) -> None:
         for frame in frames:
@@ -197,6 +210,7 @@ class ForkServer:
                     self._spawn(message[1], message[2], fds.pop(0))
 
     def _spawn(self, id: int, slot: int, page: int) -> None:
+        output: LogPipe | None = None
         try:
             if self._start_method == "loky":
                 from loky.backend import get_context
@@ -204,12 +218,16 @@ class ForkServer:
                 own = f"/proc/{os.getpid()}/fd/{page}"
                 process = get_context("loky").Process(target=worker_main, args=(self._config, id, slot, own))
             else:
+                if self._logs is not None:
+                    output = self._logs.open(f"worker-{id}", f"worker-{id}", 1)
                 fork = multiprocessing.get_context("fork")
-                process = fork.Process(target=self._become_worker, args=(id, slot, page))
+                process = fork.Process(target=self._become_worker, args=(id, slot, page, output))
             process.name = f"worker-{id}"
             process.start()
         except Exception as error:
             os.close(page)
+            if output is not None:
+                output.close()
             self._send((Kind.SPAWN_FAILED, id, f"a worker could not be started: {type(error).__name__}: {error}"))
             return
         assert process.pid is not None
@@ -218,15 +236,19 @@ class ForkServer:
         if self._start_method != "loky":
             os.close(page)
             page = -1
-        self._workers[process.pid] = (id, process, page)
+        if self._logs is not None and output is not None:
+            self._logs.announce(output, process.pid)
+        self._workers[process.pid] = (id, process, page, output)
         self._send((Kind.SPAWNED, id, process.pid))
 
-    def _become_worker(self, id: int, slot: int, page: int) -> None:
+    def _become_worker(self, id: int, slot: int, page: int, output: LogPipe | None) -> None:
         signal.set_wakeup_fd(-1)
         self._link.close()
         self._wake.close()
         self._woken.close()
-        worker_main(self._config, id, slot, page)
+        if self._logs is not None:
+            self._logs.leave()
+        worker_main(self._config, id, slot, page, output.take() if output is not None else None)
 
     def _reap(self) -> None:
         while True:
@@ -242,10 +264,16 @@ class ForkServer:
                 _kill_group(pid)  # before its pid can be anybody else's
             _, status, usage = os.wait4(pid, 0)
             if known is not None:
-                id, _process, page = known
+                id, _process, page, output = known
                 if page >= 0:
                     os.close(page)
-                self._send((Kind.EXITED, id, os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024))
+                report = (Kind.EXITED, id, os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024)
+                if self._logs is not None and output is not None:
+                    self._logs.hold(output, report)  # until its last words can be read
+                else:
+                    self._send(report)
+            elif self._logs is not None:
+                self._logs.reaped(pid)
 
     def _send(self, message: tuple[Any, ...]) -> None:
         with contextlib.suppress(OSError):  # a keeper that is gone shows as the end of the link

@@ -26,6 +26,7 @@ from .errors import PayloadError, ProtocolError
 from .frames import Frame
 from .link import Link
 from .messages import Code, Kind, unpack
+from .output import flush_c_output, redirect_output
 from .page import CANCEL, FINISHED, ITEM, MARKS, STARTED, STARTED_AT, WorkerPage
 from .payload import dumps, dumps_exception, dumps_in_band, is_plain, loads, loads_view, map_large, to_arena
 from .task_context import wants_context
@@ -445,10 +446,11 @@ def _without_our_frames(error: BaseException) -> BaseException:
     return error.with_traceback(trace)
 
 
-def main(config: WorkerConfig, id: int, slot: int, page: int | str) -> None:
+def main(config: WorkerConfig, id: int, slot: int, page: int | str, output: int | None = None) -> None:
     """Be worker ``id``: the target of a multiprocessing process.
 
-    ``page`` is the descriptor of the page, or a path that opens it in a process that did not inherit it.
+    ``page`` is the descriptor of the page, or a path that opens it in a process that did not inherit it. ``output`` is
+    the descriptor that takes standard output and error, where they are not inherited; None for a file of our own.
     """
     os.setsid()
     for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
@@ -456,12 +458,10 @@ def main(config: WorkerConfig, id: int, slot: int, page: int | str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     config.limits.apply()
     if not config.inherit_output:
-        log = os.open(
-            os.path.join(config.logs, f"worker-{id}.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
-        )
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.close(log)
+        if output is None:
+            path = os.path.join(config.logs, f"worker-{id}.log")
+            output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        redirect_output(output)
     crash_log = open(os.path.join(config.logs, f"worker-{id}.crash"), "a")  # noqa: SIM115 - open for the process' life
     faulthandler.enable(crash_log)
     if "numpy.random" in sys.modules:
@@ -486,4 +486,5 @@ def _leave() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
+    flush_c_output()
     os._exit(0)

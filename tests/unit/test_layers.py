@@ -17,7 +17,8 @@ LAYERS = {
     "words": "errors losses model messages",
     "pure": "fields ratelimit strategies policy lifecycle ledger backlog roster commands timers dispatch blame "
     "core frames session loglines since",
-    "io": "limits rotation logreader logs home page arena payload spool link postmortem",
+    "io": "limits rotation logbuffer logreader logs output home page arena payload spool link postmortem logprocess "
+    "logwriter",
     "runtime": "settings cancellation interrupts task_context worker_session worker forkserver delivery retrying "
     "switchboard futures calls workforce traffic driving keeper configuration inline",
     "faces": "status mapping feed batch fleet loading runner progress summary pool display cli __main__",
