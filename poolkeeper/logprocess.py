@@ -95,6 +95,12 @@ class _Files:
                     del self._files[stem]
 
     def _run(self) -> None:
+        try:
+            self._write_all()
+        except BaseException:
+            _crash(self._folder)  # a process that reads and writes nothing would be worse than none
+
+    def _write_all(self) -> None:
         while (batch := self._buffer.take()) is not None:
             for stem, lines in batch.lost.items():
                 file = self._file(stem)
@@ -134,7 +140,9 @@ class _LogProcess:
         self._streams: dict[int, _Stream] = {}
         self._waiting: dict[int, _Stream] = {}
         self._news: deque[tuple[str, int]] = deque()
-        self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._wake_reader, self._wake_writer = os.pipe()
+        for end in (self._wake_reader, self._wake_writer):
+            os.set_blocking(end, False)
         self._buffer = LogBuffer(BUFFER_BYTES)
         self._files = _Files(folder, self._buffer, self._wake)
         self._poll = select.poll()
@@ -275,9 +283,14 @@ def become_log_process(folder: str, channel: socket.socket) -> NoReturn:
         _LogProcess(folder, channel).run()
         os._exit(0)
     except BaseException:
-        with contextlib.suppress(OSError), open(os.path.join(folder, "logwriter.crash"), "a") as file:
-            file.write(traceback.format_exc())
-        os._exit(1)
+        _crash(folder)
+
+
+def _crash(folder: str) -> NoReturn:
+    """End the process after an exception, for the fork server to start another; leave the traceback in a file."""
+    with contextlib.suppress(OSError), open(os.path.join(folder, "logwriter.crash"), "a") as file:
+        file.write(traceback.format_exc())
+    os._exit(1)
 
 
 def _settle_down(keep: set[int]) -> None:

@@ -228,7 +228,8 @@ def _generations(folder: Path, stem: str) -> list[BinaryIO]:
     found: dict[tuple[int, int], BinaryIO] = {}
     for number in range(last + 2):  # the oldest may have been moved on by now
         path = folder / (f"{stem}.log.{number}" if number else f"{stem}.log")
-        with contextlib.suppress(OSError):
+        # not every OSError: where descriptors run out, a log must not look empty
+        with contextlib.suppress(FileNotFoundError, PermissionError, IsADirectoryError):
             file = path.open("rb")
             about = os.fstat(file.fileno())
             if (about.st_dev, about.st_ino) in found:

@@ -30,16 +30,21 @@ def redirect_output(fd: int) -> None:
 
 
 def flush_c_output() -> None:
-    """Write what C code has printed and its library still holds, before a process ends without its exit handlers."""
-    ctypes = sys.modules.get("ctypes")  # without it nobody could have set the buffering
-    if ctypes is not None:
-        ctypes.CDLL(None).fflush(None)
+    """Write what C code has printed and its library still holds, before a process ends without its exit handlers.
+
+    Only standard output: to flush all files waits for threads that read from one.
+    """
+    _call_with_stdout("fflush")
 
 
 def _line_buffer_c_output() -> None:
-    ctypes = sys.modules.get("ctypes")  # the fork server has loaded it where that matters
+    _call_with_stdout("setvbuf", None, _LINE_BUFFERED, 0)
+
+
+def _call_with_stdout(function: str, *args: int | None) -> None:
+    ctypes = sys.modules.get("ctypes")  # the fork server has loaded it; for others it is not worth its import
     if ctypes is None:
         return
-    library = ctypes.CDLL(None)
-    with contextlib.suppress(ValueError, AttributeError):  # macOS calls it by another name
-        library.setvbuf(ctypes.c_void_p.in_dll(library, "stdout"), None, _LINE_BUFFERED, 0)
+    with contextlib.suppress(ValueError, AttributeError, OSError):  # macOS calls the stream by another name
+        library = ctypes.CDLL(None)
+        getattr(library, function)(ctypes.c_void_p.in_dll(library, "stdout"), *args)
