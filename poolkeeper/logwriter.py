@@ -72,10 +72,12 @@ class LogWriter:
 
     Args:
         folder: where the files ``STEM.log`` are.
+        report_seconds: how long a report may be held.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, report_seconds: float = REPORT_SECONDS) -> None:
         self._folder = folder
+        self._report_seconds = report_seconds
         self._pipes: dict[int, LogPipe] = {}
         self._held: dict[int, tuple[float, Any]] = {}
         self._released: list[Any] = []
@@ -119,11 +121,11 @@ class LogWriter:
         self._hand_over(pipe)
 
     def hold(self, pipe: LogPipe, report: Any) -> None:
-        """Keep ``report``, on the end of the process with ``pipe``, until its last words are on disk, or for 50 ms."""
+        """Keep ``report``, on the end of the process with ``pipe``, until its last words are on disk, or time is up."""
         if pipe.id not in self._pipes:
             self._released.append(report)
             return
-        self._held[pipe.id] = (time.monotonic() + REPORT_SECONDS, report)
+        self._held[pipe.id] = (time.monotonic() + self._report_seconds, report)
         self._send(["flush", pipe.id])
 
     def tend(self) -> list[Any]:

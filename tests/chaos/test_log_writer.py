@@ -68,9 +68,14 @@ def test_last_words_are_reported_although_the_log_writer_died_first(keeper: Keep
     writer = log_writer(server)
     writer.kill()
     log_writer(server, besides=writer.pid)
-    error = keeper.submit(speakers.say_and_die, "heard by the second").exception(PATIENCE)
-    assert isinstance(error, TaskQuarantined)
-    assert "heard by the second" in str(error)
+
+    def last_words() -> str:
+        error = keeper.submit(speakers.say_and_die, "heard by the second").exception(PATIENCE)
+        assert isinstance(error, TaskQuarantined)
+        assert error.report is not None
+        return error.report.log_tail
+
+    assert wait_until(last_words) == "heard by the second"
 
 
 def test_a_stopped_log_writer_holds_up_neither_reports_nor_what_fits_the_pipe(keeper: Keeper) -> None:

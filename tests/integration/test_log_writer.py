@@ -14,7 +14,7 @@ START = """
 
     folder = Path("logs")
     folder.mkdir()
-    logs = LogWriter(str(folder))
+    logs = LogWriter(str(folder), report_seconds=SECONDS)
     poll = select.poll()
     logs.watch(poll)
 
@@ -45,8 +45,8 @@ START = """
 """
 
 
-def run(folder: Path, source: str) -> str:
-    return run_script(folder, START + source)
+def run(folder: Path, source: str, *, report_seconds: float = 20.0) -> str:
+    return run_script(folder, START.replace("SECONDS", str(report_seconds)) + source)
 
 
 def test_the_starts_of_a_service_share_a_file_and_are_told_apart(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_the_starts_of_a_service_share_a_file_and_are_told_apart(tmp_path: Path)
         """
     for attempt in (1, 2, 3):
         print(end(*start("web", "web", attempt, b"up\\n", b"down"), f"exit {attempt}"))
-    start("web:1", "web", 1, b"the other replica\\n")
+    os.waitpid(start("web:1", "web", 1, b"the other replica\\n")[1], 0)
     logs.finish(10)
     show()
     """,
@@ -127,6 +127,7 @@ def test_a_stopped_log_writer_is_told_later_and_holds_a_report_up_for_a_moment_o
     logs.finish(10)
     print(len(list(read_logs(folder))))
     """,
+        report_seconds=0.05,
     )
     assert shown == "50\n"
 
