@@ -27,7 +27,9 @@ from typing import Any
 from .errors import ProtocolError
 from .limits import Limits
 from .link import Link, call_keeper
+from .logwriter import LogPipe, LogWriter
 from .messages import Kind, pack, unpack
+from .output import redirect_output
 from .process_setup import adopt_descendants, child_pids
 from .session import Session
 from .worker import main as worker_main
@@ -36,6 +38,7 @@ from .worker_session import WorkerConfig
 __all__ = ["Launched", "launch"]
 
 END_SECONDS = 5.0
+LAST_WORDS_SECONDS = 2.0
 
 # The application's path comes first, for it decides which poolkeeper is meant, also under python -I.
 _BOOTSTRAP = (
@@ -137,8 +140,10 @@ class ForkServer:
         self._session = Session()
         introduction = {"role": "forkserver", "id": 0, "pid": os.getpid()}
         self._link: Link = call_keeper(config.socket, config.key, self._session, introduction, CALL_TIMEOUT)
-        self._workers: dict[int, tuple[str, BaseProcess, int]] = {}
+        self._workers: dict[int, tuple[str, BaseProcess, int, LogPipe | None]] = {}
         self._helpers: set[int] = set()
+        # before the preload, so that the log writer stays small
+        self._logs = LogWriter(config.logs) if not config.inherit_output and start_method == "forkserver" else None
         self._wake, self._woken = socket.socketpair()
         for end in (self._wake, self._woken):
             end.setblocking(False)
@@ -174,9 +179,16 @@ class ForkServer:
         poll = select.poll()
         poll.register(self._link.fileno(), select.POLLIN)
         poll.register(self._wake.fileno(), select.POLLIN)
+        if self._logs is not None:
+            self._logs.watch(poll)
         while True:
             self._reap()
-            ready = dict(poll.poll())
+            timeout = None
+            if self._logs is not None:
+                for report in self._logs.tend():
+                    self._send(report)
+                timeout = self._logs.timeout()
+            ready = dict(poll.poll(timeout))
             if self._wake.fileno() in ready:
                 with contextlib.suppress(BlockingIOError):
                     self._wake.recv(4096)
@@ -193,6 +205,8 @@ class ForkServer:
         for pid in list(self._workers):
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
+        if self._logs is not None:
+            self._logs.finish(LAST_WORDS_SECONDS)
 
     def _take(self, frames: Iterable[Any]) -> None:
         for frame in frames:
@@ -205,6 +219,7 @@ class ForkServer:
 
     def _spawn(self, tag: str, role: str, arguments: tuple[Any, ...], page: int, link: int) -> None:
         main = _mains()[role]
+        output: LogPipe | None = None
         try:
             if self._start_method == "loky":
                 from loky.backend import get_context
@@ -212,13 +227,18 @@ class ForkServer:
                 own = f"/proc/{os.getpid()}/fd/{page}"
                 process = get_context("loky").Process(target=main, args=(self._config, *arguments, own, -1))
             else:
+                if self._logs is not None:
+                    name, _, attempt = tag.partition("#")
+                    output = self._logs.open(name, name, int(attempt or 1))
                 fork = multiprocessing.get_context("fork")
-                process = fork.Process(target=self._become, args=(main, arguments, page, link))
+                process = fork.Process(target=self._become, args=(main, arguments, page, link, output))
             process.name = tag
             process.start()
         except Exception as error:
             os.close(page)
             os.close(link)
+            if output is not None:
+                output.close()
             self._send((Kind.SPAWN_FAILED, tag, f"{tag} could not be started: {type(error).__name__}: {error}"))
             return
         assert process.pid is not None
@@ -228,17 +248,27 @@ class ForkServer:
         if self._start_method != "loky":
             os.close(page)
             page = -1
-        self._workers[process.pid] = (tag, process, page)
+        if self._logs is not None and output is not None:
+            self._logs.announce(output, process.pid)
+        self._workers[process.pid] = (tag, process, page, output)
         if self._start_method == "loky":
             self._helpers.update(set(child_pids()) - self._workers.keys())  # its resource tracker
         self._send((Kind.SPAWNED, tag, process.pid))
 
-    def _become(self, main: Callable[..., None], arguments: tuple[Any, ...], page: int, link: int) -> None:
+    def _become(
+        self, main: Callable[..., None], arguments: tuple[Any, ...], page: int, link: int, output: LogPipe | None
+    ) -> None:
         signal.set_wakeup_fd(-1)
         self._link.close()
         self._wake.close()
         self._woken.close()
-        main(self._config, *arguments, page, link)
+        config = self._config
+        if self._logs is not None:
+            self._logs.leave()
+        if output is not None:
+            redirect_output(output.take())
+            config = config._replace(inherit_output=True)
+        main(config, *arguments, page, link)
 
     def _reap(self) -> None:
         while True:
@@ -254,11 +284,17 @@ class ForkServer:
                 _kill_group(pid)  # before its pid can be anybody else's
             _, status, usage = os.wait4(pid, 0)
             if known is not None:
-                tag, _process, page = known
+                tag, _process, page, output = known
                 if page >= 0:
                     os.close(page)
-                self._send((Kind.EXITED, tag, os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024))
+                report = (Kind.EXITED, tag, os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024)
+                if self._logs is not None and output is not None:
+                    self._logs.hold(output, report)  # until its last words can be read
+                else:
+                    self._send(report)
                 self._sweep()
+            elif self._logs is not None:
+                self._logs.reaped(pid)
 
     def _sweep(self) -> None:
         """Kill what a dead process has left behind outside its group.
@@ -266,8 +302,9 @@ class ForkServer:
         Each process adopts its own descendants (see ``process_setup``); what comes to us has lost the last of them that
         we know. What a killed one leaves behind comes to us in turn, with another SIGCHLD.
         """
+        log_writer = self._logs.pid if self._logs is not None else None
         for pid in child_pids():
-            if pid not in self._workers and pid not in self._helpers:
+            if pid not in self._workers and pid not in self._helpers and pid != log_writer:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
 

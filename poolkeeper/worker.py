@@ -26,6 +26,7 @@ from .errors import PayloadError, ProtocolError
 from .frames import Frame
 from .link import Link
 from .messages import Code, Kind, unpack
+from .output import flush_c_output
 from .page import CANCEL, FINISHED, ITEM, MARKS, STARTED, STARTED_AT, WorkerPage
 from .payload import dumps, dumps_exception, dumps_in_band, is_plain, loads, loads_view, map_large, to_arena
 from .process_setup import settle_in
@@ -483,4 +484,5 @@ def leave(status: int = 0) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
+    flush_c_output()
     os._exit(status)
