@@ -1,7 +1,8 @@
 """Running a fleet: its parts in order on an executor, and what became of them.
 
-Each batch that is ready runs in a thread of its own, so that a slow reader of one list of items holds up no other.
-Steps run in the thread that called ``run_fleet``. All threads have ended when it returns.
+Services start first. Each batch that is ready runs in a thread of its own, so that a slow reader of one list of items
+holds up no other. Steps run in the thread that called ``run_fleet``. All threads have ended when it returns, and all
+services are down.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from typing import Any
 
 from .batch import Batch, Submitter
 from .cancellation import CancellationToken
-from .fleet import BatchSpec, Fleet, StepSpec
+from .fleet import BatchSpec, Fleet, FleetError, StepSpec
 from .model import BatchResult, RunResult, StepResult, TaskResult, TaskStatus
+from .service_model import ServiceEvent, ServiceState
+from .service_spec import ServiceSpec
 
 __all__ = ["RunObserver", "run_fleet"]
 
@@ -95,6 +98,7 @@ class _Run:
         self._batches: dict[str, BatchResult[Any]] = {}
         self._steps: dict[str, StepResult] = {}
         self._skipped: dict[str, str] = {}
+        self._services = _Services(fleet, executor, token) if fleet.services else None
 
     def through(self, order: TopologicalSorter[str]) -> RunResult:
         """Run all parts in ``order``."""
@@ -102,12 +106,14 @@ class _Run:
         steps: deque[StepSpec] = deque()
         self._observer.run_started(self._fleet)
         try:
+            if self._services is not None:
+                self._services.start()
             while order.is_active():
                 for name in order.get_ready():
                     spec = self._fleet.parts[name]
                     if isinstance(spec, StepSpec):
                         steps.append(spec)
-                    elif not self._start(spec):
+                    elif isinstance(spec, ServiceSpec) or not self._start(spec):
                         order.done(name)
                 for name in self._take_ended(wait=bool(self._threads) and not steps):
                     order.done(name)
@@ -115,20 +121,27 @@ class _Run:
                     step = steps.popleft()
                     self._run_step(step)
                     order.done(step.name)
+            if self._services is not None and self._services.are_all:
+                self._services.wait()
         except BaseException:
             self._token.cancel("the run was interrupted")
             raise
         finally:
             for thread in list(self._threads.values()):
                 thread.join()
+            services = self._services.stop() if self._services is not None else {}
+        failed = [name for name, state in services.items() if state is ServiceState.FAILED]
+        collapse = self._services.collapse if self._services is not None else None
         return RunResult(
             self._fleet.name,
             self._run_id,
             {name: self._batches[name] for name in self._fleet.parts if name in self._batches},
             {name: self._steps[name] for name in self._fleet.parts if name in self._steps},
             self._skipped,
+            services=services,
             seconds=time.monotonic() - started,
-            stopped=self._reason_of_stop(),
+            stopped=None if collapse else self._reason_of_stop(),
+            failure=collapse or (f"{', '.join(failed)} failed" if failed else None),
         )
 
     def _start(self, spec: BatchSpec) -> bool:
@@ -138,21 +151,19 @@ class _Run:
             self._skipped[spec.name] = reason
             self._observer.batch_skipped(spec.name, reason)
             return False
-        outcomes = [self._outcome(name) for name in spec.after]
         # A daemon: a second interrupt must be able to leave while an iterator of the user's blocks.
-        thread = threading.Thread(
-            target=self._drive, args=(spec, outcomes), name=f"poolkeeper-batch-{spec.name}", daemon=True
-        )
+        thread = threading.Thread(target=self._drive, args=(spec,), name=f"poolkeeper-batch-{spec.name}", daemon=True)
         self._threads[spec.name] = thread
         thread.start()
         return True
 
-    def _drive(self, spec: BatchSpec, outcomes: list[Any]) -> None:
+    def _drive(self, spec: BatchSpec) -> None:
         """Run one batch to its end, in its own thread."""
         started = time.monotonic()
         batch: Batch[Any] | None = None
         error: BaseException | None = None
         try:
+            outcomes = [self._outcome(name) for name in spec.after]
             batch = Batch(
                 self._executor,
                 spec.function,
@@ -205,6 +216,9 @@ class _Run:
         self._observer.step_ended(result)
 
     def _outcome(self, name: str) -> Any:
+        if name in self._fleet.services:
+            assert self._services is not None
+            return self._services.handles[name]
         return self._batches[name] if name in self._batches else self._steps[name].returned
 
     def _obstacle(self, spec: BatchSpec | StepSpec) -> str | None:
@@ -212,11 +226,14 @@ class _Run:
         if self._token.cancelled:
             return f"stopped: {self._token.reason}"
         for name in spec.after:
-            if name in self._skipped:
+            if self._services is not None and name in self._services.handles:
+                if not self._services.wait_for(name):
+                    return f"service {name} is {self._services.handles[name].state.value}"
+            elif name in self._skipped:
                 return f"{name} did not run"
-            if name in self._steps and not self._steps[name].ok:
+            elif name in self._steps and not self._steps[name].ok:
                 return f"{name} {self._steps[name].status.value}"
-            if name in self._batches and not self._batches[name].complete:
+            elif name in self._batches and not self._batches[name].complete:
                 return f"{name} was cut short"
         return None
 
@@ -224,10 +241,72 @@ class _Run:
         """Return why the run was stopped; None if the token came too late to keep anything from running."""
         if not self._token.cancelled:
             return None
+        if self._services is not None and self._services.are_all:
+            return self._token.reason or "cancelled"
         whole = all(batch.complete for batch in self._batches.values())
         whole = whole and not self._skipped
         whole = whole and all(step.status is not TaskStatus.CANCELLED for step in self._steps.values())
         return None if whole else self._token.reason or "cancelled"
+
+
+class _Services:
+    """The services of one run."""
+
+    def __init__(self, fleet: Fleet, executor: Submitter, token: CancellationToken) -> None:
+        self.handles: dict[str, Any] = {}
+        self.collapse: str | None = None
+        self.are_all = len(fleet.services) == len(fleet.parts)
+        """Whether the fleet has nothing else, so that it goes on for as long as they do."""
+        self._fleet = fleet
+        self._keeper: Any = executor
+        self._token = token
+        self._changed = threading.Condition()
+        if not hasattr(executor, "declare_service"):
+            raise FleetError(f"fleet {fleet.name!r} has services, which need a Keeper to run, not {executor!r}")
+
+    def start(self) -> None:
+        """Start them all."""
+        self._keeper.on("*", self._hear)
+        for kind, listener in self._fleet.listeners:
+            self._keeper.on(kind, listener)
+        for name, spec in self._fleet.services.items():
+            self.handles[name] = self._keeper.declare_service(spec)
+        self._token.on_cancel(self._wake)
+
+    def _hear(self, event: ServiceEvent) -> None:
+        if event.kind == "fleet.failed":
+            self.collapse = event.reason
+            self._token.cancel(event.reason)
+        self._wake()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Wait until each has completed or failed, or the run is cancelled."""
+        final = {ServiceState.COMPLETED, ServiceState.FAILED}
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._token.cancelled or all(handle.state in final for handle in self.handles.values())
+            )
+
+    def wait_for(self, name: str) -> bool:
+        """Wait until a service is ready; return False if that will not be."""
+        ready = (ServiceState.RUNNING, ServiceState.COMPLETED)
+        handle = self.handles[name]
+        with self._changed:
+            self._changed.wait_for(lambda: self._token.cancelled or handle.state in ready or handle.state.at_rest)
+        return handle.state in ready
+
+    def stop(self) -> dict[str, ServiceState]:
+        """Stop them in reverse order and wait for that; return the state of each before it was stopped."""
+        states = {name: handle.state for name, handle in self.handles.items()}
+        for name in reversed(self.handles):
+            self.handles[name].stop_unless_at_rest()
+        for handle in self.handles.values():
+            handle.wait([state for state in ServiceState if state.at_rest])
+        return states
 
 
 _Ending = tuple[str, BatchResult[Any]]

@@ -54,7 +54,7 @@ class ServicePeer(Child):
         super().__init__(parent)
         self.replica = replica
         self.attempt = attempt
-        self.tag = f"{replica.service.name}.{replica.number}.{attempt}"
+        self.tag = f"{replica.name}#{attempt}"
         self.name = f"service {replica.name}"
         self.pidfd = -1
         self.words: LastWords | None = None

@@ -25,6 +25,7 @@ from . import task_context
 from .arena import Arena
 from .errors import PayloadError
 from .messages import Code, Kind
+from .output import flush_c_output
 from .page import CANCEL, FINISHED, ITEM, MARKS, STARTED, STARTED_AT, WorkerPage
 from .payload import dumps, dumps_exception, dumps_in_band, is_plain, loads, to_arena
 from .process_setup import settle_in
@@ -422,4 +423,5 @@ def leave(status: int = 0) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
+    flush_c_output()
     os._exit(status)
