@@ -17,7 +17,7 @@ LAYERS = {
     "words": "errors losses service_model model messages",
     "pure": "fields ratelimit strategies policy lifecycle ledger backlog roster commands timers dispatch blame "
     "core frames session service_states service_spec replica service_commands service_groups service_exits "
-    "launch_queue supervisor notification hazards",
+    "launch_queue service_changes service_stopping service_watch supervisor notification hazards",
     "io": "limits logs home page arena payload spool link postmortem process_setup sdnotify notify_socket survey",
     "runtime": "settings cancellation interrupts init_process task_context program worker_session worker "
     "service_worker forkserver delivery retrying switchboard futures calls nursery workforce traffic driving "
