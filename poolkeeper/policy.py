@@ -246,7 +246,13 @@ class RestartPolicy:
         )
 
     def after_exit(
-        self, record: RestartRecord, *, started: float, now: float, error: BaseException | None
+        self,
+        record: RestartRecord,
+        *,
+        started: float,
+        now: float,
+        error: BaseException | None,
+        healthy: float | None = None,
     ) -> tuple[float | None, RestartRecord]:
         """Decide about an exit that nobody asked for.
 
@@ -255,6 +261,7 @@ class RestartPolicy:
             started: when this run of the service started, in seconds of a monotonic clock.
             now: when it ended, on the same clock.
             error: why it failed; None for a clean exit.
+            healthy: for how many seconds it was ready; None: all the time.
 
         Returns:
             The seconds to wait before the next start, or None if the service stays down; and the new record.
@@ -263,7 +270,8 @@ class RestartPolicy:
             Exception: whatever a strategy raises.
         """
         since = record.since
-        if since is None or (self.reset_after is not None and now - started >= self.reset_after):
+        healthy = now - started if healthy is None else healthy
+        if since is None or (self.reset_after is not None and healthy >= self.reset_after):
             since = started
             record = replace(record, exits=0, since=since, waited=0.0)
         record = replace(record, exits=record.exits + 1, times=(*record.times[1 - HISTORY :], now))

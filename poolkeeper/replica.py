@@ -56,12 +56,16 @@ class Replica:
     """What the supervisor knows of one replica.
 
     ``up`` is whether it shall run. ``attempt`` counts its processes; what is heard of an earlier one is ignored.
-    ``waiting_since``, ``launched``, ``ready_at`` and ``due`` are in seconds of the monotonic clock.
+    ``detail`` says why it is in its state, or what it waits for, or what the service itself has to say. ``why`` is why
+    its process is to end, "" as long as it is not. All moments are in seconds of the monotonic clock: ``watched_from``
+    is when it was launched or got ready, or when the keeper last woke from a sleep; ``hold`` is when its group allows
+    it to start again, None unless it is restarted along with others.
     """
 
     __slots__ = (
         "attempt", "detail", "due", "ending", "exits", "force", "force_at", "hold", "id", "launched", "number", "pid",
         "pulse", "ready_at", "record", "removed", "restarts", "service", "state", "told_ready", "up", "waiting_since",
+        "watched_from", "why",
     )  # fmt: skip
 
     def __init__(self, id: int, service: Service, number: int) -> None:
@@ -80,10 +84,12 @@ class Replica:
         self.detail = ""
         self.waiting_since = 0.0
         self.launched = 0.0
+        self.watched_from = 0.0
         self.ready_at: float | None = None
         self.told_ready = False
         self.due: float | None = None
-        self.hold: float | None = None  # when its group allows it to start again
+        self.hold: float | None = None
+        self.why = ""
         self.ending: Ending | None = None
         self.force = Force.ASKED
         self.force_at: float | None = None
@@ -109,11 +115,16 @@ class Replica:
 
 
 class Service:
-    """A declared service and its replicas; ``dependents`` are the services that are after it."""
+    """A declared service and its replicas, by number.
+
+    ``wanted`` is whether somebody has started it and nobody has stopped it since. ``dependents`` are the services that
+    are after it.
+    """
 
     def __init__(self, spec: ServiceSpec) -> None:
         self.spec = spec
         self.name = spec.name
+        self.wanted = False
         self.replicas: list[Replica] = []
         self.after: list[Service] = []
         self.dependents: list[Service] = []

@@ -17,9 +17,10 @@ from typing import Any
 
 from .batch import Batch, Submitter
 from .cancellation import CancellationToken
-from .fleet import BatchSpec, Fleet, FleetError, StepSpec
+from .fleet import BatchSpec, Fleet, StepSpec
+from .fleet_services import FleetServices
 from .model import BatchResult, RunResult, StepResult, TaskResult, TaskStatus
-from .service_model import ServiceEvent, ServiceState
+from .service_model import ServiceState
 from .service_spec import ServiceSpec
 
 __all__ = ["RunObserver", "run_fleet"]
@@ -98,29 +99,16 @@ class _Run:
         self._batches: dict[str, BatchResult[Any]] = {}
         self._steps: dict[str, StepResult] = {}
         self._skipped: dict[str, str] = {}
-        self._services = _Services(fleet, executor, token) if fleet.services else None
+        self._services = FleetServices(fleet, executor, token) if fleet.services else None
 
     def through(self, order: TopologicalSorter[str]) -> RunResult:
         """Run all parts in ``order``."""
         started = time.monotonic()
-        steps: deque[StepSpec] = deque()
         self._observer.run_started(self._fleet)
         try:
             if self._services is not None:
                 self._services.start()
-            while order.is_active():
-                for name in order.get_ready():
-                    spec = self._fleet.parts[name]
-                    if isinstance(spec, StepSpec):
-                        steps.append(spec)
-                    elif isinstance(spec, ServiceSpec) or not self._start(spec):
-                        order.done(name)
-                for name in self._take_ended(wait=bool(self._threads) and not steps):
-                    order.done(name)
-                if steps:
-                    step = steps.popleft()
-                    self._run_step(step)
-                    order.done(step.name)
+            self._run_parts(order)
             if self._services is not None and self._services.are_all:
                 self._services.wait()
         except BaseException:
@@ -143,6 +131,22 @@ class _Run:
             stopped=None if collapse else self._reason_of_stop(),
             failure=collapse or (f"{', '.join(failed)} failed" if failed else None),
         )
+
+    def _run_parts(self, order: TopologicalSorter[str]) -> None:
+        steps: deque[StepSpec] = deque()
+        while order.is_active():
+            for name in order.get_ready():
+                spec = self._fleet.parts[name]
+                if isinstance(spec, StepSpec):
+                    steps.append(spec)
+                elif isinstance(spec, ServiceSpec) or not self._start(spec):
+                    order.done(name)
+            for name in self._take_ended(wait=bool(self._threads) and not steps):
+                order.done(name)
+            if steps:
+                step = steps.popleft()
+                self._run_step(step)
+                order.done(step.name)
 
     def _start(self, spec: BatchSpec) -> bool:
         """Start a batch, or skip it; return whether it was started."""
@@ -247,66 +251,6 @@ class _Run:
         whole = whole and not self._skipped
         whole = whole and all(step.status is not TaskStatus.CANCELLED for step in self._steps.values())
         return None if whole else self._token.reason or "cancelled"
-
-
-class _Services:
-    """The services of one run."""
-
-    def __init__(self, fleet: Fleet, executor: Submitter, token: CancellationToken) -> None:
-        self.handles: dict[str, Any] = {}
-        self.collapse: str | None = None
-        self.are_all = len(fleet.services) == len(fleet.parts)
-        """Whether the fleet has nothing else, so that it goes on for as long as they do."""
-        self._fleet = fleet
-        self._keeper: Any = executor
-        self._token = token
-        self._changed = threading.Condition()
-        if not hasattr(executor, "declare_service"):
-            raise FleetError(f"fleet {fleet.name!r} has services, which need a Keeper to run, not {executor!r}")
-
-    def start(self) -> None:
-        """Start them all."""
-        self._keeper.on("*", self._hear)
-        for kind, listener in self._fleet.listeners:
-            self._keeper.on(kind, listener)
-        for name, spec in self._fleet.services.items():
-            self.handles[name] = self._keeper.declare_service(spec)
-        self._token.on_cancel(self._wake)
-
-    def _hear(self, event: ServiceEvent) -> None:
-        if event.kind == "fleet.failed":
-            self.collapse = event.reason
-            self._token.cancel(event.reason)
-        self._wake()
-
-    def _wake(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
-
-    def wait(self) -> None:
-        """Wait until each has completed or failed, or the run is cancelled."""
-        final = {ServiceState.COMPLETED, ServiceState.FAILED}
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._token.cancelled or all(handle.state in final for handle in self.handles.values())
-            )
-
-    def wait_for(self, name: str) -> bool:
-        """Wait until a service is ready; return False if that will not be."""
-        ready = (ServiceState.RUNNING, ServiceState.COMPLETED)
-        handle = self.handles[name]
-        with self._changed:
-            self._changed.wait_for(lambda: self._token.cancelled or handle.state in ready or handle.state.at_rest)
-        return handle.state in ready
-
-    def stop(self) -> dict[str, ServiceState]:
-        """Stop them in reverse order and wait for that; return the state of each before it was stopped."""
-        states = {name: handle.state for name, handle in self.handles.items()}
-        for name in reversed(self.handles):
-            self.handles[name].stop_unless_at_rest()
-        for handle in self.handles.values():
-            handle.wait([state for state in ServiceState if state.at_rest])
-        return states
 
 
 _Ending = tuple[str, BatchResult[Any]]

@@ -21,7 +21,7 @@ class Launch:
 
 @dataclass(slots=True)
 class Ask:
-    """Send the replica's process its stop signal."""
+    """Send the replica's process its stop signal; as soon as it exists, if it does not exist yet."""
 
     replica: Replica
 
@@ -44,7 +44,8 @@ class Destroy:
 class Consult:
     """Ask the replica's restart policy, away from the keeper's thread, and come back with ``decided``.
 
-    ``started`` and ``ended`` are in seconds of the monotonic clock; ``error`` is None after a clean end.
+    ``started`` and ``ended`` are in seconds of the monotonic clock, ``healthy`` is for how many seconds it was ready;
+    ``error`` is None after a clean end.
     """
 
     replica: Replica
@@ -52,6 +53,7 @@ class Consult:
     started: float
     ended: float
     error: str | None
+    healthy: float
 
 
 @dataclass(slots=True)

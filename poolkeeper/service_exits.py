@@ -76,4 +76,4 @@ def _forced(replica: Replica) -> str:
         return f"not ready within {spec.start_timeout:g} s"
     if replica.ending is Ending.MEMORY:
         return f"its memory exceeded hard_memory={spec.worker.hard_memory}"
-    return replica.detail
+    return replica.why

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
@@ -85,6 +86,11 @@ class ServiceGroup:
     def __post_init__(self) -> None:
         if self.parent is not None and not isinstance(self.parent, ServiceGroup):
             raise TypeError(f"ServiceGroup(parent={self.parent!r}): must be a ServiceGroup")
+        around = self.parent
+        while around is not None:
+            if around.name == self.name:
+                raise DeclarationError(f"group {self.name!r} is within a group of the same name")
+            around = around.parent
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,17 +146,29 @@ class ServiceSpec:
 
 
 def check_order(after: Mapping[str, Iterable[str]]) -> list[str]:
-    """Return the names of ``after`` in an order in which each comes behind those that it is after.
+    """Return the names of ``after``, each behind those that it is after, and otherwise in the order they have there.
 
     Raises:
         DeclarationError: for names that are not there, and for a circle.
     """
-    for name, others in after.items():
+    before = {name: tuple(others) for name, others in after.items()}
+    for name, others in before.items():
         for other in others:
-            if other not in after:
-                known = ", ".join(sorted(after)) or "none"
+            if other not in before:
+                known = ", ".join(sorted(before)) or "none"
                 raise DeclarationError(f"service {name!r} is after {other!r}, which is no service (there are: {known})")
+    sorter = TopologicalSorter(before)
     try:
-        return list(TopologicalSorter(after).static_order())
+        sorter.prepare()
     except CycleError as error:
         raise DeclarationError(f"services go in a circle: {' before '.join(error.args[1])}") from None
+    place = {name: number for number, name in enumerate(before)}
+    names = list(before)
+    free: list[int] = []
+    order: list[str] = []
+    while len(order) < len(names):
+        for name in sorter.get_ready():
+            heapq.heappush(free, place[name])
+        order.append(names[heapq.heappop(free)])
+        sorter.done(order[-1])
+    return order

@@ -42,7 +42,7 @@ _S, _T = ServiceState, Step
 
 _TABLE: dict[ServiceState, dict[Step, ServiceState]] = {
     _S.STOPPED: {_T.START: _S.WAITING, _T.STOP: _S.STOPPED},
-    _S.WAITING: {_T.START: _S.WAITING, _T.LAUNCH: _S.STARTING, _T.STOP: _S.STOPPED, _T.GIVE_UP: _S.FAILED},
+    _S.WAITING: {_T.START: _S.WAITING, _T.LAUNCH: _S.STARTING, _T.STOP: _S.STOPPED},
     _S.STARTING: {
         _T.START: _S.STARTING,
         _T.RELAUNCH: _S.WAITING,

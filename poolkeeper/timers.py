@@ -23,6 +23,9 @@ class Timers:
         if due is None or when < due:
             self._due[number] = when
             heapq.heappush(self._heap, (when, number))
+            if len(self._heap) > 2 * len(self._due) + 16:
+                self._heap = [(when, number) for number, when in self._due.items()]
+                heapq.heapify(self._heap)
 
     def cancel(self, number: int) -> None:
         """Forget the deadline of ``number``, if there is one."""
