@@ -519,6 +519,8 @@ class KeeperRuntime:
             self._close_wake_pair()
             self._sleeping = True  # for good: whoever submits now calls wake, which refuses
             self._ended.set()
+        if self._supervision is not None:
+            self._supervision.announce_end()
         self.wake()
 
     def _close_wake_pair(self) -> None:
