@@ -4,8 +4,8 @@
     poolkeeper status                             # from another terminal; also top, logs -f, events -f, stack
 
 ``example_service_1`` ends by itself now and then and is always started again, ``example_service_2`` runs on, and
-``failing_service_demo`` fails each time: after one start and three retries, three seconds apart, it is given up. Try what
-happens when you kill them: ``kill -9 PID``.
+``failing_service_demo`` fails each time: after one start and three retries, three seconds apart, it is given up. Try
+what happens when you kill them: ``kill -9 PID``.
 """
 
 from __future__ import annotations

@@ -8,18 +8,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from .errors import PoolkeeperError
 from .messages import Kind
+from .replica import Service
 from .status import keeper_as_data
 from .switchboard import Peer, Switchboard
 
-if TYPE_CHECKING:
-    from .keeper import KeeperRuntime
-    from .replica import Service
-
 __all__ = ["Control"]
+
+
+class Controlled(Protocol):
+    """The keeper, as far as others may steer it."""
+
+    has_services: bool
+
+    @property
+    def supervision(self) -> Any:
+        """What looks after its services."""
+
+    def request_shutdown(self, reason: str) -> None:
+        """End, as somebody else asks."""
 
 
 class _Refused(PoolkeeperError):
@@ -29,7 +39,7 @@ class _Refused(PoolkeeperError):
 class Control:
     """Answers requests; runs on the keeper's thread, under its lock."""
 
-    def __init__(self, runtime: KeeperRuntime, board: Switchboard) -> None:
+    def __init__(self, runtime: Controlled, board: Switchboard) -> None:
         self._runtime = runtime
         self._board = board
         self._verbs: dict[str, Callable[..., Any]] = {

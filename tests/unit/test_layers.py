@@ -26,7 +26,7 @@ LAYERS = {
     "service_worker forkserver delivery retrying switchboard futures calls nursery workforce traffic driving status "
     "control program_notices supervision keeper configuration inline",
     "faces": "services mapping feed batch fleet loading fleet_services runner progress summary pool display "
-    "steering tables cli_control cli __main__",
+    "steering tables cli_control fleet_run cli __main__",
 }
 ORDER = [module for modules in LAYERS.values() for module in modules.split()]
 
