@@ -22,7 +22,9 @@ __all__ = ["Control"]
 class Controlled(Protocol):
     """The keeper, as far as others may steer it."""
 
-    has_services: bool
+    @property
+    def has_services(self) -> bool:
+        """Whether there are any."""
 
     @property
     def supervision(self) -> Any:
