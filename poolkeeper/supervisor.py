@@ -110,7 +110,6 @@ class Supervisor:
         """Replace the process of each replica by a new one; start what is at rest, as ``start`` does."""
         for replica in service.replicas:
             if replica.state in (ServiceState.STARTING, ServiceState.RUNNING) and not replica.removed:
-                replica.up = True
                 self._stopping.request(replica, Ending.RESTART, "restarted by hand")
         self.start(service, now)
 
