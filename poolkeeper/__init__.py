@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from .fleet import Fleet
     from .futures import TaskFuture
+    from .instance import InstanceLock, LockHolder
     from .losses import DeathReport, TaskQuarantined, WorkerLost, WorkerStartFailed
     from .model import BatchResult, RunResult, RunStatistics, TaskResult, TaskStatus
     from .policy import ExecutionPolicy, RestartPolicy, RetryPolicy, WorkerPolicy, stop_after_burst
@@ -60,6 +61,7 @@ _MODULES = {
     ),
     "fleet": ("Fleet",),
     "futures": ("TaskFuture",),
+    "instance": ("InstanceLock", "LockHolder"),
     "losses": ("DeathReport", "TaskQuarantined", "WorkerLost", "WorkerStartFailed"),
     "model": ("BatchResult", "RunResult", "RunStatistics", "TaskResult", "TaskStatus"),
     "policy": ("ExecutionPolicy", "RestartPolicy", "RetryPolicy", "WorkerPolicy", "stop_after_burst"),
@@ -85,7 +87,9 @@ __all__ = [
     "ExitReason",
     "Fleet",
     "HomeUnusable",
+    "InstanceLock",
     "Keeper",
+    "LockHolder",
     "NotReexecable",
     "PayloadError",
     "PoolkeeperError",

@@ -11,6 +11,7 @@ Arenas have no names: they vanish with the last process that holds them.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import weakref
@@ -20,7 +21,7 @@ from itertools import count
 
 from .page import anonymous_file
 
-__all__ = ["ARENA_THRESHOLD", "Arena", "ArenaPool", "map_arena"]
+__all__ = ["ARENA_THRESHOLD", "Arena", "ArenaPool", "ReleaseQueue", "identity", "map_arena"]
 
 ARENA_THRESHOLD = 1 << 16
 """Messages from this many bytes on travel in an arena."""
@@ -41,7 +42,7 @@ MAPPED_SIZE = 1 << 18
 class Arena:
     """One block: its descriptor, its size in bytes, and the number by which the receiver releases it."""
 
-    __slots__ = ("_identity", "_map", "fd", "id", "size")
+    __slots__ = ("_address", "_identity", "_map", "fd", "id", "size")
 
     _ids = count(1)
 
@@ -49,13 +50,14 @@ class Arena:
         self.id = next(Arena._ids)
         self.fd = fd
         self.size = size
-        self._map: mmap.mmap | None = None
-        self._identity = _identity(fd)
+        self._address: int | None = None
+        self._map: memoryview | None = None
+        self._identity = identity(fd)
 
     @property
     def intact(self) -> bool:
         """Whether the descriptor is still ours: user code may have closed it, and opened a file of its own as that."""
-        return self.fd >= 0 and _identity(self.fd) == self._identity
+        return self.fd >= 0 and identity(self.fd) == self._identity
 
     def fill(self, spans: list[tuple[int, int]], buffers: list[memoryview]) -> None:
         """Copy each of ``buffers`` to its (offset, length); raises OSError where memory is short."""
@@ -69,21 +71,45 @@ class Arena:
                 written += os.pwrite(self.fd, buffer[written:], offset + written)
 
     def prepare(self) -> None:
-        """Map the arena, that it may be filled faster next time."""
-        if self._map is None and self.size >= MAPPED_SIZE:
-            self._map = mmap.mmap(self.fd, self.size)
+        """Map the arena, where the system allows it: it is filled faster next time, and outlives its descriptor."""
+        if self._map is None:
+            memory = _get_memory()
+            self._address = memory.map(self.fd, self.size, mmap.MAP_SHARED)
+            if self._address is not None:
+                self._map = memory.view(self._address, self.size)
+
+    def restore(self, directory: str | None) -> None:
+        """Move what a prepared arena holds to a new file, its descriptor being lost; raises OSError."""
+        if self._map is None:
+            raise OSError(errno.EBADF, "the descriptor of an arena was closed")
+        fd = anonymous_file("poolkeeper-arena", directory)
+        try:
+            written = 0
+            while written < self.size:
+                written += os.pwrite(fd, self._map[written:], written)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._unmap()
+        self.fd = fd
+        self._identity = identity(fd)
 
     def close(self) -> None:
         """Let go of the memory; receivers that have mapped it keep it."""
-        if self._map is not None:
-            self._map.close()
-            self._map = None
+        self._unmap()
         if self.intact:
             os.close(self.fd)
         self.fd = -1
 
+    def _unmap(self) -> None:
+        self._map = None
+        address, self._address = self._address, None
+        if address is not None:
+            _get_memory().munmap(address, self.size)
 
-def _identity(fd: int) -> tuple[int, int] | None:
+
+def identity(fd: int) -> tuple[int, int] | None:
+    """Return what tells the file behind ``fd`` from others, None where it is closed."""
     try:
         status = os.fstat(fd)
     except OSError:
@@ -141,6 +167,14 @@ class ArenaPool:
                 del self._lent[arena.id]
                 arena.close()
 
+    def holds(self, fds: set[int]) -> bool:
+        """Whether each of ``fds`` is the descriptor of an arena that is lent, and still open."""
+        return fds <= {arena.fd for arena in self._lent.values() if arena.fd in fds and arena.intact}
+
+    def restore(self, arena: Arena) -> None:
+        """Give an arena a new descriptor; raises OSError where its content is lost, or the system gives no more."""
+        arena.restore(self._directory)
+
     def released(self, id: int) -> None:
         """The receiver has no view of this arena any more."""
         arena = self._lent.pop(id, None)
@@ -154,7 +188,8 @@ class ArenaPool:
         if self._free_bytes + arena.size > KEEP_BYTES or self._free_files >= KEEP_FILES:
             arena.close()
             return
-        arena.prepare()
+        if arena.size >= MAPPED_SIZE:
+            arena.prepare()
         self._free.setdefault(arena.size, []).append(arena)
         self._free_bytes += arena.size
         self._free_files += 1
@@ -187,7 +222,10 @@ class ArenaPool:
 
 
 class _Memory:
-    """mmap by way of the C library: Python's own would keep a descriptor open for every mapping (until 3.13)."""
+    """mmap by way of the C library: Python's own would keep a descriptor open for every mapping (until 3.13).
+
+    That descriptor is closed by number in the end, whoever has it by then.
+    """
 
     def __init__(self) -> None:
         import ctypes
@@ -200,13 +238,24 @@ class _Memory:
         self.munmap = libc.munmap
         self.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
-    def map(self, fd: int, size: int) -> int | None:
-        """Return the address of a private, writable mapping, None where the system refuses one more."""
-        address = self._mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, fd, 0)
+    def map(self, fd: int, size: int, flags: int = mmap.MAP_PRIVATE) -> int | None:
+        """Return the address of a writable mapping, None where the system refuses one more."""
+        address = self._mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, 0)
         return None if address in (None, self.ctypes.c_void_p(-1).value) else int(address)
+
+    def view(self, address: int, size: int) -> memoryview:
+        """Return a view of a mapping, which does not own it."""
+        return memoryview((self.ctypes.c_ubyte * size).from_address(address)).cast("B")
 
 
 _memory: _Memory | None = None
+
+
+def _get_memory() -> _Memory:
+    global _memory  # noqa: PLW0603 - ctypes takes 10 ms to load, so it is loaded with the first large message
+    if _memory is None:
+        _memory = _Memory()
+    return _memory
 
 
 def map_arena(fd: int, size: int, id: int, released: Callable[[int], None]) -> memoryview:
@@ -215,10 +264,7 @@ def map_arena(fd: int, size: int, id: int, released: Callable[[int], None]) -> m
     ``released`` may be called in any thread, at any moment; it must neither block nor lock. Where no more mappings
     are to be had, the content is copied and released at once.
     """
-    global _memory  # noqa: PLW0603 - ctypes takes 10 ms to load, so it is loaded with the first large message
-    if _memory is None:
-        _memory = _Memory()
-    memory = _memory
+    memory = _get_memory()
     try:
         address = memory.map(fd, size)
         if address is None:

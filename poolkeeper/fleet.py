@@ -1,30 +1,36 @@
-"""Fleets: named batches and steps, and in which order they run.
+"""Fleets: named services, batches and steps, and in which order they run.
 
 A fleet is declared with decorators, which leave the functions as they are. All that can be wrong with a declaration is
 found before anything runs: at the decorator where the rest of the file does not matter, else in ``Fleet.plan``.
 
 Rules:
 
-- Whatever runs ``after`` another part gets that part's outcome: a batch's ``BatchResult``, or what a step returned.
-  Steps get all of them, in order. A callable ``items`` gets them if it has as many required parameters.
-- A part runs once all that it is after has come to its end. Failed tasks are outcomes; a batch that was cut short,
-  or a failed step, keeps what comes after it from running.
+- Whatever runs ``after`` another part gets that part's outcome: a batch's ``BatchResult``, what a step returned, or a
+  service's ``ServiceHandle``. Steps get all of them, in order. A callable ``items`` gets them if it has as many
+  required parameters. Services get nothing, and can only be after services.
+- A part runs once all that it is after has come to its end, or is ready if it is a service. Failed tasks are outcomes;
+  a batch that was cut short, a failed step or a service that is down keeps what comes after it from running.
+- A fleet with batches or steps ends when they are done, and its services with it. One of services alone goes on until
+  it is stopped, or until each of them has completed or failed.
 """
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from inspect import Parameter, signature
 from types import MappingProxyType
-from typing import Any, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 from .errors import PoolkeeperError
 from .fields import part_name
-from .policy import ExecutionPolicy
+from .policy import ExecutionPolicy, RestartPolicy, WorkerPolicy
+from .service_model import ServiceEvent
+from .service_spec import ServiceGroup, ServiceSpec, check_order
 
-__all__ = ["BatchSpec", "Fleet", "FleetError", "StepSpec"]
+__all__ = ["BatchSpec", "Fleet", "FleetError", "Part", "StepSpec"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 After = str | Callable[..., Any] | Sequence[str | Callable[..., Any]]
@@ -85,8 +91,12 @@ class StepSpec:
             pass
 
 
+Part = BatchSpec | StepSpec | ServiceSpec
+Listener = TypeVar("Listener", bound=Callable[[ServiceEvent], object])
+
+
 class Fleet:
-    """A named set of batches and steps, declared in a file and run as one.
+    """A named set of services, batches and steps, declared in a file and run as one.
 
     Args:
         name: letters, digits, ``_``, ``.`` and ``-``; it names the fleet's folder.
@@ -99,15 +109,22 @@ class Fleet:
     def __init__(self, name: str, *, resources: Mapping[str, int] | None = None) -> None:
         self.name = _checked_name("a fleet", name)
         self.resources: Mapping[str, int] = MappingProxyType(dict(resources or {}))
-        self._parts: dict[str, BatchSpec | StepSpec] = {}
+        self.listeners: list[tuple[str, Callable[[ServiceEvent], object]]] = []
+        self._parts: dict[str, Part] = {}
 
     def __repr__(self) -> str:
         return f"<Fleet {self.name!r}: {', '.join(self._parts) or 'empty'}>"
 
     @property
-    def parts(self) -> Mapping[str, BatchSpec | StepSpec]:
-        """The batches and steps by name, in the order of their declaration."""
+    def parts(self) -> Mapping[str, Part]:
+        """The services, batches and steps by name, in the order of their declaration."""
         return MappingProxyType(self._parts)
+
+    @property
+    def services(self) -> Mapping[str, ServiceSpec]:
+        """The services by name, each behind those that it is after; raises DeclarationError where that cannot be."""
+        services = {name: spec for name, spec in self._parts.items() if isinstance(spec, ServiceSpec)}
+        return {name: services[name] for name in check_order({name: spec.after for name, spec in services.items()})}
 
     def batch(
         self,
@@ -160,6 +177,69 @@ class Fleet:
 
         return declare
 
+    def service(
+        self,
+        *,
+        name: str | None = None,
+        restart: RestartPolicy | Literal["always", "on-failure", "never"] = "always",
+        replicas: int = 1,
+        ready: Literal["start", "notify"] = "start",
+        watchdog: float | None = None,
+        start_timeout: float | None = 30.0,
+        stop_timeout: float = 10.0,
+        after: After = (),
+        priority: int = 0,
+        worker: WorkerPolicy | None = None,
+        on_give_up: Literal["ignore", "stop-fleet"] = "ignore",
+        stop_signal: int = signal.SIGTERM,
+        group: ServiceGroup | None = None,
+    ) -> Callable[[Function], Function]:
+        """Declare that the decorated function is a service; see ``Keeper.service`` for the arguments.
+
+        What ``command`` returns can be declared too: ``fleet.service(name="web")(command("gunicorn", "app"))``.
+
+        Raises:
+            FleetError: for a bad or a second name, or an ``after`` that is no service of this fleet.
+            ValueError, TypeError: for an argument that makes no sense.
+        """
+
+        def declare(function: Function) -> Function:
+            spec = ServiceSpec(
+                name=self._new_name("service", function, name),
+                target=function,
+                restart=restart,
+                replicas=replicas,
+                ready=ready,
+                watchdog=watchdog,
+                start_timeout=start_timeout,
+                stop_timeout=stop_timeout,
+                after=self._names_of(after),
+                priority=priority,
+                worker=WorkerPolicy() if worker is None else worker,
+                on_give_up=on_give_up,
+                stop_signal=int(stop_signal),
+                group=group,
+            )
+            self._parts[spec.name] = spec
+            return function
+
+        return declare
+
+    def on(self, kind: str) -> Callable[[Listener], Listener]:
+        """Have the decorated function called with each event of a kind, in the process that runs the fleet.
+
+        Args:
+            kind: such as ``"service.failed"``; ``*`` stands for anything. See ``ServiceEvent.kind``.
+        """
+        if not isinstance(kind, str) or not kind:
+            raise TypeError(f'on({kind!r}): must be a kind of event, such as "service.failed"')
+
+        def declare(function: Listener) -> Listener:
+            self.listeners.append((kind, function))
+            return function
+
+        return declare
+
     @overload
     def step(self, function: Function, /) -> Function: ...
     @overload
@@ -193,7 +273,8 @@ class Fleet:
                 would get.
         """
         if not self._parts:
-            raise FleetError(f"fleet {self.name!r} has no batch and no step: there is nothing to run")
+            raise FleetError(f"fleet {self.name!r} has no service, batch or step: there is nothing to run")
+        services = {name for name, spec in self._parts.items() if isinstance(spec, ServiceSpec)}
         for spec in self._parts.values():
             unknown = [name for name in spec.after if name not in self._parts]
             if unknown:
@@ -201,7 +282,12 @@ class Fleet:
                     f"{spec.name!r} is after {unknown[0]!r}, which fleet {self.name!r} does not have "
                     f"(it has {', '.join(self._parts)})"
                 )
-            spec.check()
+            if not isinstance(spec, ServiceSpec):
+                spec.check()
+                continue
+            other = next((name for name in spec.after if name not in services), None)
+            if other is not None:
+                raise FleetError(f"service {spec.name!r} is after {other!r}, which is no service: that cannot be")
         order = TopologicalSorter({name: spec.after for name, spec in self._parts.items()})
         try:
             order.prepare()
@@ -226,11 +312,9 @@ class Fleet:
 
     def _name_of(self, function: Callable[..., Any]) -> str:
         for spec in self._parts.values():
-            if spec.function is function:
+            if (spec.target if isinstance(spec, ServiceSpec) else spec.function) is function:
                 return spec.name
-        raise FleetError(
-            f"after={function!r}: fleet {self.name!r} has no such batch or step; declare it first, or name it"
-        )
+        raise FleetError(f"after={function!r}: fleet {self.name!r} has no such part; declare it first, or name it")
 
 
 def _checked_name(owner: str, name: object) -> str:

@@ -28,7 +28,10 @@ from typing import Any
 from .errors import ProtocolError
 from .limits import Limits
 from .link import Link, call_keeper
+from .logwriter import LogPipe, LogWriter
 from .messages import Kind, pack, unpack
+from .orphans import ORPHAN_SECONDS, Orphans
+from .output import redirect_output
 from .process_setup import adopt_descendants, child_pids
 from .session import Session
 from .worker import main as worker_main
@@ -37,9 +40,7 @@ from .worker_session import WorkerConfig
 __all__ = ["Launched", "launch"]
 
 END_SECONDS = 5.0
-
-ORPHAN_SECONDS = 2.0
-"""How long what a dead process has left behind gets to end by itself, as a keeper within a worker does."""
+LAST_WORDS_SECONDS = 2.0
 
 # The application's path comes first, for it decides which poolkeeper is meant, also under python -I.
 _BOOTSTRAP = (
@@ -141,10 +142,12 @@ class ForkServer:
         self._session = Session()
         introduction = {"role": "forkserver", "id": 0, "pid": os.getpid()}
         self._link: Link = call_keeper(config.socket, config.key, self._session, introduction, CALL_TIMEOUT)
-        self._workers: dict[int, tuple[str, BaseProcess, int]] = {}
+        self._workers: dict[int, tuple[str, str, BaseProcess, int, LogPipe | None]] = {}
         self._helpers: set[int] = set()
-        self._orphans: dict[int, float] = {}
+        self._orphans = Orphans()
         self._ending = False
+        # before the preload, so that the log writer stays small
+        self._logs = LogWriter(config.logs) if not config.inherit_output and start_method == "forkserver" else None
         self._wake, self._woken = socket.socketpair()
         for end in (self._wake, self._woken):
             end.setblocking(False)
@@ -181,9 +184,11 @@ class ForkServer:
         poll = select.poll()
         poll.register(self._link.fileno(), select.POLLIN)
         poll.register(self._wake.fileno(), select.POLLIN)
+        if self._logs is not None:
+            self._logs.watch(poll)
         while not self._ending:
             if self._reap() or self._orphans:
-                self._sweep()
+                self._orphans.sweep(self._known())
             ready = dict(poll.poll(self._timeout()))
             if self._wake.fileno() in ready:
                 with contextlib.suppress(BlockingIOError):
@@ -205,14 +210,14 @@ class ForkServer:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
         self._workers.clear()
-        self._sweep()
-        deadline = time.monotonic() + ORPHAN_SECONDS
-        while self._orphans:
+        self._orphans.sweep(self._known())
+        deadline = time.monotonic() + 2 * ORPHAN_SECONDS
+        while self._orphans and time.monotonic() < deadline:  # beyond that the kernel holds them
             self._reap()
-            self._sweep()
-            if time.monotonic() >= deadline + ORPHAN_SECONDS:
-                return  # killed, and yet there: the kernel holds them
-            select.select([self._woken], [], [], min(0.05, self._timeout() or 0.05))
+            self._orphans.sweep(self._known())
+            select.select([self._woken], [], [], min(0.05, self._orphans.timeout() or 0.05))
+        if self._logs is not None:
+            self._logs.finish(LAST_WORDS_SECONDS)
 
     def _take(self, frames: Iterable[Any]) -> None:
         for frame in frames:
@@ -225,6 +230,7 @@ class ForkServer:
 
     def _spawn(self, tag: str, role: str, arguments: tuple[Any, ...], page: int, link: int) -> None:
         main = _mains()[role]
+        output: LogPipe | None = None
         try:
             if self._start_method == "loky":
                 from loky.backend import get_context
@@ -232,13 +238,18 @@ class ForkServer:
                 own = f"/proc/{os.getpid()}/fd/{page}"
                 process = get_context("loky").Process(target=main, args=(self._config, *arguments, own, -1))
             else:
+                if self._logs is not None:
+                    label, _, attempt = tag.partition("#")
+                    output = self._logs.open(label, label.partition(":")[0], int(attempt or 1))
                 fork = multiprocessing.get_context("fork")
-                process = fork.Process(target=self._become, args=(main, arguments, page, link))
+                process = fork.Process(target=self._become, args=(main, arguments, page, link, output))
             process.name = tag
             process.start()
         except Exception as error:
             os.close(page)
             os.close(link)
+            if output is not None:
+                output.close()
             self._send((Kind.SPAWN_FAILED, tag, f"{tag} could not be started: {type(error).__name__}: {error}"))
             return
         assert process.pid is not None
@@ -248,17 +259,27 @@ class ForkServer:
         if self._start_method != "loky":
             os.close(page)
             page = -1
-        self._workers[process.pid] = (tag, process, page)
+        if self._logs is not None and output is not None:
+            self._logs.announce(output, process.pid)
+        self._workers[process.pid] = (tag, role, process, page, output)
         if self._start_method == "loky":
             self._helpers.update(set(child_pids()) - self._workers.keys())  # its resource tracker
         self._send((Kind.SPAWNED, tag, process.pid))
 
-    def _become(self, main: Callable[..., None], arguments: tuple[Any, ...], page: int, link: int) -> None:
+    def _become(
+        self, main: Callable[..., None], arguments: tuple[Any, ...], page: int, link: int, output: LogPipe | None
+    ) -> None:
         signal.set_wakeup_fd(-1)
         self._link.close()
         self._wake.close()
         self._woken.close()
-        main(self._config, *arguments, page, link)
+        config = self._config
+        if self._logs is not None:
+            self._logs.leave()
+        if output is not None:
+            redirect_output(output.take())
+            config = config._replace(inherit_output=True)
+        main(config, *arguments, page, link)
 
     def _reap(self) -> bool:
         """Report the processes that have ended; return whether there was any, or any other child."""
@@ -277,34 +298,32 @@ class ForkServer:
                 _kill_group(pid)  # before its pid can be anybody else's
             _, status, usage = os.wait4(pid, 0)
             if known is not None:
-                tag, _process, page = known
+                tag, role, _process, page, output = known
                 if page >= 0:
                     os.close(page)
-                self._send((Kind.EXITED, tag, os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024))
+                report = (Kind.EXITED, tag, os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024)
+                if self._logs is not None and output is not None and role == "worker":
+                    self._logs.hold(output, report)  # until its last words can be read
+                else:
+                    self._send(report)
+            elif self._logs is not None:
+                self._logs.reaped(pid)
 
-    def _sweep(self) -> None:
-        """End what a dead process has left behind outside its group: first it is asked, then it is killed.
-
-        Each process adopts its own descendants (see ``process_setup``), so what comes to us has lost the last of them
-        that we know. What such an orphan leaves behind comes to us in turn.
-        """
-        now = time.monotonic()
-        strangers = set(child_pids()) - self._workers.keys() - self._helpers
-        for pid in strangers - self._orphans.keys():
-            self._orphans[pid] = now + ORPHAN_SECONDS
-            _signal(pid, signal.SIGTERM)
-            _signal(pid, signal.SIGCONT)
-        for pid, deadline in list(self._orphans.items()):
-            if pid not in strangers:
-                del self._orphans[pid]
-            elif now >= deadline:
-                _signal(pid, signal.SIGKILL)
+    def _known(self) -> set[int]:
+        """Return the children that are no orphans."""
+        known = self._helpers.union(self._workers)
+        if self._logs is not None and self._logs.pid is not None:
+            known.add(self._logs.pid)
+        return known
 
     def _timeout(self) -> float | None:
-        """Return the milliseconds until an orphan's time is up, None if there is none."""
-        if not self._orphans:
-            return None
-        return max(1.0, (min(self._orphans.values()) - time.monotonic()) * 1000)
+        """Send what the log writer has held back; return the milliseconds until there may be more to do."""
+        waits = [self._orphans.timeout()]
+        if self._logs is not None:
+            for report in self._logs.tend():
+                self._send(report)
+            waits.append(self._logs.timeout())
+        return min((wait for wait in waits if wait is not None), default=None)
 
     def _send(self, message: tuple[Any, ...]) -> None:
         with contextlib.suppress(OSError):  # a keeper that is gone shows as the end of the link
@@ -314,11 +333,6 @@ class ForkServer:
 def _kill_group(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
-
-
-def _signal(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, number)
 
 
 def _threads() -> int:

@@ -7,6 +7,7 @@ so that whoever settles the task either sees it or has settled before the waiter
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from .ledger import Call, Task
 from .messages import Code
 from .payload import loads, loads_exception, loads_view
 
-__all__ = ["Keeps", "TaskFuture", "Unread", "settle_quietly"]
+__all__ = ["Bell", "Keeps", "TaskFuture", "Unread", "settle_quietly"]
 
 creation = threading.Lock()
 """Held while a condition is made, and by ``settle_quietly``: nobody begins to wait between its look and its deed."""
@@ -39,6 +40,32 @@ class Keeps(Protocol):
 
     def drive(self, task: TaskFuture, timeout: float | None) -> None:
         """Do the keeper's work until ``task`` is done, if the calling thread may; ``timeout`` in seconds."""
+
+
+class Bell:
+    """Wakes one waiting thread; rung before, the next wait returns at once.
+
+    A bare lock, for a signal handler may raise in the main thread anywhere in the Python code of a Condition, and leave
+    its lock taken, or released once too often. Nobody can cut in between a bare lock and the ``with`` that takes it.
+    """
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def ring(self, _: object = None) -> None:
+        """Let the waiting thread go on."""
+        with contextlib.suppress(RuntimeError):  # it was rung already
+            self._lock.release()
+
+    add_result = add_exception = add_cancelled = ring
+    """What a future calls on its waiters."""
+
+    def wait(self, timeout: float | None) -> None:
+        """Wait for ``timeout`` seconds, or for ever."""
+        self._lock.acquire(timeout=-1 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX))
 
 
 class Unread:
@@ -86,15 +113,17 @@ class TaskFuture(Task, Future):  # type: ignore[type-arg]
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]  # made when somebody waits
-        condition = self._cond
-        if condition is None:
-            with creation:
-                condition = self._cond
-                if condition is None:
-                    self._waiters: list[Any] = []
-                    self._done_callbacks: list[Callable[[Any], object]] = []
-                    condition = self._cond = threading.Condition()
-        return condition
+        return self._cond or self._publish_condition()
+
+    def _publish_condition(self) -> threading.Condition:
+        with creation:
+            condition = self._cond
+            if condition is None:
+                self._waiters: list[Any] = []
+                self._done_callbacks: list[Callable[[Any], object]] = []
+                self._mutex = threading.RLock()
+                condition = self._cond = threading.Condition(self._mutex)
+            return condition
 
     # -- what the keeper does -----------------------------------------------------------------------------------
 
@@ -127,7 +156,7 @@ class TaskFuture(Task, Future):  # type: ignore[type-arg]
                 self._result, self._exception, self._state = value, error, state
                 return False
         # Waiters are installed under the condition too: each sees either the end or the call that tells of it.
-        with self._cond:
+        with self._mutex:
             self._result, self._exception, self._state = value, error, state
             for waiter in self._waiters:
                 if state == CANCELLED_AND_NOTIFIED:
@@ -201,16 +230,29 @@ class TaskFuture(Task, Future):  # type: ignore[type-arg]
             self._keeper.drive(self, timeout)
             if self._state == PENDING:
                 left = None if timeout is None else timeout - (time.monotonic() - began)
-                with self._condition:
-                    if self._state == PENDING:
-                        self._condition.wait(left)
+                self._wait(left)
         if self._state == PENDING:
             raise TimeoutError
         if self._state == CANCELLED_AND_NOTIFIED:
             raise CancelledError
 
+    def _wait(self, timeout: float | None) -> None:
+        bell = Bell()
+        self._publish_condition()
+        try:
+            with self._mutex:
+                if self._state != PENDING:
+                    return
+                self._waiters.append(bell)
+            bell.wait(timeout)
+        finally:
+            with self._mutex:
+                if bell in self._waiters:
+                    self._waiters.remove(bell)
+
     def _read(self) -> None:
-        with self._condition:
+        self._publish_condition()
+        with self._mutex:
             unread = self._result
             if type(unread) is not Unread:
                 return

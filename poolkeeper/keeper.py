@@ -121,8 +121,8 @@ class KeeperRuntime:
         self._nursery = Nursery(settings, config, self._selector, home)
         self._workforce = Workforce(settings, core, self._nursery, self._selector, self.stowage)
         self._board = Switchboard(home.socket, home.key, self._selector, self._introduce)
-        undo.callback(self._board.close)
         undo.callback(self._nursery.close)
+        undo.callback(self._board.close)  # first: a fork server that is still calling would wait for an answer
         self._postmortem = Postmortem(home.logs)
         self._traffic = Traffic(
             core, self._board, self._workforce, self.stowage, self._postmortem, self._wake_if_sleeping
@@ -256,7 +256,7 @@ class KeeperRuntime:
             self._selector,
             self._traffic.delivery,
             self._postmortem,
-            self._home.logs,
+            self._home,
             self.call_soon,
         )
 

@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from .errors import ProtocolError
@@ -158,11 +159,19 @@ def _same(given: str, expected: str) -> bool:
     return hmac.compare_digest(given.encode(), expected.encode())
 
 
-def call_keeper(path: str, key: bytes, session: Session, introduction: dict[str, Any], timeout: float) -> Link:
+def call_keeper(
+    path: str,
+    key: bytes,
+    session: Session,
+    introduction: dict[str, Any],
+    timeout: float,
+    before_resend: Callable[[], None] = lambda: None,
+) -> Link:
     """Connect to the keeper's socket, pass the handshake, resend what it misses, and return the blocking link.
 
-    ``timeout`` is in seconds for each step. Raises OSError when nobody answers, ProtocolError when whoever answers is
-    not the keeper.
+    ``timeout`` is in seconds for each step. ``before_resend`` is called when the session's outbox holds exactly what is
+    to be sent again; what it raises ends the call. Raises OSError when nobody answers, ProtocolError when
+    whoever answers is not the keeper.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     link = Link(sock)
@@ -180,7 +189,9 @@ def call_keeper(path: str, key: bytes, session: Session, introduction: dict[str,
         if not _same(str(given), proof(key, "keeper", nonce, encode_json(welcome))):
             raise ProtocolError("whoever listens on the keeper's socket does not know its key")
         sock.settimeout(None)
-        for frame, fds in session.resume(int(welcome["received"])):
+        resend = session.resume(int(welcome["received"]))
+        before_resend()
+        for frame, fds in resend:
             link.send(frame, fds)
     except BaseException:
         link.close()

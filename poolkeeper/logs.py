@@ -12,7 +12,10 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, Self
+
+from .loglines import LogLine
+from .logreader import LogFollower
 
 if TYPE_CHECKING:
     from loguru import Logger
@@ -63,7 +66,8 @@ def configure(write: Callable[[str], None], *, level: str = "INFO", colour: bool
 class LogMirror:
     """Copies what is appended to the log files in a folder, whole lines, marked with the file's stem.
 
-    Files are followed by descriptor, so that the last lines are had even from a folder that has been removed.
+    What stands before the text of a line in the file is left out. Files are followed by descriptor, so that the last
+    lines are had even from a folder that has been removed.
 
     Args:
         folder: where the files ``*.log`` are, or will be.
@@ -72,16 +76,14 @@ class LogMirror:
     """
 
     def __init__(self, folder: Path, write: Callable[[str], object], *, interval: float = 0.2) -> None:
-        self._folder = folder
+        self._follower = LogFollower(folder)
         self._write = write
         self._interval = interval
-        self._files: dict[str, BinaryIO] = {}
-        self._partial: dict[str, bytes] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="poolkeeper-log-mirror", daemon=True)
 
     def __enter__(self) -> Self:
-        self._skip_what_is_there()
+        self._follower.skip()
         self._thread.start()
         return self
 
@@ -89,35 +91,18 @@ class LogMirror:
         self._stopping.set()
         self._thread.join()
         self.copy()
-        for name, rest in self._partial.items():
-            if rest:
-                self._say(name, rest)
-        for file in self._files.values():
-            file.close()
+        for line in self._follower.close():
+            self._say(line)
 
     def copy(self) -> None:
         """Write the lines that have been appended since the last look."""
-        self._open_new_files()
-        for name, file in self._files.items():
-            *lines, self._partial[name] = (self._partial[name] + file.read()).split(b"\n")
-            for line in lines:
-                self._say(name, line)
+        for line in self._follower.read():
+            self._say(line)
 
     def _follow(self) -> None:
         with suppress(BrokenPipeError):  # nobody reads any more
             while not self._stopping.wait(self._interval):
                 self.copy()
 
-    def _skip_what_is_there(self) -> None:
-        self._open_new_files()
-        for file in self._files.values():
-            file.seek(0, 2)
-
-    def _open_new_files(self) -> None:
-        for path in sorted(self._folder.glob("*.log")):
-            if path.stem not in self._files:
-                self._files[path.stem] = path.open("rb")
-                self._partial[path.stem] = b""
-
-    def _say(self, name: str, line: bytes) -> None:
-        self._write(f"{name} | {line.decode(errors='replace')}")
+    def _say(self, line: LogLine) -> None:
+        self._write(f"{line.stem} | {line.words}")

@@ -6,7 +6,6 @@ pickles items, unpickles results and, with a ``buffersize``, pulls more input as
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from itertools import chain, islice
 from typing import Any, Protocol
 
 from .errors import PayloadError
+from .futures import Bell
 from .ledger import Call, Chunk, Segment
 from .messages import Code
 from .payload import SCALARS, is_plain, loads, loads_exception, loads_view
@@ -91,7 +91,7 @@ class MapJob:
         self._arrived: deque[int] = deque()
         self._segments: deque[Segment] = deque()
         self._awaited: int | None = None
-        self._condition = threading.Condition()
+        self._bell = Bell()
 
     # -- the keeper's side --------------------------------------------------------------------------------------------
 
@@ -113,8 +113,7 @@ class MapJob:
 
     def announce(self) -> None:
         """Wake the consumer."""
-        with self._condition:
-            self._condition.notify_all()
+        self._bell.ring()
 
     # -- the consumer's side ------------------------------------------------------------------------------------------
 
@@ -198,15 +197,10 @@ class MapJob:
             if found is not None:
                 self._awaited = None
                 return found
-            with self._condition:
-                found = self._found(position)
-                if found is not None:
-                    self._awaited = None
-                    return found
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    raise TimeoutError(f"map of {self._call.name} has no result {position} after {timeout} s")
-                self._condition.wait(left)
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise TimeoutError(f"map of {self._call.name} has no result {position} after {timeout} s")
+            self._bell.wait(left)
 
     def _found(self, position: int) -> _Piece | None:
         if self._ordered:

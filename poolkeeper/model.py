@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar, overload
 
 from .errors import TaskTimeout
 from .losses import TaskQuarantined
-from .service_model import ServiceStatus
+from .service_model import ServiceState, ServiceStatus
 
 __all__ = [
     "BatchResult",
@@ -309,8 +309,9 @@ class StepResult:
 class RunResult(Mapping[str, BatchResult[Any]]):
     """What became of one run of a fleet: a mapping of batch names to ``BatchResult``s, and its steps.
 
-    ``skipped`` maps the names of batches that were never started to the reason.
-    ``stopped`` is the reason why the run was cancelled, else None.
+    ``skipped`` maps the names of batches that were never started to the reason, ``services`` those of services to their
+    states when the run ended. ``stopped`` is the reason why the run was cancelled, else None; ``failure`` says which
+    services have failed, or which one has ended the run.
     """
 
     fleet: str
@@ -320,6 +321,8 @@ class RunResult(Mapping[str, BatchResult[Any]]):
     skipped: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     stopped: str | None = None
+    services: Mapping[str, ServiceState] = field(default_factory=dict)
+    failure: str | None = None
 
     def __getitem__(self, name: str) -> BatchResult[Any]:
         return self.batches[name]
@@ -339,7 +342,8 @@ class RunResult(Mapping[str, BatchResult[Any]]):
     def ok(self) -> bool:
         """Whether every batch and step ran and succeeded."""
         parts: tuple[BatchResult[Any] | StepResult, ...] = (*self.batches.values(), *self.steps.values())
-        return self.stopped is None and not self.skipped and all(part.ok for part in parts)
+        whole = self.stopped is None and self.failure is None and not self.skipped
+        return whole and all(part.ok for part in parts)
 
     @property
     def exit_code(self) -> int:

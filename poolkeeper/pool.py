@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from .inline import InlineRuntime
     from .model import KeeperStatus, RunResult
     from .policy import ExecutionPolicy, RestartPolicy
-    from .service_spec import ServiceGroup
+    from .service_model import ServiceEvent
+    from .service_spec import ServiceGroup, ServiceSpec
     from .services import ServiceHandle
 
 __all__ = ["Keeper", "KeeperView"]
@@ -109,7 +110,7 @@ class KeeperView(Executor):
             return _map_by_submit(self, fn, source, starred, deadline, buffersize, ordered)
         options = self._options
         job = MapJob(
-            _Mapper(runtime),
+            _Mapper(runtime, self),
             self._registry.call(fn),
             starred=starred,
             chunksize=chunksize or 1,
@@ -341,10 +342,7 @@ class Keeper(KeeperView):
             RuntimeError: after ``shutdown``.
         """
         from .service_spec import ServiceSpec
-        from .services import declare
 
-        if not isinstance(self._runtime, KeeperRuntime):
-            raise PoolkeeperError('start_method="inline" runs tasks only: a service needs a process of its own')
         spec = ServiceSpec(
             name=callable_name(target).rpartition(".")[2] if name is None else name,
             target=target,
@@ -363,7 +361,26 @@ class Keeper(KeeperView):
             stop_signal=int(stop_signal),
             group=group,
         )
+        return self.declare_service(spec)
+
+    def declare_service(self, spec: ServiceSpec) -> ServiceHandle:
+        """Start a service that is declared elsewhere, as in a fleet; raises as ``service``."""
+        from .services import declare
+
+        if not isinstance(self._runtime, KeeperRuntime):
+            raise PoolkeeperError('start_method="inline" runs tasks only: a service needs a process of its own')
         return declare(self._runtime, spec)
+
+    def on(self, kind: str, callback: Callable[[ServiceEvent], object]) -> None:
+        """Call ``callback(event)`` for each event of a kind, in another thread.
+
+        Args:
+            kind: such as ``"service.failed"``; ``*`` stands for anything, as in ``"service.*"``.
+            callback: is called with one ServiceEvent after the other; what it raises is logged.
+        """
+        if not isinstance(self._runtime, KeeperRuntime):
+            raise PoolkeeperError('start_method="inline" has no services, and so no events')
+        self._runtime.supervision.listen(kind, callback)
 
     @property
     def services(self) -> Mapping[str, ServiceHandle]:
@@ -388,10 +405,11 @@ class Keeper(KeeperView):
 
 
 class _Mapper:
-    """What a map needs of the keeper."""
+    """What a map needs of the keeper, and its hold on it: with a ``buffersize`` it submits more as it is read."""
 
-    def __init__(self, runtime: KeeperRuntime) -> None:
+    def __init__(self, runtime: KeeperRuntime, view: KeeperView) -> None:
         self._runtime = runtime
+        self._view = view
 
     def submit(self, segment: Segment) -> None:
         self._runtime.submit(segment)

@@ -8,12 +8,13 @@ from pathlib import Path
 from .commands import Fail, Failure
 from .errors import PoolkeeperError, TaskTimeout
 from .ledger import Task
+from .loglines import OWN_LABEL, parse
 from .losses import DeathReport, TaskQuarantined, WorkerLost, WorkerStartFailed
 from .roster import Exit
 
 __all__ = ["Postmortem"]
 
-TAIL_BYTES = 4096
+TAIL_BYTES = 8192
 TAIL_LINES = 20
 
 
@@ -50,7 +51,7 @@ class Postmortem:
         """Return what is known of the death of ``worker``."""
         code, peak = exit if exit is not None else (None, None)
         verdict = self.out_of_memory(code)
-        said = _last_lines(self._logs / f"worker-{worker}.log")[-TAIL_LINES:]
+        said = _last_words(self._logs / f"worker-{worker}.log", pid)[-TAIL_LINES:]
         # A crashing interpreter writes its stack with the most recent call first.
         crashed = _last_lines(self._logs / f"worker-{worker}.crash")[:TAIL_LINES]
         return DeathReport(str(worker), pid, code, peak, verdict, "\n".join([*said, *crashed]))
@@ -77,12 +78,29 @@ def _oom_kills() -> int:
     return 0
 
 
+def _last_words(path: Path, pid: int) -> list[str]:
+    """Return what process ``pid`` has said last, and what is said of lines that are missing; 0 is any process."""
+    lines = _last_lines(path)
+    if len(lines) < TAIL_LINES:  # it may have been rotated a moment ago
+        lines = _last_lines(path.with_name(path.name + ".1")) + lines
+    words = []
+    for line in lines:
+        parsed = parse(line.encode(errors="surrogateescape"))
+        if parsed is None:
+            words.append(line)
+        elif pid in (0, parsed.pid) or parsed.label == OWN_LABEL:
+            words.append(parsed.words)
+    return words
+
+
 def _last_lines(path: Path) -> list[str]:
     try:
         with open(path, "rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - TAIL_BYTES))
             text = file.read().decode(errors="replace")
+            if size > TAIL_BYTES:
+                text = text.partition("\n")[2] or text  # not the end of a line
     except OSError:
         return []
     return [line for line in text.splitlines() if line.strip()]

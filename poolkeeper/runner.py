@@ -1,7 +1,8 @@
 """Running a fleet: its parts in order on an executor, and what became of them.
 
-Each batch that is ready runs in a thread of its own, so that a slow reader of one list of items holds up no other.
-Steps run in the thread that called ``run_fleet``. All threads have ended when it returns.
+Services start first. Each batch that is ready runs in a thread of its own, so that a slow reader of one list of items
+holds up no other. Steps run in the thread that called ``run_fleet``. All threads have ended when it returns, and all
+services are down.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from typing import Any
 from .batch import Batch, Submitter
 from .cancellation import CancellationToken
 from .fleet import BatchSpec, Fleet, StepSpec
+from .fleet_services import FleetServices
 from .model import BatchResult, RunResult, StepResult, TaskResult, TaskStatus
+from .service_model import ServiceState
+from .service_spec import ServiceSpec
 
 __all__ = ["RunObserver", "run_fleet"]
 
@@ -95,41 +99,54 @@ class _Run:
         self._batches: dict[str, BatchResult[Any]] = {}
         self._steps: dict[str, StepResult] = {}
         self._skipped: dict[str, str] = {}
+        self._services = FleetServices(fleet, executor, token) if fleet.services else None
 
     def through(self, order: TopologicalSorter[str]) -> RunResult:
         """Run all parts in ``order``."""
         started = time.monotonic()
-        steps: deque[StepSpec] = deque()
         self._observer.run_started(self._fleet)
         try:
-            while order.is_active():
-                for name in order.get_ready():
-                    spec = self._fleet.parts[name]
-                    if isinstance(spec, StepSpec):
-                        steps.append(spec)
-                    elif not self._start(spec):
-                        order.done(name)
-                for name in self._take_ended(wait=bool(self._threads) and not steps):
-                    order.done(name)
-                if steps:
-                    step = steps.popleft()
-                    self._run_step(step)
-                    order.done(step.name)
+            if self._services is not None:
+                self._services.start()
+            self._run_parts(order)
+            if self._services is not None and self._services.are_all:
+                self._services.wait()
         except BaseException:
             self._token.cancel("the run was interrupted")
             raise
         finally:
             for thread in list(self._threads.values()):
                 thread.join()
+            services = self._services.stop() if self._services is not None else {}
+        failed = [name for name, state in services.items() if state is ServiceState.FAILED]
+        collapse = self._services.collapse if self._services is not None else None
         return RunResult(
             self._fleet.name,
             self._run_id,
             {name: self._batches[name] for name in self._fleet.parts if name in self._batches},
             {name: self._steps[name] for name in self._fleet.parts if name in self._steps},
             self._skipped,
+            services=services,
             seconds=time.monotonic() - started,
-            stopped=self._reason_of_stop(),
+            stopped=None if collapse else self._reason_of_stop(),
+            failure=collapse or (f"{', '.join(failed)} failed" if failed else None),
         )
+
+    def _run_parts(self, order: TopologicalSorter[str]) -> None:
+        steps: deque[StepSpec] = deque()
+        while order.is_active():
+            for name in order.get_ready():
+                spec = self._fleet.parts[name]
+                if isinstance(spec, StepSpec):
+                    steps.append(spec)
+                elif isinstance(spec, ServiceSpec) or not self._start(spec):
+                    order.done(name)
+            for name in self._take_ended(wait=bool(self._threads) and not steps):
+                order.done(name)
+            if steps:
+                step = steps.popleft()
+                self._run_step(step)
+                order.done(step.name)
 
     def _start(self, spec: BatchSpec) -> bool:
         """Start a batch, or skip it; return whether it was started."""
@@ -138,21 +155,19 @@ class _Run:
             self._skipped[spec.name] = reason
             self._observer.batch_skipped(spec.name, reason)
             return False
-        outcomes = [self._outcome(name) for name in spec.after]
         # A daemon: a second interrupt must be able to leave while an iterator of the user's blocks.
-        thread = threading.Thread(
-            target=self._drive, args=(spec, outcomes), name=f"poolkeeper-batch-{spec.name}", daemon=True
-        )
+        thread = threading.Thread(target=self._drive, args=(spec,), name=f"poolkeeper-batch-{spec.name}", daemon=True)
         self._threads[spec.name] = thread
         thread.start()
         return True
 
-    def _drive(self, spec: BatchSpec, outcomes: list[Any]) -> None:
+    def _drive(self, spec: BatchSpec) -> None:
         """Run one batch to its end, in its own thread."""
         started = time.monotonic()
         batch: Batch[Any] | None = None
         error: BaseException | None = None
         try:
+            outcomes = [self._outcome(name) for name in spec.after]
             batch = Batch(
                 self._executor,
                 spec.function,
@@ -205,6 +220,9 @@ class _Run:
         self._observer.step_ended(result)
 
     def _outcome(self, name: str) -> Any:
+        if name in self._fleet.services:
+            assert self._services is not None
+            return self._services.handles[name]
         return self._batches[name] if name in self._batches else self._steps[name].returned
 
     def _obstacle(self, spec: BatchSpec | StepSpec) -> str | None:
@@ -212,11 +230,14 @@ class _Run:
         if self._token.cancelled:
             return f"stopped: {self._token.reason}"
         for name in spec.after:
-            if name in self._skipped:
+            if self._services is not None and name in self._services.handles:
+                if not self._services.wait_for(name):
+                    return f"service {name} is {self._services.handles[name].state.value}"
+            elif name in self._skipped:
                 return f"{name} did not run"
-            if name in self._steps and not self._steps[name].ok:
+            elif name in self._steps and not self._steps[name].ok:
                 return f"{name} {self._steps[name].status.value}"
-            if name in self._batches and not self._batches[name].complete:
+            elif name in self._batches and not self._batches[name].complete:
                 return f"{name} was cut short"
         return None
 
@@ -224,6 +245,8 @@ class _Run:
         """Return why the run was stopped; None if the token came too late to keep anything from running."""
         if not self._token.cancelled:
             return None
+        if self._services is not None and self._services.are_all:
+            return self._token.reason or "cancelled"
         whole = all(batch.complete for batch in self._batches.values())
         whole = whole and not self._skipped
         whole = whole and all(step.status is not TaskStatus.CANCELLED for step in self._steps.values())

@@ -25,6 +25,7 @@ from .messages import Kind, pack
 from .page import BEAT, WorkerPage
 from .payload import loads
 from .process_setup import settle_in
+from .program import Program
 from .service_model import ExitReason
 from .session import Session
 from .task_context import wants_context
@@ -42,8 +43,8 @@ DETAIL_BYTES = 16384
 class ServiceDefinition(NamedTuple):
     """What a process needs to know to be a service; travels to it through the fork server.
 
-    ``blob`` is the pickled ``(target, args, kwargs)``. ``program`` says that the target replaces the process.
-    ``notify`` is the address at which programs say that they are ready, None where nobody asks for that.
+    ``blob`` is the pickled ``(target, args, kwargs)``. ``program`` says that the target replaces the process; it gets
+    ``variables`` in its environment.
     """
 
     tag: str
@@ -57,7 +58,7 @@ class ServiceDefinition(NamedTuple):
     environment: dict[str, str]
     stop_signal: int
     program: bool
-    notify: str | None
+    variables: dict[str, str]
 
 
 class _Asked(SystemExit):
@@ -225,13 +226,12 @@ def _load(definition: ServiceDefinition) -> tuple[Any, tuple[Any, ...], dict[str
     return target, args, kwargs
 
 
-def _become(service: _Service, definition: ServiceDefinition, program: Any) -> NoReturn:
-    if definition.notify is not None:
-        os.environ["NOTIFY_SOCKET"] = definition.notify
+def _become(service: _Service, definition: ServiceDefinition, program: Program) -> NoReturn:
     service.say((Kind.STARTED,))
-    _flush()
-    program.exec()
-    raise AssertionError("exec has returned")
+    variables = definition.variables
+    if "WATCHDOG_USEC" in variables:
+        variables = {**variables, "WATCHDOG_PID": str(os.getpid())}
+    program.exec(variables)
 
 
 def _exited(error: SystemExit) -> tuple[int, Words]:

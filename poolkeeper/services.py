@@ -100,6 +100,11 @@ class ServiceHandle:
         """Stop it: its stop signal, and SIGKILL after its ``stop_timeout``. It stays down until it is started."""
         self._ask(self._supervision.supervisor.stop)
 
+    def stop_unless_at_rest(self) -> None:
+        """Stop it, but leave it as it is if it has completed or failed."""
+        if not self.state.at_rest:
+            self.stop()
+
     def restart(self) -> None:
         """Stop its process and start another; start it if it is at rest."""
         self._ask(self._supervision.supervisor.restart)

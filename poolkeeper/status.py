@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from .model import KeeperStatus, WorkerStatus
+from .process_identity import resident_bytes
 
 __all__ = ["keeper_status"]
 
@@ -21,17 +22,9 @@ def keeper_status(name: str | None, run_id: str, runtime: Any) -> KeeperStatus:
             state=row.state,
             task=None if row.task is None else row.task.call.name,
             started=row.started,
-            rss=_rss(row.pid),
+            rss=resident_bytes(row.pid),
         )
         for row in rows
     )
     services = tuple(runtime.service_rows())
     return KeeperStatus(name, run_id, os.getpid(), time.time() - runtime.started, queued, running, workers, services)
-
-
-def _rss(pid: int | None) -> int | None:
-    try:
-        with open(f"/proc/{pid}/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
-    except (OSError, ValueError, IndexError):
-        return None

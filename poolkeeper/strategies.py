@@ -119,7 +119,8 @@ class stop_after_burst(stop_base):  # noqa: N801  # named as tenacity names its 
             raise RuntimeError("stop_after_burst is asked after an attempt has ended")
         # Kept on the state, which lives as long as one call: the strategy itself is shared and has no memory.
         times: list[float] = retry_state.__dict__.setdefault("failure_times", [])
-        if not times or times[-1] != now:
+        if retry_state.__dict__.get("failure_counted") != retry_state.attempt_number:  # else asked again, by | or &
+            retry_state.__dict__["failure_counted"] = retry_state.attempt_number
             times.append(now)
             del times[:-HISTORY]
         return sum(now - moment <= self.within for moment in times) >= self.count
@@ -182,4 +183,6 @@ def _call_state(outcome: Outcome, stop: Stop | None, wait: Wait, retry: Retry | 
     else:
         state.outcome.set_exception(outcome.error)
     state.__dict__["failure_times"] = list(outcome.times)
+    if outcome.times and outcome.times[-1] == outcome.elapsed:
+        state.__dict__["failure_counted"] = outcome.attempt
     return state

@@ -11,12 +11,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from .delivery import Delivery
 from .errors import ProtocolError, ServiceFailed
+from .home import Home
 from .limits import Limits
 from .logs import emit
 from .messages import Kind
@@ -24,6 +25,8 @@ from .nursery import UNKNOWN, Child, Nursery, Parent, watch_process
 from .policy import RestartRecord
 from .postmortem import Postmortem
 from .process_setup import DUMP_SIGNAL, LOG_DUMP_SIGNAL
+from .program import Program
+from .program_notices import ProgramNotices, ProgramPulse
 from .replica import Replica, Service
 from .roster import Exit
 from .service_commands import Announce, Ask, Collapse, Consult, Destroy, Dump, Launch, Sample, ServiceCommand
@@ -41,6 +44,8 @@ REPORT_SECONDS = 0.25
 
 STACKS_BYTES = 65536
 
+_LEVELS = {"waiting": "DEBUG", "starting": "DEBUG", "stopping": "DEBUG", "backoff": "WARNING", "failed": "ERROR"}
+
 
 class ServicePeer(Child):
     """The session with one process of a service."""
@@ -49,7 +54,7 @@ class ServicePeer(Child):
         super().__init__(parent)
         self.replica = replica
         self.attempt = attempt
-        self.tag = f"{replica.service.name}.{replica.number}.{attempt}"
+        self.tag = f"{replica.name}#{attempt}"
         self.name = f"service {replica.name}"
         self.pidfd = -1
         self.words: LastWords | None = None
@@ -68,20 +73,19 @@ class Supervision:
         selector: selectors.BaseSelector,
         delivery: Delivery,
         postmortem: Postmortem,
-        logs: Path,
+        home: Home,
         call_soon: Callable[[Callable[[], None]], None],
     ) -> None:
         self.supervisor = supervisor
         self.changed = threading.Condition()
-        self.listeners: list[Callable[[ServiceEvent], object]] = []
-        self.collapsed: str | None = None
-        self.on_collapse: Callable[[str], None] | None = None
+        self._listeners: list[tuple[str, Callable[[ServiceEvent], object]]] = []
         self._nursery = nursery
         self._board = board
         self._selector = selector
         self._delivery = delivery
         self._postmortem = postmortem
-        self._logs = logs
+        self._logs = home.logs
+        self._notices = ProgramNotices(home.path, selector, supervisor, self._programs)
         self._call_soon = call_soon
         self._peers: dict[str, ServicePeer] = {}
         self._current: dict[Replica, ServicePeer] = {}
@@ -105,6 +109,10 @@ class Supervision:
         service = self.supervisor.add(spec)
         self._definitions[service] = (blob, Limits.of(spec.worker), dict(spec.worker.env or {}))
         return service
+
+    def listen(self, kind: str, listener: Callable[[ServiceEvent], object]) -> None:
+        """Have ``listener`` called, on the delivery thread, with every event whose kind matches ``kind``."""
+        self._listeners.append((kind, listener))
 
     # -- the keeper's loop --------------------------------------------------------------------------------------------
 
@@ -140,7 +148,7 @@ class Supervision:
         except OSError as error:
             self.refused(peer, f"the system refuses a new process or descriptor: {error}")
             return
-        replica.pulse = peer.page
+        replica.pulse = ProgramPulse() if is_program(replica.spec) else peer.page
 
     def _definition(self, peer: ServicePeer) -> ServiceDefinition:
         replica, spec = peer.replica, peer.replica.spec
@@ -157,8 +165,20 @@ class Supervision:
             environment=environment,
             stop_signal=spec.stop_signal,
             program=is_program(spec),
-            notify=None,
+            variables=self._variables(spec),
         )
+
+    def _variables(self, spec: ServiceSpec) -> dict[str, str]:
+        if is_program(spec) and (spec.ready == "notify" or spec.watchdog is not None):
+            return self._notices.variables(spec.watchdog)
+        return {}
+
+    def _programs(self) -> dict[int, Replica]:
+        return {
+            peer.pid: replica
+            for replica, peer in self._current.items()
+            if peer.pid is not None and is_program(replica.spec)
+        }
 
     def _ask(self, command: Ask) -> None:
         self._signal(self._current.get(command.replica), command.replica.spec.stop_signal)
@@ -217,21 +237,19 @@ class Supervision:
         event = command.event
         self._news = True
         emit(
-            "ERROR" if event.kind.endswith(".failed") else "INFO",
+            _LEVELS.get(event.kind.partition(".")[2], "INFO"),
             _sentence(event),
             service=event.name,
             attempt=event.attempt,
             state=event.state,
         )
-        for listener in self.listeners:
-            listener(event)
+        for kind, listener in self._listeners:
+            if fnmatchcase(event.kind, kind):
+                self._delivery.post(partial(_tell, listener, event))
 
     def _collapse(self, command: Collapse) -> None:
-        self.collapsed = command.reason
         self._announce(Announce(ServiceEvent(time.time(), "fleet.failed", "", reason=command.reason)))
         self.supervisor.stop_all(time.monotonic(), command.reason)
-        if self.on_collapse is not None:
-            self.on_collapse(command.reason)
 
     # -- links --------------------------------------------------------------------------------------------------------
 
@@ -361,6 +379,7 @@ class Supervision:
         """Let go of every process that is left; the nursery ends them."""
         for peer in list(self._peers.values()):
             self._drop(peer)
+        self._notices.close()
         with self.changed:
             self.changed.notify_all()
 
@@ -396,7 +415,11 @@ def replica_status(replica: Replica, now: float) -> ServiceStatus:
 
 def is_program(spec: ServiceSpec) -> bool:
     """Whether the service is another program, made by ``command``."""
-    return hasattr(spec.target, "exec") and hasattr(spec.target, "argv")
+    return isinstance(spec.target, Program)
+
+
+def _tell(listener: Callable[[ServiceEvent], object], event: ServiceEvent) -> None:
+    listener(event)
 
 
 def _sentence(event: ServiceEvent) -> str:

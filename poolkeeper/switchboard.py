@@ -156,6 +156,7 @@ class Switchboard:
                 self._drop(caller)
 
     def _connect(self, peer: Peer, caller: _Caller, hello: dict[str, Any]) -> None:
+        self._drain(peer)
         resend = peer.session.resume(int(hello["received"]))
         del self._callers[caller.link]
         self.detach(peer)
@@ -175,6 +176,20 @@ class Switchboard:
         link.reader.authenticated = True
         self._selector.register(sock, selectors.EVENT_READ, partial(self._hear, peer))
         peer.link = link
+
+    def _drain(self, peer: Peer) -> None:
+        """Take in what has come over a link that its peer has given up: it may be unable to send it again.
+
+        A worker's task can have closed the descriptors of the results that were sent before it ran.
+        """
+        link = peer.link
+        if link is None:
+            return
+        with contextlib.suppress(ProtocolError, OSError):
+            alive = True
+            while alive:
+                frames, alive = link.receive()
+                self._hear_frames(peer, frames)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -259,7 +274,7 @@ class Switchboard:
                 if not peer.link.send(frame, fds):
                     self._watch_writable(peer, True)
             except OSError:
-                self.lose(peer)
+                self._stop_writing(peer)
 
     def _flush(self, peer: Peer) -> None:
         if peer.link is None:
@@ -268,7 +283,14 @@ class Switchboard:
             if peer.link.flush():
                 self._watch_writable(peer, False)
         except OSError:
-            self.lose(peer)
+            self._stop_writing(peer)
+
+    def _stop_writing(self, peer: Peer) -> None:
+        """The link is broken; what has come over it before is read first, then its end is seen."""
+        if peer.link is not None:
+            self._watch_writable(peer, False)
+            with contextlib.suppress(OSError):
+                peer.link.socket.shutdown(socket.SHUT_RDWR)
 
     def _watch_writable(self, peer: Peer, wanted: bool) -> None:
         if peer.link is not None and peer.wants_write != wanted:

@@ -22,15 +22,15 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from . import task_context
-from .errors import PayloadError, ProtocolError
-from .frames import Frame
-from .link import Link
-from .messages import Code, Kind, unpack
+from .arena import Arena
+from .errors import PayloadError
+from .messages import Code, Kind
+from .output import flush_c_output
 from .page import CANCEL, FINISHED, ITEM, MARKS, STARTED, STARTED_AT, WorkerPage
-from .payload import dumps, dumps_exception, dumps_in_band, is_plain, loads, loads_view, map_large, to_arena
+from .payload import dumps, dumps_exception, dumps_in_band, is_plain, loads, to_arena
 from .process_setup import settle_in
 from .task_context import NoService, wants_context
-from .worker_session import Retired, WorkerConfig, WorkerSession
+from .worker_session import Mapped, Retired, WorkerConfig, WorkerSession
 
 __all__ = ["leave", "main"]
 
@@ -66,25 +66,6 @@ class _Call:
                 function = functools.partial(function, task_context.context())
             self.function = function
         return self.function
-
-
-class _Mapped:
-    """Arguments that lie in an arena; the views of it are let go as soon as they are loaded."""
-
-    __slots__ = ("_parts",)
-
-    def __init__(self, parts: tuple[bytes | None, list[memoryview]]) -> None:
-        self._parts: tuple[bytes | None, list[memoryview]] | None = parts
-
-    def load(self) -> Any:
-        """Unpickle; raises PayloadError."""
-        parts, self._parts = self._parts, None
-        assert parts is not None
-        return loads_view(parts)
-
-    def drop(self) -> None:
-        """Do without."""
-        self._parts = None
 
 
 class _Worker(NoService):
@@ -152,29 +133,18 @@ class _Worker(NoService):
         """Work until the keeper retires this worker or is gone; ``first_link`` is a descriptor, -1 if there is none."""
         out = self.out
         out.begin(first_link)
-        link = out.link
-        assert link is not None
         if self.config.initializer is not None:
             self._initialize(self.config.initializer)
-        early, link.early = link.early, []
-        self._take(link, early)
+        inbox = out.inbox
         while True:
-            link = out.link
-            if link is None:
-                out.reconnect()
-                continue
-            try:
-                frames, alive = link.receive()
-            except (OSError, ProtocolError):
-                out.reconnect()
-                frames, alive = [], True
-            self._take(link, frames)
-            new = out.link
-            if new is not None and new.early:
-                early, new.early = new.early, []
-                self._take(new, early)
-            if not alive and out.link is link:
-                raise Retired
+            while inbox:  # a task may cost us the link, and the next one bring in more
+                for message in inbox.popleft():
+                    self._handle(message)
+            out.flush()
+            if self._limited and not self._recycling:
+                self._look_after_itself()
+            if not inbox:
+                out.receive()
 
     def _initialize(self, blob: bytes) -> None:
         try:
@@ -184,35 +154,6 @@ class _Worker(NoService):
             self.out.send((Kind.START_FAILED, "the initializer raised\n" + traceback.format_exc()))
             raise Retired from None
         self.out.send((Kind.STARTED,))
-
-    def _take(self, link: Link, frames: list[Frame]) -> None:
-        out = self.out
-        for frame in frames:
-            if out.link is not link:
-                return  # a task has cost us the link; what is behind comes again on the new one
-            fds = link.take_fds(frame) if frame.fds else []
-            if not out.session.receive(frame):
-                for fd in fds:
-                    os.close(fd)
-                continue
-            messages = unpack(frame.body)
-            if fds:
-                self._map_arenas(messages, fds)
-            for message in messages:
-                self._handle(message)
-        out.flush()
-        if self._limited and not self._recycling:
-            self._look_after_itself()
-
-    def _map_arenas(self, messages: list[tuple[Any, ...]], fds: list[int]) -> None:
-        """Map what has come with a frame before its first task runs, for a task may close descriptors."""
-        for message in messages:
-            if message[0] not in (Kind.TASKS, Kind.CHUNK):
-                continue
-            payloads: list[Any] = message[3]
-            for position, payload in enumerate(payloads):
-                if type(payload) is list:
-                    payloads[position] = _Mapped(map_large(payload, fds.pop(0), self.out.released.add))
 
     def _handle(self, message: tuple[Any, ...]) -> None:
         kind = message[0]
@@ -245,7 +186,7 @@ class _Worker(NoService):
 
     @staticmethod
     def _load(payload: Any) -> Any:
-        return payload.load() if type(payload) is _Mapped else loads(payload)
+        return payload.load() if type(payload) is Mapped else loads(payload)
 
     def _run_tasks(  # noqa: C901, PLR0912, PLR0915 - the hot loop; a call less per task is worth the length
         self, first: int, call: _Call, payloads: list[Any], infos: Any
@@ -308,7 +249,7 @@ class _Worker(NoService):
     def _skip(self, index: int, payload: Any) -> None:
         """The keeper has taken this task back."""
         self.page.marks[index % MARKS] = 0
-        if type(payload) is _Mapped:
+        if type(payload) is Mapped:
             payload.drop()
         self.page.words[FINISHED] = index
         self.out.hold(index, None, Code.SKIPPED)
@@ -358,7 +299,7 @@ class _Worker(NoService):
             os._exit(0)
         if not failed and _PLAIN.issuperset(map(type, values)):
             codes, sent = None, values
-            beside: tuple[int, ...] = ()
+            beside: tuple[Arena, ...] = ()
         else:
             codes, sent, beside = self._encode_items(values, failed)
             values.clear()  # what their destruction does is still the chunk's
@@ -398,7 +339,7 @@ class _Worker(NoService):
                 failed[len(values)] = dumps_exception(_without_our_frames(error), call.name)
                 values.append(None)
 
-    def _encode_items(self, values: list[Any], failed: dict[int, bytes]) -> tuple[Any, Any, tuple[int, ...]]:
+    def _encode_items(self, values: list[Any], failed: dict[int, bytes]) -> tuple[Any, Any, tuple[Arena, ...]]:
         if not failed:
             try:
                 encoded, code = self._encode(values)
@@ -407,8 +348,7 @@ class _Worker(NoService):
             else:
                 if code != Code.ARENA:
                     return [code], encoded, ()
-                self.out.arenas.lend(encoded.arena)
-                return [code], encoded.wire(), (encoded.arena.fd,)
+                return [code], encoded.wire(), (encoded.arena,)
         codes: list[int] = []
         sent: list[Any] = []
         for position, value in enumerate(values):
@@ -483,4 +423,5 @@ def leave(status: int = 0) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
+    flush_c_output()
     os._exit(status)

@@ -1,25 +1,33 @@
 """The worker's end of its session with the keeper: results that are held back, and all else that goes out.
 
 The signal handler by which the keeper makes a worker flush runs between any two bytecodes of the main thread; what is
-here is written so that it may cut in anywhere.
+here is written so that it may cut in anywhere. Threads that a task has started may report progress meanwhile.
+
+A task may close any descriptor, the link's and those of arenas among them, and open files of its own in their place.
+So what comes over a link is taken in, and what came beside it mapped, before anything more of the user's code runs;
+and before a descriptor is sent it is looked at.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
+from collections import deque
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from .arena import Arena, ArenaPool, ReleaseQueue
+from .arena import Arena, ArenaPool, ReleaseQueue, identity
 from .errors import ProtocolError
+from .frames import Frame
 from .limits import Limits
 from .link import FDS_LIMIT, Link, call_keeper
-from .messages import Kind, pack
-from .payload import Large
+from .messages import Kind, pack, unpack
+from .payload import Large, loads_view, map_large
 from .session import Session
 
-__all__ = ["Retired", "WorkerConfig", "WorkerSession"]
+__all__ = ["Mapped", "Retired", "WorkerConfig", "WorkerSession"]
 
 CALL_TIMEOUT = 5.0
 CALL_ATTEMPTS = 6
@@ -47,14 +55,38 @@ class Retired(Exception):
     """The keeper has told this worker to leave, or is gone."""
 
 
+class Mapped:
+    """Arguments that lie in an arena; the views of it are let go as soon as they are loaded."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, parts: tuple[bytes | None, list[memoryview]]) -> None:
+        self._parts: tuple[bytes | None, list[memoryview]] | None = parts
+
+    def load(self) -> Any:
+        """Unpickle; raises PayloadError."""
+        parts, self._parts = self._parts, None
+        assert parts is not None
+        return loads_view(parts)
+
+    def drop(self) -> None:
+        """Do without."""
+        self._parts = None
+
+
 class WorkerSession:
-    """The worker's end of the session: results that are held back, and everything else that goes to the keeper."""
+    """The worker's end of the session: results that are held back, and everything else that goes to the keeper.
+
+    ``inbox`` holds what has been taken in and not been handled yet: the messages of one frame in each entry.
+    """
 
     def __init__(self, config: WorkerConfig, id: int) -> None:
         self.config = config
         self.id = id
         self.session = Session()
         self.link: Link | None = None
+        self.inbox: deque[list[tuple[Any, ...]]] = deque()
+        self._identity: tuple[int, int] | None = None
         self.arenas = ArenaPool(config.arena_directory)
         self.released = ReleaseQueue()
         self.values: list[Any] = []
@@ -63,6 +95,7 @@ class WorkerSession:
         self.first = 1
         self.began = 0.0
         self.flushed = 0.0
+        self._lock = threading.RLock()  # against other threads; the signal's handler passes it and sees _busy
         self._busy = False
         self.forked = False
 
@@ -77,46 +110,70 @@ class WorkerSession:
         """Hold back a result that is not a plain value."""
         self.codes[index] = code
         if type(value) is Large:
+            value.arena.prepare()  # a task that follows may close its descriptor before it is sent
             self.lending[index] = value.arena
             value = value.wire()
         self.values.append(value)
         if len(self.lending) == FDS_LIMIT:
-            self.flush()
+            self.flushed = 0.0  # long ago: the worker flushes before it goes on
 
     def flush(self) -> None:
-        """Send the results that are held back, unless something is being sent this moment."""
-        if self._busy or not self.values:
-            return
-        self._busy = True
-        try:
-            number = len(self.values)
-            first, last = self.first, self.first + number
-            values = self.values[:number]
-            codes = None
-            fds: list[int] = []
-            if self.codes:
-                codes = [self.codes.pop(index, 0) for index in range(first, last)]
-                for index in range(first, last):
-                    arena = self.lending.pop(index, None)
-                    if arena is not None:
-                        self.arenas.lend(arena)
-                        fds.append(arena.fd)
-            self.first = last
-            del self.values[:number]
-            now = time.monotonic()
-            seconds = now - self.began
-            self.began = self.flushed = now
-            self._send((Kind.RESULTS, first, codes, values, seconds), tuple(fds))
-        finally:
-            self._busy = False
+        """Send the results that are held back, unless something is being sent this moment.
 
-    def send(self, message: tuple[Any, ...], fds: tuple[int, ...] = ()) -> None:
-        """Send one message."""
-        busy, self._busy = self._busy, True
-        try:
-            self._send(message, fds)
-        finally:
-            self._busy = busy
+        Raises Retired where the keeper does not answer, or a result is lost.
+        """
+        if not self.values or self.forked:
+            return
+        with self._lock:
+            if self._busy:
+                return
+            self._busy = True
+            try:
+                self._flush()
+            finally:
+                self._busy = False
+
+    def _flush(self) -> None:
+        number = len(self.values)
+        if not number:
+            return
+        first, last = self.first, self.first + number
+        values = self.values[:number]
+        codes = None
+        fds: list[int] = []
+        if self.codes:
+            codes = [self.codes.pop(index, 0) for index in range(first, last)]
+            for index in range(first, last):
+                arena = self.lending.pop(index, None)
+                if arena is not None:
+                    fds.append(self._lend(arena))
+        self.first = last
+        del self.values[:number]
+        now = time.monotonic()
+        seconds = now - self.began
+        self.began = self.flushed = now
+        self._send((Kind.RESULTS, first, codes, values, seconds), tuple(fds))
+
+    def _lend(self, arena: Arena) -> int:
+        """Return the descriptor of an arena that goes out; raises Retired where a task has closed it for good."""
+        if not arena.intact:
+            try:
+                self.arenas.restore(arena)
+            except OSError as error:
+                raise Retired from error  # what is not answered runs again elsewhere
+        self.arenas.lend(arena)
+        return arena.fd
+
+    def send(self, message: tuple[Any, ...], arenas: Iterable[Arena] = ()) -> None:
+        """Send one message, and the descriptors of ``arenas`` beside it; raises Retired as ``flush``."""
+        if self.forked:
+            return
+        with self._lock:
+            busy, self._busy = self._busy, True
+            try:
+                self._send(message, tuple([self._lend(arena) for arena in arenas]))
+            finally:
+                self._busy = busy
 
     def _send(self, message: tuple[Any, ...], fds: tuple[int, ...]) -> None:
         """Send, with the releases that are due; reconnect where the link is broken."""
@@ -129,7 +186,7 @@ class WorkerSession:
                 raise ConnectionResetError
             self.link.send(frame, fds)
         except OSError:
-            self.reconnect()
+            self._call()
         if fds:
             # A frame that is not acknowledged may have to be sent again, with its descriptors.
             self.arenas.trim_lent({fd for outgoing in self.session.outbox for fd in outgoing.fds})
@@ -143,13 +200,81 @@ class WorkerSession:
         self.link.reader.authenticated = True
         self.send((Kind.HERE, os.getpid()))
 
+    def receive(self) -> None:
+        """Wait for what comes next and take it in; raises Retired where the keeper has closed the link."""
+        link = self.link
+        if link is None:
+            self.reconnect(None)
+            return
+        try:
+            frames, alive = link.receive()
+            with self._lock:
+                busy, self._busy = self._busy, True
+                try:
+                    self._take_in(link, frames)
+                finally:
+                    self._busy = busy
+        except (OSError, ProtocolError):
+            self.reconnect(link)
+            return
+        if not alive and self.link is link:
+            raise Retired
+
+    def _take_in(self, link: Link, frames: Iterable[Frame]) -> None:
+        """Put new messages into the inbox, large arguments mapped."""
+        for frame in frames:
+            fds = link.take_fds(frame) if frame.fds else []
+            if not self.session.receive(frame):
+                for fd in fds:
+                    os.close(fd)
+                continue
+            messages = unpack(frame.body)
+            if fds:
+                self._map_arenas(messages, fds)
+            self.inbox.append(messages)
+
+    def _map_arenas(self, messages: list[tuple[Any, ...]], fds: list[int]) -> None:
+        for message in messages:
+            if message[0] not in (Kind.TASKS, Kind.CHUNK):
+                continue
+            payloads: list[Any] = message[3]
+            for position, payload in enumerate(payloads):
+                if type(payload) is list:
+                    payloads[position] = Mapped(map_large(payload, fds.pop(0), self.released.add))
+
     def connect(self) -> None:
         """Call the keeper; raises Retired where it does not answer."""
+        self.reconnect(None)
+
+    def reconnect(self, lost: Link | None) -> None:
+        """Replace the link, unless somebody has replaced ``lost`` already."""
+        with self._lock:
+            if self.link is not lost:
+                return
+            busy, self._busy = self._busy, True  # what the signal's handler would send goes out afterwards
+            try:
+                self._call()
+            finally:
+                self._busy = busy
+
+    def _call(self) -> None:
+        """Resume the session over a new link."""
+        self._give_up_link()
         introduction = {"role": "worker", "id": self.id, "pid": os.getpid()}
         delay = 0.01
         for attempt in range(CALL_ATTEMPTS):
             try:
-                self.link = call_keeper(self.config.socket, self.config.key, self.session, introduction, CALL_TIMEOUT)
+                link = call_keeper(
+                    self.config.socket, self.config.key, self.session, introduction, CALL_TIMEOUT, self._check_outbox
+                )
+                try:
+                    early, link.early = link.early, []
+                    self._take_in(link, early)
+                except BaseException:
+                    link.close()
+                    raise
+                self._identity = identity(link.fileno())
+                self.link = link
                 return
             except (FileNotFoundError, ConnectionRefusedError):
                 raise Retired from None
@@ -159,10 +284,17 @@ class WorkerSession:
                 time.sleep(delay)
                 delay *= 2
 
-    def reconnect(self) -> None:
-        """Resume the session over a new link."""
-        if self.link is not None:
-            # A task may have closed our descriptor, and opened something of its own with that number.
-            self.link.socket.detach()
-            self.link = None
-        self.connect()
+    def _give_up_link(self) -> None:
+        link, self.link = self.link, None
+        if link is None:
+            return
+        if identity(link.fileno()) == self._identity:
+            link.close()
+        else:  # a task has closed our descriptor, and may have opened something of its own with that number
+            link.socket.detach()
+
+    def _check_outbox(self) -> None:
+        """Leave rather than send again what a task has closed since it was sent first, or somebody else's file."""
+        needed = {fd for outgoing in self.session.outbox for fd in outgoing.fds}
+        if not self.arenas.holds(needed):
+            raise Retired

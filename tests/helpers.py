@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import select
+import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 
@@ -53,6 +54,16 @@ def wait_for_exit(pid: int, timeout: float = PATIENCE) -> None:
             raise AssertionError(f"process {pid} has not ended within {timeout:g} s")
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def a_program(**options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program that does nothing and knows nothing of Python, and kill it at the end."""
+    with subprocess.Popen(["sleep", "1000"], **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def is_running(pid: int) -> bool:

@@ -25,14 +25,19 @@ ENDURING = RetryPolicy(deaths=1000)
 
 @contextmanager
 def killer(keeper: Keeper, pause: tuple[float, float]) -> Iterator[list[int]]:
-    """Kill a random worker again and again, ``pause`` seconds apart; gives the pids of those killed."""
+    """Kill a random worker again and again, ``pause`` seconds apart; gives the pids of those killed.
+
+    None that is still starting: where new workers die before their first task, three times in a row, what is queued
+    fails, and a busy machine is slow to start them.
+    """
     killed: list[int] = []
     stop = threading.Event()
     randomness = random.Random(1)
 
     def kill() -> None:
         while not stop.wait(randomness.uniform(*pause)):
-            pids = [worker.pid for worker in keeper.status().workers if worker.pid is not None]
+            workers = keeper.status().workers
+            pids = [worker.pid for worker in workers if worker.pid is not None and worker.state != "starting"]
             if pids:
                 pid = randomness.choice(pids)
                 with suppress(ProcessLookupError):

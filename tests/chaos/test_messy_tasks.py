@@ -52,7 +52,6 @@ def test_a_mess_among_many_tasks_costs_none_of_them(keeper: Keeper, mess: Callab
         assert (future.result(PATIENCE) == array).all()
 
 
-@pytest.mark.soak  # has hung once beside other load; to be understood
 def test_large_arguments_that_are_fed_ahead_survive_a_task_that_closes_all_descriptors(keeper: Keeper) -> None:
     arrays = [np.full(20_000, number) for number in range(40)]
     for _ in range(50):
@@ -124,7 +123,8 @@ def test_output_by_the_megabyte_blocks_nobody(tmp_path: Path) -> None:
 
         with Keeper(2, name="loud", home="homes") as keeper:
             assert list(keeper.map(messes.shout, [200_000] * 20)) == [200_000] * 20
-            print(sum(len(path.read_text()) for path in (keeper.home / "logs").glob("*.log")))
+        # all that workers have said is on disk when their keeper has ended
+        print(sum(path.read_text().count("x") for path in (keeper.home / "logs").glob("*.log")))
         """,
     )
     assert int(output) == 20 * 200_000

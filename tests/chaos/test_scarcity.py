@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ import pytest
 
 from poolkeeper import Keeper
 from tests import tasks
+from tests.disks import small_disk
 from tests.helpers import PATIENCE, children, wait_until
 from tests.scripts import run_script
 
@@ -62,7 +61,6 @@ def test_no_descriptor_left_in_the_application(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.soak  # half a minute
 def test_no_descriptor_left_for_a_new_keeper(tmp_path: Path) -> None:
     run_script(
         tmp_path,
@@ -110,24 +108,6 @@ def test_no_descriptor_left_for_a_new_keeper(tmp_path: Path) -> None:
         """,
         timeout=50,
     )
-
-
-@contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """A filesystem of 2 MB at ``folder/disk``, where this process may mount one."""
-    disk = folder / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(disk)]
-    try:
-        mounted = subprocess.run(command, check=False, capture_output=True).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    if not mounted:
-        pytest.skip("no filesystem can be mounted here")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=False)
 
 
 def test_a_full_disk_under_the_home_fails_what_must_be_spilled_and_nothing_else(tmp_path: Path) -> None:

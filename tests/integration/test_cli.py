@@ -18,6 +18,7 @@ from uuid import uuid4
 import pytest
 
 import poolkeeper
+from poolkeeper import InstanceLock
 from tests.helpers import PATIENCE, wait_until
 
 ROOT = Path(poolkeeper.__file__).parent.parent
@@ -169,6 +170,18 @@ class TestRun:
         text = SQUARES.replace("from poolkeeper", "import helper_of_squares\nfrom poolkeeper", 1)
         done = command.run_fleet(text.replace("number * number", "helper_of_squares.square(number)"))
         assert "the sum is 2470" in done.stdout, done.stderr
+
+    def test_beside_another_keeper_of_the_same_fleet_it_exits_1_and_names_it(self, command: CommandLine) -> None:
+        path = command.write(SQUARES)
+        command.run("run", path, "--workers", 1)
+        (folder,) = (command.folder / "home").iterdir()
+        with InstanceLock(folder.name, home=command.folder / "home"):
+            done = command.run("run", path, "--workers", 1)
+            other = command.run("run", path, "--workers", 1, "--run-id", "other")
+        assert (done.returncode, other.returncode) == (1, 0)
+        for part in (f"process {os.getpid()} on {os.uname().nodename}", os.getcwd(), "since 20", "run_id"):
+            assert part in done.stderr
+        assert "Traceback" not in done.stderr
 
     def test_fresh_is_accepted(self, command: CommandLine) -> None:
         assert command.run_fleet(SQUARES, "--fresh").returncode == 0

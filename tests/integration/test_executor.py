@@ -663,9 +663,15 @@ def test_a_view_keeps_its_keeper_alive() -> None:
 
 
 def test_a_map_iterator_keeps_its_keeper_alive() -> None:
-    results = Keeper(1).map(tasks.square, range(50), buffersize=2)
+    keeper = Keeper(1)
+    reference = weakref.ref(keeper)
+    results = keeper.map(tasks.square, range(50), buffersize=2)
+    del keeper
     gc.collect()
+    assert reference() is not None
     assert list(results) == [number**2 for number in range(50)]
+    del results
+    wait_until(lambda: gc.collect() >= 0 and reference() is None, "the keeper to be dropped")
 
 
 def test_a_program_that_is_killed_leaves_no_process_and_no_file(tmp_path: Path) -> None:

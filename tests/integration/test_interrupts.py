@@ -188,7 +188,6 @@ def test_an_interrupt_that_ends_the_program_leaves_nothing_behind(tmp_path: Path
     assert left_in(tmp_path) == []
 
 
-@pytest.mark.soak  # a handler that raises inside Condition.wait leaves its lock released (CPython), now and then
 def test_handlers_of_the_application_are_left_alone(tmp_path: Path) -> None:
     output = run_script(
         tmp_path,

@@ -156,6 +156,14 @@ def test_a_burst_is_found_where_brute_force_finds_it(gaps: list[float], count: i
     assert stops_at(stop_after_burst(count, within), *times) == expected
 
 
+def test_failures_at_the_same_moment_are_as_many_failures_in_tenacity_too() -> None:
+    script = [(0.0, ValueError())] * 5
+    for stop in (stop_after_burst(3, within=1), stop_after_burst(3, within=1) & stop_after_burst(2, within=1)):
+        waited = waits_of_tenacity(script, 0, stop=stop, wait=tenacity.wait_none(), retry=tenacity.retry_always)
+        assert waited == [0.0, 0.0]
+    assert stops_at(stop_after_burst(3, within=1), 0, 0, 0, 0) == 3
+
+
 def test_a_burst_combines_with_tenacitys_stops_on_either_side() -> None:
     burst, attempt = stop_after_burst(3, 10), tenacity.stop_after_attempt(5)
     assert stops_at(burst | attempt, 0, 20, 40, 60, 80, 100) == 5

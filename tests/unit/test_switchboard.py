@@ -1,0 +1,113 @@
+"""The keeper's end of links that break: what has come over them is heard, however they end."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolkeeper.link import Link, call_keeper
+from poolkeeper.messages import Kind, pack
+from poolkeeper.session import Session
+from poolkeeper.switchboard import Peer, Switchboard
+from tests.helpers import PATIENCE, wait_until
+
+KEY = b"k" * 32
+
+
+class Board:
+    """A switchboard with one peer, and what that has said; it runs only while ``until`` waits."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self.peer = Peer()
+        self.heard: list[Any] = []
+        self.events: list[str] = []
+        self.selector = selectors.DefaultSelector()
+        self.board = Switchboard(self.path, KEY, self.selector, self)
+
+    def introduce(self, hello: dict[str, Any]) -> Peer:
+        return self.peer
+
+    def connected(self, peer: Peer, hello: dict[str, Any]) -> None:
+        self.events.append("connected")
+
+    def message(self, peer: Peer, message: tuple[Any, ...], fds: list[int]) -> None:
+        self.heard.append(message[1])
+
+    def disconnected(self, peer: Peer) -> None:
+        self.events.append("disconnected")
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        def step() -> bool:
+            for key, mask in self.selector.select(0.01):
+                key.data(mask)
+            return condition()
+
+        wait_until(step)
+
+    def call(self, session: Session) -> Link:
+        """Connect as the peer."""
+        with ThreadPoolExecutor(1) as executor:
+            future = executor.submit(call_keeper, self.path, KEY, session, {"role": "worker", "id": 1}, PATIENCE)
+            self.until(future.done)
+            return future.result()
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Iterator[Board]:
+    board = Board(tmp_path / "socket")
+    yield board
+    board.board.detach(board.peer)
+    board.board.close()
+    board.selector.close()
+
+
+def say(link: Link, session: Session, numbers: range) -> None:
+    for number in numbers:
+        link.send(session.send(pack([(Kind.PROGRESS, number)])))
+
+
+def test_what_was_sent_before_a_link_broke_is_heard_though_writing_to_it_fails(board: Board) -> None:
+    session = Session()
+    link = board.call(session)
+    say(link, session, range(3))
+    link.close()
+    board.board.post(board.peer, (Kind.RETIRE,))
+    board.board.send_due()
+    board.until(lambda: board.events == ["connected", "disconnected"])
+    assert board.heard == [0, 1, 2]
+    assert board.peer.link is None
+
+
+def test_a_call_on_a_new_link_lets_nothing_be_lost_that_came_over_the_old_one(board: Board) -> None:
+    session = Session()
+    link = board.call(session)
+    # The new call is made without the board looking at the old link, as if both had come at one time.
+    old = board.peer.link
+    assert old is not None
+    board.selector.unregister(old.socket)
+    say(link, session, range(100))
+    again = board.call(session)
+    assert board.heard == list(range(100))
+    assert not session.outbox, "nothing had to be sent again"
+    for end in (link, again):
+        end.close()
+
+
+def test_a_link_that_cannot_be_written_to_ends_although_its_peer_does_not_close_it(board: Board) -> None:
+    session = Session()
+    link = board.call(session)
+    link.socket.shutdown(socket.SHUT_RD)  # the board's writes fail from now on
+    board.board.post(board.peer, (Kind.RETIRE,))
+    board.board.send_due()
+    board.until(lambda: board.events == ["connected", "disconnected"])
+    link.close()
+    board.call(session).close()
+    assert session.received == 0
+    assert len(board.peer.session.outbox) == 1

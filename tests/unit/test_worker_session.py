@@ -1,0 +1,259 @@
+"""The worker's end of a session whose link, and whose arenas' descriptors, tasks close behind its back."""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolkeeper.arena import Arena, ArenaPool
+from poolkeeper.link import Handshake, Link
+from poolkeeper.messages import Code, Kind, pack, unpack
+from poolkeeper.payload import Large, loads_view, map_large
+from poolkeeper.session import Session
+from poolkeeper.worker_session import Mapped, Retired, WorkerConfig, WorkerSession
+from tests.helpers import PATIENCE
+
+KEY = b"k" * 32
+
+
+class Answering:
+    """The keeper's end: a thread that welcomes whoever calls, and resends at once what is not acknowledged."""
+
+    def __init__(self, path: str) -> None:
+        self.session = Session()
+        self.links: queue.SimpleQueue[Link] = queue.SimpleQueue()
+        self.arenas = ArenaPool()
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(path)
+        self.listener.listen()
+        self.thread = threading.Thread(target=self.answer)
+        self.thread.start()
+
+    def answer(self) -> None:
+        while True:
+            try:
+                sock, _ = self.listener.accept()
+            except OSError:
+                return
+            link, handshake = Link(sock), Handshake(KEY)
+            link.send(handshake.challenge())
+            frames: list[Any] = []
+            while not frames:
+                frames, _ = link.receive()
+            hello = handshake.verify(frames[0])
+            link.reader.authenticated = True
+            resend = self.session.resume(hello["received"])
+            # In one piece with the welcome, so that it comes early.
+            frame = handshake.welcome(hello, self.session.received)
+            for data, fds in resend:
+                assert not fds
+                frame += data
+            link.send(frame)
+            self.links.put(link)
+
+    def link(self) -> Link:
+        return self.links.get(timeout=PATIENCE)
+
+    def results(self, link: Link) -> list[tuple[Any, ...]]:
+        """What comes next: (first index, codes, values), arenas loaded."""
+        heard: list[tuple[Any, ...]] = []
+        while not heard:
+            frames, alive = link.receive()
+            assert alive
+            for frame in frames:
+                fds = link.take_fds(frame)
+                if self.session.receive(frame):
+                    for _, first, codes, values, _ in unpack(frame.body):
+                        loaded = [
+                            bytes(loads_view(map_large(value, fds.pop(0), int))) if code == Code.ARENA else value
+                            for code, value in zip(codes or [0] * len(values), values, strict=True)
+                        ]
+                        heard.append((first, loaded))
+        return heard
+
+    def end(self) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.thread.join(PATIENCE)
+        while not self.links.empty():
+            self.links.get().close()
+        self.arenas.close()
+
+
+@pytest.fixture
+def keeper(tmp_path: Path) -> Iterator[Answering]:
+    answering = Answering(str(tmp_path / "socket"))
+    yield answering
+    answering.end()
+
+
+@pytest.fixture
+def worker(keeper: Answering, tmp_path: Path) -> Iterator[WorkerSession]:
+    session = WorkerSession(WorkerConfig(str(tmp_path / "socket"), KEY, str(tmp_path)), 1)
+    yield session
+    session.arenas.close()
+    if session.link is not None:
+        session.link.close()
+
+
+def steal(fd: int, path: Path) -> None:
+    """Close ``fd`` as a task would, and open a file as that number."""
+    other = os.open(path, os.O_RDWR | os.O_CREAT)
+    os.dup2(other, fd)
+    os.close(other)
+
+
+def large(arenas: ArenaPool, content: bytes) -> Large:
+    import pickle
+
+    arena, spans = arenas.write([memoryview(pickle.dumps(content))])
+    return Large(arena, None, spans)
+
+
+def result(worker: WorkerSession, index: int, content: bytes) -> Arena:
+    """Hold ``content`` back as the result of task ``index``."""
+    value = large(worker.arenas, content)
+    worker.hold(index, value, Code.ARENA)
+    return value.arena
+
+
+def test_what_comes_with_each_welcome_is_taken_in_once_and_in_order(keeper: Answering, worker: WorkerSession) -> None:
+    for number in range(4):
+        keeper.session.send(pack([(Kind.RELEASE, [number])]))
+        if number % 2:
+            worker.reconnect(worker.link)
+    assert list(worker.inbox) == [[(Kind.RELEASE, [number])] for number in range(4)]
+
+
+def test_sending_over_a_link_that_a_task_has_replaced_by_a_file_reconnects(
+    keeper: Answering, worker: WorkerSession, tmp_path: Path
+) -> None:
+    worker.connect()
+    assert worker.link is not None
+    stolen = worker.link.fileno()
+    steal(stolen, tmp_path / "file")
+    keeper.session.send(pack([(Kind.RETIRE,)]))
+    worker.values.append(7)
+    worker.flush()
+    os.close(stolen)  # it was left alone
+    assert (tmp_path / "file").stat().st_size == 0
+    assert list(worker.inbox) == [[(Kind.RETIRE,)]]
+    keeper.link().close()
+    link = keeper.link()
+    assert keeper.results(link) == [(1, [7])]
+    link.close()
+
+
+def test_a_link_that_is_given_up_is_closed_where_it_is_still_ours(keeper: Answering, worker: WorkerSession) -> None:
+    worker.connect()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        keeper.link().close()
+        worker.reconnect(worker.link)
+    keeper.link().close()
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_large_arguments_are_mapped_before_the_tasks_ahead_of_them_run(
+    keeper: Answering, worker: WorkerSession
+) -> None:
+    worker.connect()
+    link = keeper.link()
+    argument = large(keeper.arenas, b"a" * 100_000)
+    before = len(os.listdir("/proc/self/fd"))
+    first = keeper.session.send(pack([(Kind.TASKS, 1, 1, [()], None)]))
+    second = keeper.session.send(pack([(Kind.TASKS, 2, 1, [argument.wire()], None)]), (argument.arena.fd,))
+    link.send(first)
+    link.send(second, (argument.arena.fd,))
+    while len(worker.inbox) < 2:
+        worker.receive()
+    assert len(os.listdir("/proc/self/fd")) == before  # nothing is left that a task could close
+    payload = worker.inbox[1][0][3][0]
+    assert type(payload) is Mapped
+    assert payload.load() == b"a" * 100_000
+    argument.arena.close()
+    link.close()
+
+
+def test_a_result_that_is_held_back_survives_the_loss_of_its_descriptor(
+    keeper: Answering, worker: WorkerSession, tmp_path: Path
+) -> None:
+    worker.connect()
+    arenas = [result(worker, index, bytes([index]) * 100_000) for index in (1, 2)]
+    stolen = arenas[0].fd
+    steal(stolen, tmp_path / "file")
+    worker.flush()
+    link = keeper.link()
+    assert keeper.results(link) == [(1, [bytes([1]) * 100_000, bytes([2]) * 100_000])]
+    os.close(stolen)
+    link.close()
+
+
+def test_a_result_that_did_not_arrive_is_sent_again_over_the_next_link(
+    keeper: Answering, worker: WorkerSession
+) -> None:
+    worker.connect()
+    result(worker, 1, b"a" * 100_000)
+    worker.flush()
+    keeper.link().close()  # without having read it
+    worker.values.append(2)
+    worker.flush()
+    link = keeper.link()
+    assert keeper.results(link) == [(1, [b"a" * 100_000])]
+    assert keeper.results(link) == [(2, [2])]
+    link.close()
+
+
+def test_a_worker_leaves_rather_than_send_somebody_elses_file_as_a_result(
+    keeper: Answering, worker: WorkerSession, tmp_path: Path
+) -> None:
+    worker.connect()
+    arena = result(worker, 1, b"a" * 100_000)
+    worker.flush()
+    keeper.link().close()  # without having read it
+    stolen = arena.fd
+    steal(stolen, tmp_path / "file")
+    worker.values.append(2)
+    with pytest.raises(Retired):
+        worker.flush()
+    os.close(stolen)
+
+
+def test_a_flush_that_cuts_into_a_reconnect_waits_for_its_end(keeper: Answering, worker: WorkerSession) -> None:
+    """As the signal's handler does."""
+    calls = []
+
+    class Interrupted(Session):
+        def resume(self, peer_received: int) -> Any:
+            calls.append(peer_received)
+            worker.values.append(5)
+            worker.flush()
+            return super().resume(peer_received)
+
+    worker.session = Interrupted()
+    worker.connect()
+    assert calls == [0]
+    assert worker.values == [5]
+    worker.flush()
+    link = keeper.link()
+    assert keeper.results(link) == [(1, [5])]
+    link.close()
+
+
+def test_a_fork_of_the_worker_says_nothing(keeper: Answering, worker: WorkerSession) -> None:
+    worker.connect()
+    link = keeper.link()
+    worker.values.append(1)
+    worker.leave_to_parent()
+    worker.flush()
+    worker.send((Kind.PROGRESS, 1, 1, None))
+    assert worker.link is None
+    assert link.receive() == ([], False)
+    link.close()
