@@ -200,8 +200,10 @@ class Supervisor:
             return
         exit = judge_exit(replica, now, self.epoch, code=code, words=words, stacks=stacks, out_of_memory=out_of_memory)
         replica.exits.append(exit)
-        ending = replica.ending or self._stopping.requested(replica)
-        again = ending is Ending.STOP or (ending is not None and ending.again)
+        asked = replica.ending
+        again = asked is Ending.STOP or (asked is not None and asked.again)
+        if self._stopping.requested(replica) is Ending.RESTART:  # people want a new process, however the old one ends
+            again = True
         error = exit.describe() if exit.failure else None
         healthy = 0.0 if replica.ready_at is None else now - replica.ready_at
         consult = Consult(replica, attempt, replica.launched, now, error, healthy)
@@ -285,7 +287,8 @@ class Supervisor:
             self._stopping.withdraw(replica)
             if replica.hold is not None:  # its group restarts nevertheless
                 self._stopping.request(replica, Ending.GROUP, "its group restarts")
-            self._timers.set(replica.id, now)
+            self._timers.set(replica.id, now)  # it is watched for its age again
+            self._queue.recheck()
         if replica.state.at_rest or replica.state is ServiceState.BACKOFF:
             replica.record = RestartRecord()
             self._timers.cancel(replica.id)
@@ -371,7 +374,7 @@ class Supervisor:
     def _take_along(self, verdict: GroupVerdict, group: Group, cause: Replica, due: float, now: float) -> None:
         """Restart those that share the fate of ``cause``."""
         for replica in _replicas_of(verdict):
-            if replica is cause or not replica.up:
+            if replica is cause:
                 continue
             if replica.state.has_process:
                 replica.hold = max(due, replica.hold or due)

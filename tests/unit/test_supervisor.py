@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -374,6 +375,44 @@ def test_a_dependency_half_of_whose_replicas_run_is_completed_by_a_start(driver:
     assert driver.states() == {"db:0": "running", "db:1": "running", "web": "running"}
 
 
+def test_whoever_waits_for_what_was_about_to_stop_starts_when_that_goes_on(driver: Driver) -> None:
+    driver.add("db")
+    driver.add("web", after=["db"], restart=AT_ONCE)
+    driver.add("worker", after=["db"])
+    driver.deaf.add("worker")
+    driver.start()
+    driver.stop("worker", "db")
+    driver.end("web")
+    driver.start("db")
+    assert driver.states() == {"db": "running", "web": "running", "worker": "stopping"}
+
+
+def test_an_end_that_comes_before_the_replacement_is_the_policys_business(driver: Driver) -> None:
+    driver.add("db", restart="on-failure", worker=WorkerPolicy(max_memory=100))
+    driver.add("web", after=["db"])
+    driver.deaf.add("web")
+    driver.start()
+    driver.stop("web")
+    driver.memory["db"] = 101
+    driver.wait(1)
+    assert driver.states() == {"db": "running", "web": "stopping"}
+    driver.end("db", 0)
+    assert driver.states() == {"db": "completed", "web": "stopping"}
+
+
+def test_a_replacement_that_gave_way_to_a_stop_comes_back_when_that_is_taken_back(driver: Driver) -> None:
+    driver.add("db", worker=WorkerPolicy(max_age=100))
+    driver.add("web", after=["db"], stop_timeout=1000)
+    driver.deaf.add("web")
+    driver.start()
+    driver.stop("web")
+    driver.wait(100)
+    driver.stop("db")
+    driver.start("db")
+    driver.end("web", 0)
+    assert (reasons(driver, "db"), driver.state("db")) == (["recycled"], S.RUNNING)
+
+
 # Readiness, watchdog, age, memory -----------------------------------------------------------------------------------
 
 
@@ -696,6 +735,8 @@ def test_a_failed_group_that_is_ignored_can_be_started_by_hand_and_starts_afresh
     driver.end("a")
     driver.end("a")
     assert (driver.states(), driver.collapsed) == ({"a": "failed", "b": "stopped"}, [])
+    driver.scale("b", 2)
+    assert driver.states() == {"a": "failed", "b:0": "stopped", "b:1": "stopped"}
     driver.start()
     driver.end("a")
     assert set(driver.states().values()) == {"running"}
@@ -707,6 +748,52 @@ def test_temporary_members_do_not_come_back_with_their_siblings(driver: Driver) 
     driver.start()
     driver.end("a")
     assert (driver.states(), reasons(driver, "b")) == ({"a": "running", "b": "stopped"}, ["group restart"])
+
+
+def test_a_group_that_is_restarted_as_a_whole_starts_its_temporary_members_too(driver: Driver) -> None:
+    outer = ServiceGroup("outer", "one_for_all", max_restarts=1)
+    inner = ServiceGroup("inner", "one_for_one", max_restarts=0, parent=outer)
+    driver.add("a", group=inner, restart=AT_ONCE)
+    driver.add("b", group=inner, restart="never")
+    driver.add("c", group=outer, restart="never")
+    driver.start()
+    driver.end("a")
+    assert driver.states() == {"a": "running", "b": "running", "c": "stopped"}
+
+
+def test_a_second_restart_while_the_group_stops_keeps_the_longer_delay(driver: Driver) -> None:
+    group = ServiceGroup("g", "one_for_all", max_restarts=None)
+    driver.add("a", group=group, restart=AFTER_3)
+    driver.add("b", group=group, restart=AT_ONCE)
+    driver.add("c", group=group, restart=AT_ONCE, stop_timeout=60)
+    driver.deaf.add("c")
+    driver.start()
+    driver.pensive = True
+    driver.end("a")
+    driver.answer()
+    driver.start("b")  # waits for c to stop
+    driver.end("c", 0)
+    assert driver.states() == {"a": "backoff", "b": "running", "c": "backoff"}
+    driver.restart("c")
+    driver.end("b")
+    driver.answer()
+    assert driver.states() == {"a": "backoff", "b": "waiting", "c": "stopping"}
+    driver.end("c", 0)
+    assert driver.states() == {"a": "backoff", "b": "running", "c": "running"}
+    driver.wait(3)
+    assert driver.state("a") is S.RUNNING
+
+
+def test_the_group_waits_for_a_member_that_is_being_stopped(driver: Driver) -> None:
+    driver.add("a", group=ALL, restart=AT_ONCE)
+    driver.add("b", group=ALL)
+    driver.deaf.add("b")
+    driver.start()
+    driver.stop("b")
+    driver.end("a")
+    assert driver.states() == {"a": "waiting", "b": "stopping"}
+    driver.end("b", 0)
+    assert driver.states() == {"a": "running", "b": "stopped"}
 
 
 def test_members_that_are_stopped_or_completed_stay_so(driver: Driver) -> None:
@@ -769,6 +856,7 @@ def test_kill_all_waits_for_nobody(driver: Driver) -> None:
 
 def test_72_hours_leave_nothing_behind() -> None:
     """Crashes, hangs, leaks, age, groups and people, for three days."""
+    random.seed(72)  # tenacity's jitter comes from there
     driver = Driver(max_starting=4)
     group = ServiceGroup("g", "rest_for_one", max_restarts=None)
     policy = RestartPolicy(wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=30))
@@ -798,7 +886,7 @@ def test_72_hours_leave_nothing_behind() -> None:
             + len(supervisor._replicas)
             + len(supervisor._stopping._requests)
         )
-        assert all(state == "running" for state in driver.states().values()), driver.states()
+        assert set(driver.states().values()) <= {"running", "backoff", "waiting"}, driver.states()
         driver.events.clear()
     assert max(sizes[36:]) <= max(sizes[:36])
     assert len(driver["silent"].exits) == 50
