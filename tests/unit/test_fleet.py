@@ -84,7 +84,7 @@ class TestDeclaration:
             Fleet("census").step()(3)  # type: ignore[type-var]
 
     def test_after_something_that_is_no_part_is_refused(self) -> None:
-        with pytest.raises(FleetError, match="no such batch or step"):
+        with pytest.raises(FleetError, match="no such part"):
             Fleet("census").step(after=abs)(max)
 
 

@@ -25,11 +25,11 @@ class Board:
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
-        self.peer = Peer()
+        self.peer = Peer(self)
         self.heard: list[Any] = []
         self.events: list[str] = []
         self.selector = selectors.DefaultSelector()
-        self.board = Switchboard(self.path, KEY, self.selector, self)
+        self.board = Switchboard(self.path, KEY, self.selector, self.introduce)
 
     def introduce(self, hello: dict[str, Any]) -> Peer:
         return self.peer
