@@ -278,7 +278,7 @@ class Supervisor:
         """Start a service; ``again`` cuts a delay short and runs again what is completed."""
         service.wanted = True
         for replica in service.replicas:
-            if not replica.removed and (again or not (replica.up or replica.satisfied)):
+            if not replica.removed and (again or not (replica.up or replica.state is ServiceState.COMPLETED)):
                 self._start_replica(replica, now, "started by hand" if replica.attempt else "")
 
     def _start_replica(self, replica: Replica, now: float, reason: str) -> None:

@@ -277,10 +277,6 @@ class ServiceSimulation:
         replica, attempt, supervisor = command.replica, command.attempt, self.supervisor
         earlier = self.processes.get(replica)
         self._hold(earlier is None or earlier.ended, f"two processes for {replica.name}")
-        for other in _transitive(replica.service, "after", far=False):
-            self._hold(other.satisfied, f"{replica.name} starts before {other.name} is ready")
-        for group in supervisor._groups.around(replica.service):
-            self._hold(not group.leaving, f"{replica.name} starts before {group.name} has stopped")
         self._hold(not self.closing, f"{replica.name} starts after the end")
         due = self.not_before.pop(replica, None)
         self._hold(due is None or self.now >= due, f"{replica.name} starts {(due or 0.0) - self.now:g} s too early")
@@ -366,6 +362,8 @@ class ServiceSimulation:
             for command in commands:
                 if isinstance(command, Ask):
                     self._check_order(command.replica)
+                elif isinstance(command, Launch):
+                    self._check_obstacles(command.replica)
             for command in commands:
                 self._carry_out(command)
         self._look_around()
@@ -426,6 +424,12 @@ class ServiceSimulation:
             self.after(1.0, lambda: self.supervisor.decided(consult, delay, record, self.now))
 
     # -- what must always hold ----------------------------------------------------------------------------------------
+
+    def _check_obstacles(self, replica: Replica) -> None:
+        for other in replica.service.after:
+            self._hold(other.satisfied, f"{replica.name} starts before {other.name} is ready")
+        for group in self.supervisor._groups.around(replica.service):
+            self._hold(not group.leaving, f"{replica.name} starts before {group.name} has stopped")
 
     def _check_order(self, replica: Replica) -> None:
         """Of those that are to end, who is after others goes first."""

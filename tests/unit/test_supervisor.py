@@ -365,6 +365,22 @@ def test_nothing_starts_on_what_is_about_to_stop(driver: Driver) -> None:
     assert driver["web"].detail == "waits for db, which is stopped"
 
 
+def test_what_it_is_after_goes_on_although_it_was_about_to_stop(driver: Driver) -> None:
+    driver.add("db")
+    driver.add("web", after=["db"])
+    driver.add("worker", after=["db"])
+    driver.deaf.update(("db", "worker"))
+    driver.start("db", "worker")
+    driver.stop("worker", "db")
+    driver.start("web")
+    assert driver.states() == {"db": "running", "web": "running", "worker": "stopping"}
+    driver.stop("web", "db")
+    driver.end("worker", 0)
+    driver.start("web")  # db stops already, and starts again for it
+    driver.end("db", 0)
+    assert driver.states() == {"db": "running", "web": "running", "worker": "stopped"}
+
+
 def test_a_dependency_half_of_whose_replicas_run_is_completed_by_a_start(driver: Driver) -> None:
     driver.add("db", replicas=2, restart="never")
     driver.add("web", after=["db"])
