@@ -308,7 +308,7 @@ class Supervisor:
         for other in replica.service.after:
             if not other.satisfied:
                 return f"waits for {other.name}, which is {other.state.value}"
-            if any(self._stopping.requested(one) for one in other.replicas):
+            if any(self._stopping.requested(one) and not one.removed for one in other.replicas):
                 return f"waits for {other.name}, which is about to stop"
         return self._groups.obstacle(replica.service)
 

@@ -538,6 +538,16 @@ def test_scaled_down_and_up_at_once_keeps_numbers_and_processes_apart(driver: Dr
     assert driver.states() == {"web:0": "running", "web:1": "running"}
 
 
+def test_what_is_scaled_away_holds_nobody_back(driver: Driver) -> None:
+    driver.add("db", replicas=2)
+    driver.add("web", after=["db"])
+    driver.deaf.add("db")
+    driver.start("db")
+    driver.scale("db", 1)
+    driver.start("web")
+    assert driver.states() == {"db:0": "running", "db:1": "stopping", "web": "running"}
+
+
 def test_a_start_does_not_bring_back_what_was_scaled_away(driver: Driver) -> None:
     driver.add("web", replicas=2)
     driver.start()
