@@ -19,6 +19,7 @@ import click
 
 from poolkeeper import loading
 
+from .cli_control import COMMANDS
 from .errors import PoolkeeperError
 from .fleet import Fleet, FleetError
 
@@ -45,7 +46,7 @@ def _print_version(context: click.Context, option: click.Parameter, wanted: bool
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version."
 )
 def app() -> None:
-    """Run fleets of batch jobs on worker processes that nothing kills."""
+    """Run services and batch jobs on worker processes that nothing kills."""
 
 
 @app.command()
@@ -76,6 +77,10 @@ def run(
     fleet.plan()
     code = _run_fleet(fleet, _keeper_name(fleet, file), run_id, workers, mirror=logs == "stdout", as_json=as_json)
     context.exit(code)
+
+
+for _command in COMMANDS:
+    app.add_command(_command)
 
 
 def main() -> None:

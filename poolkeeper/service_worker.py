@@ -159,9 +159,9 @@ class _Service:
         return True
 
     def ready(self, status: str) -> None:
+        self.say((Kind.READY,))
         if status:
             self.say((Kind.STATUS, status))
-        self.say((Kind.READY,))
 
     def heartbeat(self) -> None:
         self._page.times[BEAT] = time.monotonic()

@@ -27,6 +27,7 @@ from .postmortem import Postmortem
 from .process_setup import DUMP_SIGNAL, LOG_DUMP_SIGNAL
 from .program import Program
 from .program_notices import ProgramNotices, ProgramPulse
+from .register import Register
 from .replica import Replica, Service
 from .roster import Exit
 from .service_commands import Announce, Ask, Collapse, Consult, Destroy, Dump, Launch, Sample, ServiceCommand
@@ -44,6 +45,7 @@ REPORT_SECONDS = 0.25
 
 STACKS_BYTES = 65536
 
+_PHRASES = {"backoff": "has ended, and will be started again", "failed": "has failed", "completed": "has completed"}
 _LEVELS = {"waiting": "DEBUG", "starting": "DEBUG", "stopping": "DEBUG", "backoff": "WARNING", "failed": "ERROR"}
 
 
@@ -56,6 +58,7 @@ class ServicePeer(Child):
         self.attempt = attempt
         self.tag = f"{replica.name}#{attempt}"
         self.name = f"service {replica.name}"
+        self.about = ("program" if is_program(replica.spec) else "service", replica.name, replica.number, attempt)
         self.pidfd = -1
         self.words: LastWords | None = None
         self.pending: list[int] = []
@@ -75,6 +78,7 @@ class Supervision:
         postmortem: Postmortem,
         home: Home,
         call_soon: Callable[[Callable[[], None]], None],
+        register: Register | None,
     ) -> None:
         self.supervisor = supervisor
         self.changed = threading.Condition()
@@ -87,6 +91,7 @@ class Supervision:
         self._logs = home.logs
         self._notices = ProgramNotices(home.path, selector, supervisor, self._programs)
         self._call_soon = call_soon
+        self._register = register
         self._peers: dict[str, ServicePeer] = {}
         self._current: dict[Replica, ServicePeer] = {}
         self._definitions: dict[Service, tuple[bytes, Limits, dict[str, str]]] = {}
@@ -243,6 +248,8 @@ class Supervision:
             attempt=event.attempt,
             state=event.state,
         )
+        if self._register is not None:
+            self._register.tell(event)
         for kind, listener in self._listeners:
             if fnmatchcase(event.kind, kind):
                 self._delivery.post(partial(_tell, listener, event))
@@ -352,6 +359,7 @@ class Supervision:
         if self._current.get(peer.replica) is peer:
             del self._current[peer.replica]
         self._board.detach(peer)
+        self._nursery.buried(peer)
         self._unwatch(peer)
         peer.replica.pulse = None
         if peer.page is not None:
@@ -410,6 +418,7 @@ def replica_status(replica: Replica, now: float) -> ServiceStatus:
         attempt=replica.attempt,
         detail=replica.detail,
         exits=tuple(replica.exits),
+        wanted=replica.up,
     )
 
 
@@ -423,11 +432,11 @@ def _tell(listener: Callable[[ServiceEvent], object], event: ServiceEvent) -> No
 
 
 def _sentence(event: ServiceEvent) -> str:
-    subject = event.kind.partition(".")[0]
-    state = event.state or event.kind.partition(".")[2]
+    subject, _, what = event.kind.partition(".")
+    said = _PHRASES.get(what, f"is {what}")
     pid = f" (pid {event.pid})" if event.pid is not None else ""
     reason = f": {event.reason}" if event.reason else ""
-    return f"{subject} {event.name} is {state}{pid}{reason}" if event.name else f"{subject} {state}{reason}"
+    return f"{' '.join(filter(None, (subject, event.name, said)))}{pid}{reason}"
 
 
 def _resident(pid: int | None) -> int | None:
