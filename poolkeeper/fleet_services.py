@@ -48,12 +48,13 @@ class FleetServices:
             self._changed.notify_all()
 
     def wait(self) -> None:
-        """Wait until each has completed or failed, or the run is cancelled."""
-        final = {ServiceState.COMPLETED, ServiceState.FAILED}
+        """Wait until the run is cancelled, or nothing is left to do: all are at rest, and not just stopped by hand."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._token.cancelled or all(handle.state in final for handle in self.handles.values())
-            )
+            self._changed.wait_for(lambda: self._token.cancelled or self._is_over())
+
+    def _is_over(self) -> bool:
+        states = {handle.state for handle in self.handles.values()}
+        return all(state.at_rest for state in states) and states != {ServiceState.STOPPED}
 
     def wait_for(self, name: str) -> bool:
         """Wait until a service is ready; return False if that will not be."""

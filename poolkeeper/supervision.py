@@ -223,7 +223,7 @@ class Supervision:
         error = None if command.error is None else ServiceFailed(command.error)
         try:
             delay, record = replica.spec.restart.after_exit(
-                replica.record, started=command.started, now=command.ended, error=error
+                replica.record, started=command.started, now=command.ended, error=error, healthy=command.healthy
             )
         except Exception as problem:
             why = f"its restart policy raised {type(problem).__name__}: {problem}"
