@@ -44,6 +44,7 @@ class Control:
     def __init__(self, runtime: Controlled, board: Switchboard) -> None:
         self._runtime = runtime
         self._board = board
+        self._peers: set[Peer] = set()
         self._verbs: dict[str, Callable[..., Any]] = {
             "status": self._status,
             "start": self._start,
@@ -57,13 +58,21 @@ class Control:
         """Return the session of a new client."""
         peer = Peer(self)
         peer.name = "a control client"
+        self._peers.add(peer)
         return peer
+
+    def close(self) -> None:
+        """Hang up on all clients."""
+        for peer in self._peers:
+            self._board.detach(peer)
+        self._peers.clear()
 
     def connected(self, peer: Peer, hello: dict[str, Any]) -> None:
         """A client has called."""
 
     def disconnected(self, peer: Peer) -> None:
         """A client has left."""
+        self._peers.discard(peer)
 
     def message(self, peer: Peer, message: tuple[Any, ...], fds: list[int]) -> None:
         """A client asks for something."""

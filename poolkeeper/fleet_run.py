@@ -61,8 +61,8 @@ def run_program(fleet: Fleet, keeper: Keeper, *, run_id: str, mirror: bool, as_j
     _report(result, as_json=as_json)
     if interrupts.received is not None:
         return INTERRUPTED if interrupts.received == signal.SIGINT else 0
-    if program.asked_from_outside and result.failure is None:
-        return 0
+    if program.asked_from_outside:
+        return 0 if result.failure is None else 1
     return result.exit_code
 
 

@@ -245,7 +245,10 @@ class ForkServer:
                 fork = multiprocessing.get_context("fork")
                 process = fork.Process(target=self._become, args=(main, arguments, page, link, output))
             process.name = tag
-            process.start()
+            if self._start_method == "loky":
+                process.start()
+            else:
+                _start_with_signals_blocked(process)
         except Exception as error:
             os.close(page)
             os.close(link)
@@ -329,6 +332,15 @@ class ForkServer:
     def _send(self, message: tuple[Any, ...]) -> None:
         with contextlib.suppress(OSError):  # a keeper that is gone shows as the end of the link
             self._link.send(self._session.send(pack([message])))
+
+
+def _start_with_signals_blocked(process: BaseProcess) -> None:
+    """A signal to the new process must meet its own handlers, not ours; it lets them in when it has them."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _kill_group(pid: int) -> None:

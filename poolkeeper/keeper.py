@@ -546,6 +546,8 @@ class KeeperRuntime:
         self._workforce.close()
         if self._supervision is not None:
             self._supervision.close()
+        if self._control is not None:
+            self._control.close()
         self.stowage.close()
         self._selector.close()
         if self._register is not None:
@@ -556,6 +558,8 @@ class KeeperRuntime:
             self._close_wake_pair()
             self._sleeping = True  # for good: whoever submits now calls wake, which refuses
             self._ended.set()
+        if self._supervision is not None:
+            self._supervision.announce_end()
         self.wake()
 
     def _close_wake_pair(self) -> None:

@@ -104,6 +104,10 @@ class Nursery:
         """The fork server's pid, None while there is none."""
         return None if self._process is None else self._process.pid
 
+    def will_report(self, child: Child) -> bool:
+        """Whether the fork server that has made ``child`` is there to say how it ends."""
+        return self._process is not None and self._children.get(child.tag) is child
+
     def spawn(self, child: Child, role: str, arguments: tuple[Any, ...]) -> None:
         """Ask for a process that plays ``role``; raises OSError where the system refuses what it takes."""
         if self._process is None:

@@ -45,12 +45,16 @@ def child_pids() -> list[int]:
 
 
 def settle_in(tag: str, logs: str, limits: Limits, *, inherit_output: bool) -> None:
-    """Make this process one of a keeper's; ``tag`` names its files in the folder ``logs``. Raises OSError."""
+    """Make this process one of a keeper's; ``tag`` names its files in the folder ``logs``. Raises OSError, ValueError.
+
+    Signals stay blocked, as the fork server has left them, until the caller has its handlers.
+    """
     os.setsid()
     adopt_descendants()
     for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # to ignore it again would drop one that waits
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     limits.apply()
     if not inherit_output:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC

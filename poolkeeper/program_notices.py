@@ -72,9 +72,9 @@ class ProgramNotices:
 
     def _tell(self, replica: Replica, notification: Notification) -> None:
         now = time.monotonic()
-        if notification.status is not None:
-            replica.detail = notification.status
         if notification.watchdog and isinstance(replica.pulse, ProgramPulse):
             replica.pulse.at = now
         if notification.ready:
             self._supervisor.ready(replica, replica.attempt, now)
+        if notification.status is not None:  # afterwards, for a change of state has words of its own
+            replica.detail = notification.status

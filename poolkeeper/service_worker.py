@@ -18,6 +18,7 @@ import traceback
 from typing import Any, NamedTuple, NoReturn
 
 from . import task_context
+from .arena import identity
 from .errors import PayloadError, ProtocolError
 from .limits import Limits
 from .link import Link, call_keeper
@@ -84,38 +85,66 @@ class _Service:
         self._stopping = False
         self._looks = False
         self._progress_at = 0.0
+        self._stop_signal = definition.stop_signal
+        self._speaker = 0
+        self.forked = False
         self._pipe = os.pipe()
+        self._pipe_identity = identity(self._pipe[0])
+        self._link_identity: tuple[int, int] | None = None
         if link >= 0:
             self._link = Link(socket.socket(fileno=link))
             self._link.reader.authenticated = True
-        self.say((Kind.HERE, os.getpid()))
+            self._link_identity = identity(link)
+        if not self.say((Kind.HERE, os.getpid())):
+            os._exit(1)  # the keeper does not wait for this process any more, or is gone
 
     # -- to the keeper --------------------------------------------------------------------------------------------
 
-    def say(self, message: tuple[Any, ...]) -> None:
-        """Tell the keeper, if it is there; any thread may."""
+    def say(self, message: tuple[Any, ...]) -> bool:
+        """Tell the keeper, if it is there, and return whether it is; any thread may.
+
+        A stop signal that comes meanwhile takes effect afterwards, for half a frame would be worse than none.
+        """
+        if self.forked:
+            return False
         with self._lock:
-            frame = self._session.send(pack([message]))
+            self._speaker = threading.get_ident()
             try:
-                if self._link is None:
-                    self._call()  # what is unacknowledged goes out with it
-                else:
-                    self._hear()
-                    self._link.send(frame)
-            except (OSError, ProtocolError):
-                if self._link is not None:
-                    self._link.close()
-                    self._link = None
+                return self._say(message)
+            finally:
+                self._speaker = 0
+                if self._stopping and not self._looks and threading.current_thread() is threading.main_thread():
+                    self._looks = True  # asked once, as by the signal itself
+                    raise _Asked(0)
+
+    def _say(self, message: tuple[Any, ...]) -> bool:
+        frame = self._session.send(pack([message]))
+        try:
+            if self._link is not None and identity(self._link.fileno()) != self._link_identity:
+                self._link.socket.detach()  # closed by the callable, and the number may be its own file's by now
+                self._link = None
+            if self._link is None:
+                self._call()  # what is unacknowledged goes out with it
+            else:
+                self._hear(self._link)
+                self._link.send(frame)
+        except (OSError, ProtocolError):
+            if self._link is not None:
+                self._link.close()
+                self._link = None
+            return False
+        return True
 
     def _call(self) -> None:
         introduction = {"role": "service", "id": self.worker, "pid": os.getpid()}
         self._link = call_keeper(self._config.socket, self._config.key, self._session, introduction, CALL_TIMEOUT)
+        self._link_identity = identity(self._link.fileno())
 
-    def _hear(self) -> None:
+    def _hear(self, link: Link) -> None:
         """Take in the acknowledgements that have come."""
-        link = self._link
-        assert link is not None
-        while select.select([link], [], [], 0)[0]:
+        poll = select.poll()
+        poll.register(link.fileno(), select.POLLIN)
+        while poll.poll(0):
             frames, alive = link.receive()
             for frame in frames:
                 self._session.receive(frame)
@@ -124,10 +153,16 @@ class _Service:
 
     def leave_to_parent(self) -> None:
         """In a fork of the service: its link and its stop signal are the parent's."""
+        self.forked = True
+        self._lock = threading.Lock()  # another thread may have held it
+        signal.signal(self._stop_signal, signal.SIG_DFL)
         if self._link is not None:
-            self._link.close()
+            if identity(self._link.fileno()) == self._link_identity:
+                self._link.close()
+            else:
+                self._link.socket.detach()
             self._link = None
-        self._pipe = os.pipe()
+        self._new_pipe()
 
     # -- what the context asks ------------------------------------------------------------------------------------
 
@@ -135,8 +170,11 @@ class _Service:
         """The stop signal has come."""
         first, self._stopping = not self._stopping, True
         if first:
-            os.write(self._pipe[1], b"!")  # never read, so that every thread that waits sees it
-            if not self._looks:
+            if identity(self._pipe[0]) == self._pipe_identity:
+                with contextlib.suppress(OSError):
+                    os.write(self._pipe[1], b"!")  # never read, so that every thread that waits sees it
+            if not self._looks and self._speaker != threading.get_ident():
+                self._looks = True
                 raise _Asked(0)
 
     def is_stopping(self) -> bool:
@@ -153,14 +191,21 @@ class _Service:
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
+            if identity(self._pipe[0]) != self._pipe_identity:
+                self._new_pipe()  # the callable has closed it
+                continue
             poll = select.poll()
             poll.register(self._pipe[0], select.POLLIN)
             poll.poll(min(left, 86400.0) * 1000)
         return True
 
+    def _new_pipe(self) -> None:
+        self._pipe = os.pipe()
+        self._pipe_identity = identity(self._pipe[0])
+
     def ready(self, status: str) -> None:
         self.say((Kind.READY,))
-        if status:
+        if status:  # afterwards, for a change of state has words of its own
             self.say((Kind.STATUS, status))
 
     def heartbeat(self) -> None:
@@ -176,21 +221,35 @@ class _Service:
 def main(config: WorkerConfig, plain: tuple[Any, ...], page: int | str, link: int) -> None:
     """Be a service: the target of a multiprocessing process; see ``worker.main`` for ``page`` and ``link``."""
     definition = ServiceDefinition(*plain)
-    settle_in(definition.tag, config.logs, definition.limits, inherit_output=config.inherit_output)
+    problem: OSError | ValueError | None = None
+    try:
+        settle_in(definition.tag, config.logs, definition.limits, inherit_output=config.inherit_output)
+    except (OSError, ValueError) as error:
+        problem = error
     os.environ.update(definition.environment)
     service = _Service(config, definition, os.open(page, os.O_RDWR) if isinstance(page, str) else page, link)
     os.register_at_fork(after_in_child=service.leave_to_parent)
     task_context.enter(service)
     try:
         signal.signal(definition.stop_signal, service.asked_to_stop)
-        status, words = _run(service, definition)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        status, words = _run(service, definition) if problem is None else (1, _unsettled(problem))
         threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001 - threads that are no daemons are part of it
     except _Asked:
         status, words = 0, (ExitReason.RETURNED, "", "")
     signal.signal(definition.stop_signal, signal.SIG_IGN)
     _flush()
+    if service.forked:
+        os._exit(status)  # what was started before the fork is the parent's
     service.say((Kind.LAST_WORDS, words[0].value, words[1], words[2]))
     leave(status)
+
+
+def _unsettled(error: Exception) -> Words:
+    message = f"its process could not be set up as its WorkerPolicy says: {error}"
+    with contextlib.suppress(Exception):
+        sys.stderr.write(f"{message}\n")
+    return ExitReason.RAISED, message, ""
 
 
 Words = tuple[ExitReason, str, str]
@@ -209,8 +268,19 @@ def _run(service: _Service, definition: ServiceDefinition) -> tuple[int, Words]:
     except SystemExit as error:
         return _exited(error)
     except BaseException as error:
+        if _comes_of_asking(error):
+            raise _Asked(0) from None
         return 1, _raised(error)
     return 0, (ExitReason.RETURNED, "", "")
+
+
+def _comes_of_asking(error: BaseException | None) -> bool:
+    """Whether ``error`` is what somebody on the way, such as pickle, has made of the request to stop."""
+    while error is not None:
+        if isinstance(error, _Asked):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _load(definition: ServiceDefinition) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import selectors
 import signal
+import socket
 import sys
 import threading
 import time
@@ -13,10 +14,11 @@ import traceback
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .delivery import Delivery
 from .errors import ProtocolError, ServiceFailed
+from .families import descendants, end_family
 from .home import Home
 from .limits import Limits
 from .logs import emit
@@ -38,10 +40,16 @@ from .service_worker import ServiceDefinition
 from .supervisor import Supervisor
 from .switchboard import Switchboard
 
+if TYPE_CHECKING:
+    import psutil
+
 __all__ = ["ServicePeer", "Supervision"]
 
-REPORT_SECONDS = 0.25
-"""How long to wait for the exit status of a process that is seen to have ended."""
+REPORT_SECONDS = 5.0
+"""How long the fork server gets to report how a process has ended that is seen to have; on a busy machine it may be late.
+
+It is known at once where the fork server has died that had made the process.
+"""
 
 STACKS_BYTES = 65536
 
@@ -60,7 +68,10 @@ class ServicePeer(Child):
         self.name = f"service {replica.name}"
         self.about = ("program" if is_program(replica.spec) else "service", replica.name, replica.number, attempt)
         self.pidfd = -1
+        self.stopped = False
+        """Whether it was stopped, as by SIGSTOP, when it was to write its stacks."""
         self.words: LastWords | None = None
+        self.family: set[psutil.Process] = set()
         self.pending: list[int] = []
         """Signals that came before the process was there."""
 
@@ -186,24 +197,33 @@ class Supervision:
         }
 
     def _ask(self, command: Ask) -> None:
-        self._signal(self._current.get(command.replica), command.replica.spec.stop_signal)
+        peer = self._current.get(command.replica)
+        self._watch_family(peer)
+        self._signal(peer, command.replica.spec.stop_signal)
 
     def _destroy(self, command: Destroy) -> None:
-        self._signal(self._current.get(command.replica), signal.SIGKILL)
+        peer = self._current.get(command.replica)
+        self._watch_family(peer)
+        self._signal(peer, signal.SIGKILL)
+
+    def _watch_family(self, peer: ServicePeer | None) -> None:
+        """Where the fork server has died that would end what a process leaves behind, remember what there is."""
+        if peer is not None and peer.pid is not None and peer not in self._gone and not self._nursery.will_report(peer):
+            peer.family.update(descendants(peer.pid))
 
     def _dump(self, command: Dump) -> None:
         peer = self._current.get(command.replica)
         if peer is None or is_program(command.replica.spec):
             return
+        peer.stopped = _is_stopped(peer.pid)
         self._signal(peer, signal.SIGCONT)
         for number in (DUMP_SIGNAL, LOG_DUMP_SIGNAL):
             if number is not None:
                 self._signal(peer, number)
 
-    @staticmethod
-    def _signal(peer: ServicePeer | None, number: int) -> None:
+    def _signal(self, peer: ServicePeer | None, number: int) -> None:
         """Signal a process, by its pidfd where there is one: that cannot name a stranger."""
-        if peer is None:
+        if peer is None or peer in self._gone:
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if peer.pidfd >= 0:
@@ -306,7 +326,7 @@ class Supervision:
 
     def spawned(self, peer: ServicePeer, pid: int) -> None:
         """The process exists."""
-        if peer.pidfd < 0 and self._peers.get(peer.tag) is peer:
+        if peer.pidfd < 0 and self._peers.get(peer.tag) is peer and peer not in self._gone:
             self._here(peer, pid)
 
     def refused(self, peer: ServicePeer, why: str) -> None:
@@ -321,22 +341,40 @@ class Supervision:
 
     def orphaned(self, peer: ServicePeer, why: str) -> None:
         """The fork server has died: nobody will report the end of what lives, and what it was to make is not made."""
+        if peer.link is not None:
+            with contextlib.suppress(OSError):
+                # From now on it cannot say that it is there, and leaves; what it has said before is read.
+                peer.link.socket.shutdown(socket.SHUT_RD)
+            while self._board.read(peer):
+                pass
         if peer.pid is None:
             self.refused(peer, why)
+        elif peer in self._gone:
+            self._gone[peer] = time.monotonic()
+        elif peer.pidfd < 0:  # its end could not be seen any more
+            self._watch_family(peer)
+            self._signal(peer, signal.SIGKILL)
+            self._gone[peer] = time.monotonic()
 
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     def _seen_to_end(self, peer: ServicePeer, _: int) -> None:
         """The pidfd says so; how it ended the fork server says in a moment, unless it is gone."""
         self._unwatch(peer)
-        self._gone[peer] = time.monotonic() + REPORT_SECONDS
+        self._gone[peer] = time.monotonic() + (REPORT_SECONDS if self._nursery.will_report(peer) else 0.0)
 
     def _ended(self, peer: ServicePeer, exit: Exit) -> None:
         if self._peers.get(peer.tag) is not peer:
             return
         while self._board.read(peer):
             pass
+        if exit is UNKNOWN and peer.pid is not None:
+            end_family(peer.pid, peer.family)
         stacks = self._take_stacks(peer)
+        if peer.stopped:
+            stacks = (
+                f"The process was stopped (by SIGSTOP, a terminal or a debugger) and was continued for this.\n{stacks}"
+            )
         replica = peer.replica
         self._drop(peer)
         code = exit.code
@@ -388,6 +426,9 @@ class Supervision:
         for peer in list(self._peers.values()):
             self._drop(peer)
         self._notices.close()
+
+    def announce_end(self) -> None:
+        """Wake those who wait for a state that will not come any more; for when the keeper counts as ended."""
         with self.changed:
             self.changed.notify_all()
 
@@ -437,6 +478,14 @@ def _sentence(event: ServiceEvent) -> str:
     pid = f" (pid {event.pid})" if event.pid is not None else ""
     reason = f": {event.reason}" if event.reason else ""
     return f"{' '.join(filter(None, (subject, event.name, said)))}{pid}{reason}"
+
+
+def _is_stopped(pid: int | None) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
+    except (OSError, IndexError):
+        return False
 
 
 def _resident(pid: int | None) -> int | None:

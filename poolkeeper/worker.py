@@ -405,6 +405,7 @@ def main(config: WorkerConfig, id: int, slot: int, page: int | str, link: int) -
     settle_in(f"worker-{id}", config.logs, config.limits, inherit_output=config.inherit_output)
     worker = _Worker(config, id, slot, os.open(page, os.O_RDWR) if isinstance(page, str) else page)
     signal.signal(signal.SIGURG, worker.nudged)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.register_at_fork(after_in_child=worker.out.leave_to_parent)
     task_context.enter(worker)
     with contextlib.suppress(Retired):
