@@ -5,7 +5,7 @@
 
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
-.PHONY: help run test soak check types style format bench clean
+.PHONY: help run demo test soak check types style format bench clean
 
 BIN := .venv/bin
 # Tried in this order, by running them: a shim on the PATH may stand for a version that is not there.
@@ -16,6 +16,9 @@ help: ## this list
 
 run: .venv/.installed ## the census of all Python source on this machine, jobs/census.py (ARGS=)
 	$(BIN)/poolkeeper run jobs/census.py $(ARGS)
+
+demo: .venv/.installed ## three services under supervision, jobs/demo_services.py; Ctrl-C stops them
+	$(BIN)/poolkeeper run jobs/demo_services.py $(ARGS)
 
 test: .venv/.installed-dev ## the tests, but for those that take minutes (ARGS=)
 	$(BIN)/python -m pytest -m "not soak" $(ARGS)

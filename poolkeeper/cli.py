@@ -6,12 +6,9 @@ Exit codes: 0 all well, 1 some work failed or could not be started, 2 wrong usag
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib
-import json
 import os
-import signal
 import sys
 import traceback
 
@@ -19,12 +16,11 @@ import click
 
 from poolkeeper import loading
 
+from .cli_control import COMMANDS
 from .errors import PoolkeeperError
 from .fleet import Fleet, FleetError
 
 __all__ = ["app", "main"]
-
-INTERRUPTED = 130
 
 
 def _print_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:
@@ -45,7 +41,7 @@ def _print_version(context: click.Context, option: click.Parameter, wanted: bool
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version."
 )
 def app() -> None:
-    """Run fleets of batch jobs on worker processes that nothing kills."""
+    """Run services and batch jobs on worker processes that nothing kills."""
 
 
 @app.command()
@@ -74,12 +70,22 @@ def run(
     """Run the fleet that FILE declares; ARGS become its sys.argv[1:]."""
     fleet = loading.load_fleet(file, arguments)
     fleet.plan()
-    code = _run_fleet(fleet, _keeper_name(fleet, file), run_id, workers, mirror=logs == "stdout", as_json=as_json)
+    code = _run_fleet(fleet, file, run_id, workers, mirror=logs == "stdout", as_json=as_json)
     context.exit(code)
 
 
+INTERRUPTED = 130
+
+for _command in COMMANDS:
+    app.add_command(_command)
+
+
 def main() -> None:
-    """Run the command line and exit the process."""
+    """Run the command line and exit the process; as pid 1 of a container, leave that part to a small init."""
+    if os.getpid() == 1:
+        from .init_process import leave_pid_one
+
+        leave_pid_one()
     sys.exit(_main())
 
 
@@ -104,61 +110,22 @@ def _main() -> int:
     return code if isinstance(code, int) else 0
 
 
-def _run_fleet(fleet: Fleet, name: str, run_id: str, workers: int | None, *, mirror: bool, as_json: bool) -> int:
-    from rich.console import Console
-
+def _run_fleet(fleet: Fleet, file: str, run_id: str, workers: int | None, *, mirror: bool, as_json: bool) -> int:
     from poolkeeper import logs
 
-    from .cancellation import CancellationToken
-    from .display import LineDisplay, LiveDisplay, summary
-    from .interrupts import Interrupts
+    from .fleet_run import run_program
     from .pool import Keeper
-    from .runner import run_fleet
-    from .summary import run_as_data
 
-    terminal = Console(stderr=True)
-    token = CancellationToken()
-    with contextlib.ExitStack() as stack:
-        steps_stdout = stack.enter_context(contextlib.redirect_stdout(sys.stderr)) if as_json else sys.stdout
-        logs.configure(lambda line: click.echo(line, nl=False, err=True), colour=terminal.is_terminal)
-        keeper = Keeper(
-            workers,
-            initializer=loading.use_arguments,
-            initargs=(sys.argv,),
-            name=name,
-            run_id=run_id,
-            resources=fleet.resources,
-        )
-        live = LiveDisplay(terminal, keeper.status, redirect=steps_stdout.isatty()) if terminal.is_terminal else None
-
-        def stop(number: int) -> None:
-            reason = f"{signal.Signals(number).name} received"
-            token.cancel(reason)
-            if live is not None:
-                live.notice(f"{reason}: what runs is finished, the rest is not started; once more stops at once")
-            else:
-                logs.emit("WARNING", f"{reason}: what runs is finished, the rest is not started")
-
-        def leave(number: int) -> None:
-            if live is not None:
-                live.hide()
-            os._exit(128 + number)
-
-        interrupts = stack.enter_context(Interrupts(stop, leave))
-        if mirror:
-            stack.enter_context(logs.LogMirror(keeper.home / "logs", click.echo))
-        stack.enter_context(keeper)
-        stack.enter_context(live or LineDisplay())
-        result = run_fleet(fleet, keeper, run_id=run_id, observer=live or LineDisplay(), cancel=token)
-    if as_json:
-        click.echo(json.dumps(run_as_data(result), indent=2))
-    else:
-        # A terminal folds long lines; what goes into a file or pipe is searched line by line.
-        seen = sys.stdout.isatty()
-        Console(width=None if seen else 200).print(summary(result), soft_wrap=not seen)
-    if interrupts.received is not None:
-        return INTERRUPTED if interrupts.received == signal.SIGINT else 0
-    return result.exit_code
+    logs.configure(lambda line: click.echo(line, nl=False, err=True), colour=sys.stderr.isatty())
+    keeper = Keeper(
+        workers,
+        name=_keeper_name(fleet, file),
+        run_id=run_id,
+        resources=fleet.resources,
+        # A service that starts again shall not import the file anew.
+        preload=[os.path.splitext(os.path.basename(file))[0]] if fleet.services else (),
+    )
+    return run_program(fleet, keeper, run_id=run_id, mirror=mirror, as_json=as_json)
 
 
 def _keeper_name(fleet: Fleet, file: str) -> str:

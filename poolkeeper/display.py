@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
@@ -24,6 +24,7 @@ from .logs import emit
 from .model import BatchResult, KeeperStatus, RunResult, StepResult, TaskResult
 from .progress import BatchProgress
 from .runner import RunObserver
+from .service_model import ServiceStatus
 from .summary import error_name, failure_groups
 
 __all__ = ["Display", "LineDisplay", "LiveDisplay", "summary"]
@@ -203,10 +204,34 @@ class LiveDisplay(Display):
                 table.add_row(Text(name, "bold"), _bar(row, now), _counts(row), _pace(row, now))
         lines: list[RenderableType] = [table]
         if self._status is not None:
-            lines.append(Text(workers_line(self._status()), "dim"))
+            status = self._status()
+            if status.services:
+                lines.insert(0, _service_rows(status.services))
+            lines.append(Text(workers_line(status), "dim"))
         if self._notice:
             lines.append(Text(self._notice, "yellow"))
         return Group(*lines)
+
+
+_STATES = {"running": "green", "completed": "green", "failed": "bold red", "backoff": "yellow"}
+_SERVICES_SHOWN = 20
+
+
+def _service_rows(services: Sequence[ServiceStatus]) -> RenderableType:
+    """Return a line for each service; of many, those that do not run come first."""
+    table = Table.grid(padding=(0, 1))
+    ordered = (
+        sorted(services, key=lambda row: row.state.value == "running") if len(services) > _SERVICES_SHOWN else services
+    )
+    for row in ordered[:_SERVICES_SHOWN]:
+        state = row.state.value
+        up = f"up {duration(row.uptime)}" if row.uptime is not None else ""
+        restarts = f"{row.restarts} restart{'' if row.restarts == 1 else 's'}" if row.restarts else ""
+        facts = ", ".join(filter(None, (f"pid {row.pid}" if row.pid else "", up, restarts, row.detail)))
+        table.add_row(Text(row.name, "bold"), Text(state, _STATES.get(state, "cyan")), Text(facts, "dim"))
+    if len(services) > _SERVICES_SHOWN:
+        table.add_row(Text(f"and {len(services) - _SERVICES_SHOWN} more", "dim"))
+    return table
 
 
 def workers_line(status: KeeperStatus) -> str:
@@ -239,12 +264,17 @@ def summary(result: RunResult, samples: int = 3) -> RenderableType:
             duration(batch.seconds),
             f"{figures.rate:,.0f}" if figures.rate >= 10 else f"{figures.rate:.2g}",
         )
-    parts: list[RenderableType] = [table]
+    title = Text(f"{result.fleet} · {result.run_id}", "bold italic")
+    parts: list[RenderableType] = [table] if result.batches or result.steps else [title]
+    for name, state in result.services.items():
+        parts.append(Text.assemble((name, "bold"), " ", (state.value, _STATES.get(state.value, "cyan"))))
     parts += [Text(f"{name}: not run, {reason}", "yellow") for name, reason in result.skipped.items()]
     for step in result.steps.values():
         parts.append(_step_line(step))
     for batch in result.batches.values():
         parts.extend(_failure_lines(batch, samples))
+    if result.failure is not None:
+        parts.append(Text(f"failed after {duration(result.seconds)}: {result.failure}", "red"))
     if result.stopped is not None:
         parts.append(Text(f"stopped after {duration(result.seconds)}: {result.stopped}", "yellow"))
     return Group(*parts)

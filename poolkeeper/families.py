@@ -17,7 +17,7 @@ __all__ = ["descendants", "end_family"]
 
 
 def descendants(pid: int) -> list[psutil.Process]:
-    """Return all that process ``pid`` has started, near and far; they know themselves from later owners of their pids."""
+    """Return all that process ``pid`` has started, near and far; none is taken for a later owner of its pid."""
     import psutil
 
     try:

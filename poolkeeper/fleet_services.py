@@ -25,6 +25,7 @@ class FleetServices:
         self._keeper: Any = executor
         self._token = token
         self._changed = threading.Condition()
+        self._group_failed = False  # which leaves its other members stopped
         if not hasattr(executor, "declare_service"):
             raise FleetError(f"fleet {fleet.name!r} has services, which need a Keeper to run, not {executor!r}")
 
@@ -41,6 +42,7 @@ class FleetServices:
         if event.kind == "fleet.failed":
             self.collapse = event.reason
             self._token.cancel(event.reason)
+        self._group_failed = self._group_failed or event.kind == "group.failed"
         self._wake()
 
     def _wake(self) -> None:
@@ -48,12 +50,15 @@ class FleetServices:
             self._changed.notify_all()
 
     def wait(self) -> None:
-        """Wait until each has completed or failed, or the run is cancelled."""
-        final = {ServiceState.COMPLETED, ServiceState.FAILED}
+        """Wait until the run is cancelled, or nothing is left to do; what is stopped by hand may be started again."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._token.cancelled or all(handle.state in final for handle in self.handles.values())
-            )
+            self._changed.wait_for(lambda: self._token.cancelled or self._is_over())
+
+    def _is_over(self) -> bool:
+        final = {ServiceState.COMPLETED, ServiceState.FAILED}
+        if self._group_failed:
+            final.add(ServiceState.STOPPED)
+        return all(handle.state in final for handle in self.handles.values())
 
     def wait_for(self, name: str) -> bool:
         """Wait until a service is ready; return False if that will not be."""

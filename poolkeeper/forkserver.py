@@ -74,6 +74,7 @@ def launch(
         "preload": list(preload),
         "start_method": start_method,
         "sys_path": sys.path,
+        "argv": getattr(sys, "argv", [""]),
         "remove": list(remove),
         # for managers and listeners of the application that tasks connect to; standard input is private
         "authkey": base64.b64encode(multiprocessing.current_process().authkey).decode(),
@@ -367,6 +368,7 @@ def main(content: dict[str, Any]) -> None:
     """Serve; ``content`` is what ``launch`` has written to standard input."""
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
+    sys.argv = content["argv"]
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL if number != signal.SIGPIPE else signal.SIG_IGN)

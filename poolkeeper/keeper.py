@@ -41,6 +41,8 @@ from .worker_session import WorkerConfig
 from .workforce import Workforce
 
 if TYPE_CHECKING:
+    from .control import Control
+    from .register import Register
     from .service_model import ServiceStatus
     from .supervision import Supervision
 
@@ -80,6 +82,8 @@ class KeeperRuntime:
         self.settings = settings
         self.refusal: str | None = None
         self.started = time.time()
+        self.name = None if home.ephemeral else home.path.parent.name
+        self.run_id = home.path.name
         self.stowage = Stowage(home.path, settings.queue_bytes)
         self._home = home
         self._core = Core(settings.max_workers, settings.max_tasks)
@@ -92,6 +96,9 @@ class KeeperRuntime:
         self._ended = threading.Event()
         self._retired_at: float | None = None
         self._supervision: Supervision | None = None
+        self._register: Register | None = None
+        self._control: Control | None = None
+        self._on_shutdown: Callable[[str], object] | None = None
         undo = contextlib.ExitStack()
         with undo:
             self._open(settings, home, undo)
@@ -118,7 +125,12 @@ class KeeperRuntime:
             limits=settings.limits,
         )
         core = self._core
-        self._nursery = Nursery(settings, config, self._selector, home)
+        if not home.ephemeral:
+            from .register import Register
+
+            self._register = Register(home, self.name or "", self.run_id)
+            undo.callback(self._register.close)
+        self._nursery = Nursery(settings, config, self._selector, home, self._register)
         self._workforce = Workforce(settings, core, self._nursery, self._selector, self.stowage)
         self._board = Switchboard(home.socket, home.key, self._selector, self._introduce)
         undo.callback(self._nursery.close)
@@ -258,6 +270,7 @@ class KeeperRuntime:
             self._postmortem,
             self._home,
             self.call_soon,
+            self._register,
         )
 
     def expect_callbacks(self) -> None:
@@ -285,6 +298,19 @@ class KeeperRuntime:
             for task in withdrawn:
                 self._traffic.withdraw(task)
         self.wake()
+
+    def on_shutdown(self, callback: Callable[[str], object]) -> None:
+        """Have ``callback`` called, on the delivery thread, when another program asks this keeper to end."""
+        self._on_shutdown = callback
+
+    def request_shutdown(self, reason: str) -> None:
+        """Another program asks this keeper to end."""
+        callback = self._on_shutdown
+        if callback is not None:
+            self._traffic.delivery.post(lambda: (callback(reason), None)[1])
+        else:
+            self.refusal = f"this keeper was shut down from outside: {reason}"
+            self.close()
 
     def close(self) -> None:
         """Finish what is taken on, then end; does not wait."""
@@ -464,9 +490,18 @@ class KeeperRuntime:
             return self._workforce.introduce(hello)
         if role == "forkserver":
             return self._nursery.server
+        if role == "control":
+            return self._introduce_client()
         if role == "service" and self._supervision is not None:
             return self._supervision.introduce(hello)
         raise ProtocolError(f"nobody here speaks to a caller that is {role!r}")
+
+    def _introduce_client(self) -> Peer:
+        if self._control is None:
+            from .control import Control
+
+            self._control = Control(self, self._board)
+        return self._control.introduce()
 
     # -- retry policies -----------------------------------------------------------------------------------------------
 
@@ -511,8 +546,12 @@ class KeeperRuntime:
         self._workforce.close()
         if self._supervision is not None:
             self._supervision.close()
+        if self._control is not None:
+            self._control.close()
         self.stowage.close()
         self._selector.close()
+        if self._register is not None:
+            self._register.close()
         self._home.remove()
         self._traffic.delivery.close()
         with self._lock:
@@ -535,6 +574,8 @@ class KeeperRuntime:
         self._lock = threading.RLock()
         self._ended.set()
         self._home.close_lock()
+        if self._register is not None:
+            self._register.abandon_in_child()
         for key in list(self._selector.get_map().values()) if self._selector.get_map() else ():
             with contextlib.suppress(OSError):
                 os.close(key.fd)

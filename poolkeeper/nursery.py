@@ -11,7 +11,7 @@ import contextlib
 import os
 import selectors
 import socket
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .forkserver import Launched, launch
 from .home import Home
@@ -23,6 +23,9 @@ from .roster import Exit
 from .settings import Settings
 from .switchboard import Listener, Peer, Switchboard
 from .worker_session import WorkerConfig
+
+if TYPE_CHECKING:
+    from .register import Register
 
 __all__ = ["UNKNOWN", "Child", "Nursery", "Parent", "watch_process"]
 
@@ -37,6 +40,8 @@ class Child(Peer):
     """
 
     tag = ""
+    about: tuple[str, str, int | None, int | None] = ("", "", None, None)
+    """Its role, name, slot and attempt, for the pidfile."""
 
     def __init__(self, parent: Parent) -> None:
         super().__init__(parent)
@@ -71,11 +76,19 @@ class Parent(Listener, Protocol):
 class Nursery:
     """Owns the fork server: starts it, asks it for processes, and starts another when it has died."""
 
-    def __init__(self, settings: Settings, config: WorkerConfig, selector: selectors.BaseSelector, home: Home) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        config: WorkerConfig,
+        selector: selectors.BaseSelector,
+        home: Home,
+        register: Register | None,
+    ) -> None:
         self._settings = settings
         self._config = config
         self._selector = selector
         self._remove = home.temporary
+        self._register = register
         self._board: Switchboard
         self._children: dict[str, Child] = {}
         self._process: Launched | None = None
@@ -134,6 +147,9 @@ class Nursery:
             if child is not None:
                 child.pid = message[2]
                 child.let_go()
+                if self._register is not None:
+                    role, name, slot, attempt = child.about
+                    self._register.born(tag, role, name, message[2], slot, attempt)
                 child.parent.spawned(child, message[2])
             return
         child = self._children.pop(tag, None)
@@ -145,6 +161,11 @@ class Nursery:
         elif kind == Kind.EXITED:
             child.parent.exited(child, Exit(message[2], message[3]))
 
+    def buried(self, child: Child) -> None:
+        """Its parent has seen a process to its end."""
+        if self._register is not None:
+            self._register.gone(child.tag)
+
     def lost(self) -> None:
         """The fork server has died. What it has made lives on; another is started when it is needed."""
         if self._process is None:
@@ -154,6 +175,8 @@ class Nursery:
             self._selector.unregister(process.watch_fd)
         process.kill()  # before its link is closed, which it would take for the end of the keeper
         self._board.detach(self.server)
+        if self._register is not None:
+            self._register.gone("forkserver")
         emit("WARNING", "the fork server has ended; another is started when a worker is needed")
         self.server = self._new_server()
         children = list(self._children.values())
@@ -187,6 +210,8 @@ class Nursery:
             inherit_output=settings.inherit_output,
             remove=self._remove,
         )
+        if self._register is not None:
+            self._register.born("forkserver", "forkserver", "the fork server", self._process.pid)
         if self._process.watch_fd is not None:
             self._selector.register(self._process.watch_fd, selectors.EVENT_READ, self._ended)
 

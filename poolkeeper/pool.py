@@ -382,6 +382,16 @@ class Keeper(KeeperView):
             raise PoolkeeperError('start_method="inline" has no services, and so no events')
         self._runtime.supervision.listen(kind, callback)
 
+    def on_shutdown(self, callback: Callable[[str], object]) -> None:
+        """Call ``callback(reason)`` when ``poolkeeper shutdown`` asks this keeper to end, in place of ending it."""
+        if isinstance(self._runtime, KeeperRuntime):
+            self._runtime.on_shutdown(callback)
+
+    def ping(self) -> None:
+        """Return once the keeper's thread has answered; raises RuntimeError when it has ended."""
+        if isinstance(self._runtime, KeeperRuntime):
+            self._runtime.ask(lambda: None)
+
     @property
     def services(self) -> Mapping[str, ServiceHandle]:
         """The services by name, in the order of their declaration."""

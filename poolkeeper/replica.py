@@ -131,8 +131,9 @@ class Service:
 
     @property
     def satisfied(self) -> bool:
-        """Whether what is after this service may start."""
-        return bool(self.replicas) and all(replica.satisfied for replica in self.replicas)
+        """Whether what is after this service may start; replicas that are scaled away do not count."""
+        staying = [replica for replica in self.replicas if not replica.removed]
+        return bool(staying) and all(replica.satisfied for replica in staying)
 
     @property
     def state(self) -> ServiceState:

@@ -121,7 +121,8 @@ class ServiceStatus:
     """One service at the moment of a snapshot, or one of its replicas where there are several.
 
     ``uptime`` is in seconds since its process has been ready, ``last_exit`` as ``Process.exitcode``. ``detail`` says
-    in words what it waits for, or why it ended. ``restarts`` counts what nobody asked for.
+    in words what it waits for, or why it ended. ``restarts`` counts what nobody asked for. ``wanted`` is whether it is
+    to run, which one that has failed, completed or been stopped is not.
     """
 
     name: str
@@ -135,6 +136,7 @@ class ServiceStatus:
     attempt: int = 0
     detail: str = ""
     exits: tuple[ServiceExit, ...] = ()
+    wanted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

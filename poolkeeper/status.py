@@ -8,8 +8,9 @@ from typing import Any
 
 from .model import KeeperStatus, WorkerStatus
 from .process_identity import resident_bytes
+from .service_model import ServiceExit, ServiceStatus
 
-__all__ = ["keeper_status"]
+__all__ = ["keeper_as_data", "keeper_status"]
 
 
 def keeper_status(name: str | None, run_id: str, runtime: Any) -> KeeperStatus:
@@ -28,3 +29,61 @@ def keeper_status(name: str | None, run_id: str, runtime: Any) -> KeeperStatus:
     )
     services = tuple(runtime.service_rows())
     return KeeperStatus(name, run_id, os.getpid(), time.time() - runtime.started, queued, running, workers, services)
+
+
+EXITS_SHOWN = 5
+
+
+def keeper_as_data(runtime: Any) -> dict[str, Any]:
+    """Return what ``runtime`` is doing, as plain data; looks at no process, so that the keeper's thread may call it."""
+    queued, running, rows = runtime.snapshot()
+    return {
+        "name": runtime.name,
+        "run_id": runtime.run_id,
+        "pid": os.getpid(),
+        "uptime": time.time() - runtime.started,
+        "queued": queued,
+        "running": running,
+        "workers": [
+            {
+                "id": str(row.id),
+                "pid": row.pid,
+                "state": row.state,
+                "task": None if row.task is None else row.task.call.name,
+                "uptime": time.time() - row.started,
+            }
+            for row in rows
+        ],
+        "services": [_service_as_data(row) for row in runtime.service_rows()],
+    }
+
+
+def _service_as_data(row: ServiceStatus) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "service": row.service,
+        "replica": row.replica,
+        "state": row.state.value,
+        "wanted": row.wanted,
+        "pid": row.pid,
+        "attempt": row.attempt,
+        "restarts": row.restarts,
+        "last_exit": row.last_exit,
+        "uptime": row.uptime,
+        "detail": row.detail,
+        "exits": [_exit_as_data(exit) for exit in row.exits[-EXITS_SHOWN:]],
+    }
+
+
+def _exit_as_data(exit: ServiceExit) -> dict[str, Any]:
+    return {
+        "reason": exit.reason.value,
+        "failure": exit.failure,
+        "pid": exit.pid,
+        "attempt": exit.attempt,
+        "exitcode": exit.exitcode,
+        "started": exit.started,
+        "ended": exit.ended,
+        "message": exit.describe(),
+        "detail": exit.detail,
+    }

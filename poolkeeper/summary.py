@@ -51,6 +51,8 @@ def run_as_data(result: RunResult, samples: int = 3) -> dict[str, Any]:
         "batches": {name: _batch_as_data(batch, samples) for name, batch in result.batches.items()},
         "steps": {name: _step_as_data(step) for name, step in result.steps.items()},
         "skipped": dict(result.skipped),
+        "services": {name: state.value for name, state in result.services.items()},
+        "failure": result.failure,
     }
 
 

@@ -30,6 +30,7 @@ from .postmortem import Postmortem
 from .process_setup import DUMP_SIGNAL, LOG_DUMP_SIGNAL
 from .program import Program
 from .program_notices import ProgramNotices, ProgramPulse
+from .register import Register
 from .replica import Replica, Service
 from .roster import Exit
 from .service_commands import Announce, Ask, Collapse, Consult, Destroy, Dump, Launch, Sample, ServiceCommand
@@ -56,6 +57,7 @@ STACKS_BYTES = 65536
 DUMP_LOOK_SECONDS = 0.02
 """How often to look whether a process has written its stacks."""
 
+_PHRASES = {"backoff": "has ended, and will be started again", "failed": "has failed", "completed": "has completed"}
 _LEVELS = {"waiting": "DEBUG", "starting": "DEBUG", "stopping": "DEBUG", "backoff": "WARNING", "failed": "ERROR"}
 
 
@@ -68,9 +70,11 @@ class ServicePeer(Child):
         self.attempt = attempt
         self.tag = f"{replica.name}#{attempt}"
         self.name = f"service {replica.name}"
+        self.about = ("program" if is_program(replica.spec) else "service", replica.name, replica.number, attempt)
         self.pidfd = -1
         self.stopped = False
         """Whether it was stopped, as by SIGSTOP, when it was to write its stacks."""
+        self.must_dump = False
         self.dumped = 0
         """How many bytes of stacks it had written at the last look."""
         self.dumped_to_log = False
@@ -93,6 +97,7 @@ class Supervision:
         postmortem: Postmortem,
         home: Home,
         call_soon: Callable[[Callable[[], None]], None],
+        register: Register | None,
     ) -> None:
         self.supervisor = supervisor
         self.changed = threading.Condition()
@@ -105,6 +110,7 @@ class Supervision:
         self._logs = home.logs
         self._notices = ProgramNotices(home.path, selector, supervisor, self._programs)
         self._call_soon = call_soon
+        self._register = register
         self._peers: dict[str, ServicePeer] = {}
         self._current: dict[Replica, ServicePeer] = {}
         self._definitions: dict[Service, tuple[bytes, Limits, dict[str, str]]] = {}
@@ -224,6 +230,7 @@ class Supervision:
         if DUMP_SIGNAL is None or peer in self._gone or is_program(command.replica.spec):
             self.supervisor.dumped(peer.replica, peer.attempt, time.monotonic())
             return
+        peer.must_dump = True
         peer.stopped = _is_stopped(peer.pid)
         self._signal(peer, signal.SIGCONT)
         self._signal(peer, DUMP_SIGNAL)
@@ -263,7 +270,7 @@ class Supervision:
         error = None if command.error is None else ServiceFailed(command.error)
         try:
             delay, record = replica.spec.restart.after_exit(
-                replica.record, started=command.started, now=command.ended, error=error
+                replica.record, started=command.started, now=command.ended, error=error, healthy=command.healthy
             )
         except Exception as problem:
             why = f"its restart policy raised {type(problem).__name__}: {problem}"
@@ -288,6 +295,8 @@ class Supervision:
             attempt=event.attempt,
             state=event.state,
         )
+        if self._register is not None:
+            self._register.tell(event)
         for kind, listener in self._listeners:
             if fnmatchcase(event.kind, kind):
                 self._delivery.post(partial(_tell, listener, event))
@@ -389,8 +398,12 @@ class Supervision:
         if exit is UNKNOWN and peer.pid is not None:
             end_family(peer.pid, peer.family)
         stacks = self._take_stacks(peer)
+        if not peer.must_dump and (exit.code is None or exit.code >= 0):
+            stacks = ""  # somebody has asked for them at another time
         if peer.stopped:
-            stacks = f"The process was stopped (by SIGSTOP, a terminal or a debugger) and was continued for this.\n{stacks}"
+            stacks = (
+                f"The process was stopped (by SIGSTOP, a terminal or a debugger) and was continued for this.\n{stacks}"
+            )
         replica = peer.replica
         self._drop(peer)
         code = exit.code
@@ -414,6 +427,7 @@ class Supervision:
         if self._current.get(peer.replica) is peer:
             del self._current[peer.replica]
         self._board.detach(peer)
+        self._nursery.buried(peer)
         self._unwatch(peer)
         peer.replica.pulse = None
         if peer.page is not None:
@@ -475,6 +489,7 @@ def replica_status(replica: Replica, now: float) -> ServiceStatus:
         attempt=replica.attempt,
         detail=replica.detail,
         exits=tuple(replica.exits),
+        wanted=replica.up,
     )
 
 
@@ -488,11 +503,11 @@ def _tell(listener: Callable[[ServiceEvent], object], event: ServiceEvent) -> No
 
 
 def _sentence(event: ServiceEvent) -> str:
-    subject = event.kind.partition(".")[0]
-    state = event.state or event.kind.partition(".")[2]
+    subject, _, what = event.kind.partition(".")
+    said = _PHRASES.get(what, f"is {what}")
     pid = f" (pid {event.pid})" if event.pid is not None else ""
     reason = f": {event.reason}" if event.reason else ""
-    return f"{subject} {event.name} is {state}{pid}{reason}" if event.name else f"{subject} {state}{reason}"
+    return f"{' '.join(filter(None, (subject, event.name, said)))}{pid}{reason}"
 
 
 def _size(path: Path) -> int:

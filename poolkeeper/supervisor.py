@@ -110,7 +110,6 @@ class Supervisor:
         """Replace the process of each replica by a new one; start what is at rest, as ``start`` does."""
         for replica in service.replicas:
             if replica.state in (ServiceState.STARTING, ServiceState.RUNNING) and not replica.removed:
-                replica.up = True
                 self._stopping.request(replica, Ending.RESTART, "restarted by hand")
         self.start(service, now)
 
@@ -206,8 +205,10 @@ class Supervisor:
             return
         exit = judge_exit(replica, now, self.epoch, code=code, words=words, stacks=stacks, out_of_memory=out_of_memory)
         replica.exits.append(exit)
-        ending = replica.ending or self._stopping.requested(replica)
-        again = ending is Ending.STOP or (ending is not None and ending.again)
+        asked = replica.ending
+        again = asked is Ending.STOP or (asked is not None and asked.again)
+        if self._stopping.requested(replica) is Ending.RESTART:  # people want a new process, however the old one ends
+            again = True
         error = exit.describe() if exit.failure else None
         healthy = 0.0 if replica.ready_at is None else now - replica.ready_at
         consult = Consult(replica, attempt, replica.launched, now, error, healthy)
@@ -282,7 +283,7 @@ class Supervisor:
         """Start a service; ``again`` cuts a delay short and runs again what is completed."""
         service.wanted = True
         for replica in service.replicas:
-            if not replica.removed and (again or not (replica.up or replica.satisfied)):
+            if not replica.removed and (again or not (replica.up or replica.state is ServiceState.COMPLETED)):
                 self._start_replica(replica, now, "started by hand" if replica.attempt else "")
 
     def _start_replica(self, replica: Replica, now: float, reason: str) -> None:
@@ -291,7 +292,8 @@ class Supervisor:
             self._stopping.withdraw(replica)
             if replica.hold is not None:  # its group restarts nevertheless
                 self._stopping.request(replica, Ending.GROUP, "its group restarts")
-            self._timers.set(replica.id, now)
+            self._timers.set(replica.id, now)  # it is watched for its age again
+            self._queue.recheck()
         if replica.state.at_rest or replica.state is ServiceState.BACKOFF:
             replica.record = RestartRecord()
             self._timers.cancel(replica.id)
@@ -311,7 +313,7 @@ class Supervisor:
         for other in replica.service.after:
             if not other.satisfied:
                 return f"waits for {other.name}, which is {other.state.value}"
-            if any(self._stopping.requested(one) for one in other.replicas):
+            if any(self._stopping.requested(one) and not one.removed for one in other.replicas):
                 return f"waits for {other.name}, which is about to stop"
         return self._groups.obstacle(replica.service)
 
@@ -377,7 +379,7 @@ class Supervisor:
     def _take_along(self, verdict: GroupVerdict, group: Group, cause: Replica, due: float, now: float) -> None:
         """Restart those that share the fate of ``cause``."""
         for replica in _replicas_of(verdict):
-            if replica is cause or not replica.up:
+            if replica is cause:
                 continue
             if replica.state.has_process:
                 replica.hold = max(due, replica.hold or due)

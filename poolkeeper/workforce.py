@@ -41,6 +41,7 @@ class WorkerPeer(Child):
         self.worker = worker
         self.tag = f"worker-{worker.id}"
         self.name = f"worker {worker.id}"
+        self.about = ("worker", self.name, worker.slot, None)
         self.pidfd = -1
         self.arenas: dict[int, Large] = {}
         self.released = ReleaseQueue()
@@ -240,6 +241,7 @@ class Workforce:
         self._core.died(worker, time.monotonic(), exit)
         del self._peers[worker.id]
         self._board.detach(peer)
+        self._nursery.buried(peer)
         if peer.pidfd >= 0:
             self._selector.unregister(peer.pidfd)
             os.close(peer.pidfd)

@@ -277,8 +277,6 @@ class ServiceSimulation:
         replica, attempt, supervisor = command.replica, command.attempt, self.supervisor
         earlier = self.processes.get(replica)
         self._hold(earlier is None or earlier.ended, f"two processes for {replica.name}")
-        for other in _transitive(replica.service, "after", far=False):
-            self._hold(other.satisfied, f"{replica.name} starts before {other.name} is ready")
         self._hold(not self.closing, f"{replica.name} starts after the end")
         due = self.not_before.pop(replica, None)
         self._hold(due is None or self.now >= due, f"{replica.name} starts {(due or 0.0) - self.now:g} s too early")
@@ -311,7 +309,7 @@ class ServiceSimulation:
             self.after(rng.expovariate(0.1), lambda: process.end(0))
 
     def _crash(self, process: Process) -> None:
-        code = self.random.choice([-9, -11, 1, 1])
+        code = self.random.choice([-9, -11, 1, 3])
         if code == 1 and not process.ended:
             process.words = LastWords(ExitReason.RAISED, "ValueError: no", "Traceback")
         process.end(code)
@@ -364,6 +362,8 @@ class ServiceSimulation:
             for command in commands:
                 if isinstance(command, Ask):
                     self._check_order(command.replica)
+                elif isinstance(command, Launch):
+                    self._check_obstacles(command.replica)
             for command in commands:
                 self._carry_out(command)
         self._look_around()
@@ -402,7 +402,6 @@ class ServiceSimulation:
         for replica in self.processes:
             if replica.name == event.name and event.state in ("waiting", "backoff") and replica.exits:
                 reason = replica.exits[-1].reason
-                self.seen.add(f"exit: {reason.value}")
                 asked = (ExitReason.RECYCLED, ExitReason.RESTARTED, ExitReason.STOPPED, ExitReason.GROUP)
                 if reason in asked:
                     self.may_start.add(replica)
@@ -425,6 +424,12 @@ class ServiceSimulation:
             self.after(1.0, lambda: self.supervisor.decided(consult, delay, record, self.now))
 
     # -- what must always hold ----------------------------------------------------------------------------------------
+
+    def _check_obstacles(self, replica: Replica) -> None:
+        for other in replica.service.after:
+            self._hold(other.satisfied, f"{replica.name} starts before {other.name} is ready")
+        for group in self.supervisor._groups.around(replica.service):
+            self._hold(not group.leaving, f"{replica.name} starts before {group.name} has stopped")
 
     def _check_order(self, replica: Replica) -> None:
         """Of those that are to end, who is after others goes first."""
@@ -501,6 +506,8 @@ class ServiceSimulation:
         hold(not supervisor._stopping._requests, "somebody is still to stop")
         hold(supervisor.next_deadline() is None, "there is a deadline, and nothing to do")
         known = {replica for service in supervisor.services.values() for replica in service.replicas}
+        for replica in supervisor._replicas.values():
+            self.seen.update(f"exit: {exit.reason.value}" for exit in replica.exits)
         hold(set(supervisor._replicas.values()) == known, "a replica of no service is left")
         for group in supervisor._groups._by_name.values():
             hold(not group.leaving, "somebody is still leaving")

@@ -479,3 +479,9 @@ def overflow_stack() -> None:
     sys.setrecursionlimit(10**6)
     callback = callback_type(again)
     callback()
+
+
+def wait_for_stop() -> None:
+    """As a service: run until asked to stop."""
+    while not context().wait(60.0):
+        pass

@@ -246,9 +246,7 @@ def test_heartbeats_keep_it(keeper: Keeper, tmp_path: Path) -> None:
 
 
 def test_one_that_was_stopped_is_told_apart_and_replaced(keeper: Keeper, tmp_path: Path) -> None:
-    handle = keeper.service(
-        services.beat_then_stop_myself, (tmp_path,), name=name(), watchdog=0.5, restart=AT_ONCE
-    )
+    handle = keeper.service(services.beat_then_stop_myself, (tmp_path,), name=name(), watchdog=0.5, restart=AT_ONCE)
     wait_until(lambda: handle.exits)
     exit = handle.exits[0]
     assert exit.reason is ExitReason.WATCHDOG
@@ -263,9 +261,7 @@ def test_one_that_was_stopped_is_told_apart_and_replaced(keeper: Keeper, tmp_pat
 @pytest.mark.parametrize(
     ("strategy", "expected"), [("one_for_one", (1, 2, 1)), ("rest_for_one", (1, 2, 2)), ("one_for_all", (2, 2, 2))]
 )
-def test_groups_share_their_fate(
-    keeper: Keeper, tmp_path: Path, strategy: Any, expected: tuple[int, int, int]
-) -> None:
+def test_groups_share_their_fate(keeper: Keeper, tmp_path: Path, strategy: Any, expected: tuple[int, int, int]) -> None:
     group = ServiceGroup(name(), strategy)
     parts = [
         keeper.service(services.serve, (tmp_path, part), name=name(), group=group, restart=AT_ONCE) for part in "abc"
@@ -547,9 +543,7 @@ def test_a_service_may_use_a_keeper(keeper: Keeper, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", [services.close_everything, services.take_all_descriptors])
-def test_a_service_may_close_all_descriptors(
-    keeper: Keeper, tmp_path: Path, target: Callable[[Path], None]
-) -> None:
+def test_a_service_may_close_all_descriptors(keeper: Keeper, tmp_path: Path, target: Callable[[Path], None]) -> None:
     handle = keeper.service(target, (tmp_path,), name=name(), restart="never", ready="notify")
     wait_until(lambda: tasks.notes(tmp_path, "started"))
     (tmp_path / "go").touch()

@@ -19,13 +19,13 @@ LAYERS = {
     "core frames session service_states service_spec replica service_commands service_groups service_exits "
     "launch_queue service_changes service_stopping service_watch supervisor notification hazards loglines since",
     "io": "limits rotation logbuffer logreader logs output process_identity filesystems places file_locking lock_file "
-    "instance pidfile home page arena payload spool link postmortem process_setup orphans families sdnotify notify_socket "
-    "survey logprocess logwriter",
+    "instance pidfile home page arena payload spool link postmortem process_setup orphans families sdnotify "
+    "notify_socket survey logprocess logwriter event_log register control_client homes",
     "runtime": "settings cancellation interrupts init_process task_context program worker_session worker "
-    "service_worker forkserver delivery retrying switchboard futures calls nursery workforce traffic driving "
-    "program_notices supervision keeper configuration inline",
-    "faces": "services status mapping feed batch fleet loading fleet_services runner progress summary pool display cli "
-    "__main__",
+    "service_worker forkserver delivery retrying switchboard futures calls nursery workforce traffic driving status "
+    "control program_notices supervision keeper configuration inline",
+    "faces": "services mapping feed batch fleet loading fleet_services runner progress summary pool display "
+    "steering tables cli_control fleet_run cli __main__",
 }
 ORDER = [module for modules in LAYERS.values() for module in modules.split()]
 

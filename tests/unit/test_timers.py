@@ -51,3 +51,14 @@ def test_as_a_table_would_have_it(steps: list[tuple[int, int | None]], now: int)
     assert timers.earliest == min(table.values(), default=None)
     assert sorted(timers.take(now)) == sorted(number for number, when in table.items() if when <= now)
     assert len(timers) == sum(when > now for when in table.values())
+
+
+def test_deadlines_that_are_set_and_cancelled_leave_nothing_behind() -> None:
+    timers = Timers()
+    timers.set(1, 5.0)
+    for number in range(1000):
+        timers.set(2, 1000.0 + number)
+        timers.cancel(2)
+    assert len(timers._heap) < 50
+    timers.set(2, 7.0)
+    assert timers.take(10.0) == [1, 2]

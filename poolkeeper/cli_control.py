@@ -1,0 +1,249 @@
+"""The commands that look at a fleet and steer it, from another terminal than the one that runs it.
+
+Exit codes of ``status``: 0 all that is wanted runs, 3 something wanted is down, 4 the keeper does not answer. The
+others: 0, or 1 where it could not be done; 2 where it is not clear which fleet is meant.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+import click
+
+from .control_client import ControlClient, KeeperUnreachable
+from .homes import KeeperHome, NoSuchFleet, choose_home, find_homes
+from .steering import fleet_status, kill_survivors, stacks
+
+__all__ = ["COMMANDS"]
+
+SETTLE_SECONDS = 60.0
+LOOK_SECONDS = 0.05
+TOP_SECONDS = 1.0
+DOWN = 3
+UNKNOWN = 4
+
+Command = Callable[..., None]
+
+
+def _fleet(command: Command) -> Command:
+    return click.option(
+        "-F", "--fleet", "fleet", metavar="FLEET[/RUN_ID]", help="Which fleet; not needed if there is only one."
+    )(command)
+
+
+def _home(fleet: str | None) -> KeeperHome:
+    try:
+        return choose_home(fleet, find_homes())
+    except NoSuchFleet as error:
+        raise click.UsageError(str(error)) from None
+
+
+@click.command()
+@_fleet
+@click.option("--json", "as_json", is_flag=True, help="Print everything that is known, as JSON.")
+@click.pass_context
+def status(context: click.Context, fleet: str | None, as_json: bool) -> None:
+    """Show the services of a fleet, and whether its keeper runs."""
+    data = _status_of(_home(fleet), context)
+    if as_json:
+        click.echo(json.dumps(data, indent=2))
+    else:
+        from .tables import status_table
+
+        _console().print(status_table(data))
+    context.exit(_health(data))
+
+
+def _status_of(home: KeeperHome, context: click.Context) -> dict[str, Any]:
+    try:
+        return fleet_status(home)
+    except KeeperUnreachable as error:
+        click.echo(f"poolkeeper: {error}", err=True)
+        context.exit(UNKNOWN)
+
+
+def _health(data: dict[str, Any]) -> int:
+    well = ("running", "completed")
+    down = any(row["state"] == "failed" or (row["wanted"] and row["state"] not in well) for row in data["services"])
+    return DOWN if down or data["keeper"] != "running" else 0
+
+
+@click.command()
+@_fleet
+@click.pass_context
+def top(context: click.Context, fleet: str | None) -> None:
+    """Show services and workers, live, until Ctrl-C."""
+    from rich.live import Live
+
+    from .tables import top_table
+
+    home = _home(fleet)
+    before: dict[int, float] = {}
+    looked = time.monotonic()
+    with Live(console=_console(), auto_refresh=False, screen=sys.stdout.isatty()) as live:
+        while True:
+            data = _status_of(home, context)
+            now = time.monotonic()
+            used = {
+                row["pid"]: row["cpu_seconds"] or 0.0 for row in (*data["services"], *data["workers"]) if row["pid"]
+            }
+            share = {pid: (seconds - before[pid]) / (now - looked) for pid, seconds in used.items() if pid in before}
+            before, looked = used, now
+            live.update(top_table(data, share), refresh=True)
+            try:
+                time.sleep(TOP_SECONDS)
+            except KeyboardInterrupt:
+                return
+
+
+@click.command()
+@click.argument("services", nargs=-1, required=True, metavar="SERVICE...")
+@_fleet
+def start(services: tuple[str, ...], fleet: str | None) -> None:
+    """Start services, and what they are after."""
+    _ask(_home(fleet), "start", services, ("running", "completed", "failed", "backoff"))
+
+
+@click.command()
+@click.argument("services", nargs=-1, required=True, metavar="SERVICE...")
+@_fleet
+def stop(services: tuple[str, ...], fleet: str | None) -> None:
+    """Stop services; they stay down until they are started."""
+    _ask(_home(fleet), "stop", services, ("stopped", "completed", "failed"))
+
+
+@click.command()
+@click.argument("services", nargs=-1, required=True, metavar="SERVICE...")
+@_fleet
+def restart(services: tuple[str, ...], fleet: str | None) -> None:
+    """Replace the processes of services."""
+    _ask(_home(fleet), "restart", services, ("running", "completed", "failed", "backoff"))
+
+
+def _ask(home: KeeperHome, verb: str, services: Sequence[str], settled: Sequence[str]) -> None:
+    """Ask for something, wait until each of the services has come to rest in one of the states, and say which."""
+    with ControlClient(home.path) as client:
+        client.ask(verb, services=list(services))
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while True:
+            rows = [row for row in client.ask("status")["services"] if row["service"] in services]
+            if all(row["state"] in settled for row in rows) or time.monotonic() >= deadline:
+                break
+            time.sleep(LOOK_SECONDS)
+    for row in rows:
+        detail = f" ({row['detail']})" if row["detail"] else ""
+        click.echo(f"{row['name']}: {row['state']}{detail}")
+    if verb != "stop" and any(row["state"] in ("failed", "backoff") for row in rows):
+        click.get_current_context().exit(1)
+
+
+@click.command()
+@click.argument("replicas", nargs=-1, required=True, metavar="SERVICE=N...")
+@_fleet
+def scale(replicas: tuple[str, ...], fleet: str | None) -> None:
+    """Run services in so many processes each."""
+    wanted = {}
+    for word in replicas:
+        name, separator, number = word.partition("=")
+        if not separator or not name or not number.isdecimal():
+            raise click.UsageError(f"{word!r}: write SERVICE=N, as web=3")
+        wanted[name] = int(number)
+    with ControlClient(_home(fleet).path) as client:
+        client.ask("scale", replicas=wanted)
+    for name, count in wanted.items():
+        click.echo(f"{name}: {count} replica{'' if count == 1 else 's'}")
+
+
+@click.command()
+@_fleet
+def shutdown(fleet: str | None) -> None:
+    """End a fleet: its services in reverse order, then its keeper; also what a dead keeper has left."""
+    home = _home(fleet)
+    try:
+        with ControlClient(home.path) as client:
+            client.ask("shutdown", reason="poolkeeper shutdown")
+    except KeeperUnreachable:
+        if home.running:
+            raise
+        left = kill_survivors(home.path)
+        click.echo(f"{home.label}: no keeper was running, {len(left)} processes were left and are stopped")
+        return
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while _still_runs(home) and time.monotonic() < deadline:
+        time.sleep(LOOK_SECONDS)
+    click.echo(f"{home.label}: {'is still stopping' if _still_runs(home) else 'down'}")
+
+
+def _still_runs(home: KeeperHome) -> bool:
+    return any(other.path == home.path and other.running for other in find_homes())
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("-f", "--follow", "following", is_flag=True, help="Go on with what is written from now on.")
+@click.option("--since", metavar="WHEN", help="Only what is younger: 10m, 2h, 09:00, 2026-11-21T09:00.")
+@_fleet
+def logs(names: tuple[str, ...], following: bool, since: str | None, fleet: str | None) -> None:
+    """Print what services and workers have written, in the order of time."""
+    from .logreader import follow, read_logs
+    from .since import parse_since
+
+    folder = _home(fleet).path / "logs"
+    try:
+        start_at = None if since is None else parse_since(since, datetime.now().astimezone())
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    chosen = names or None
+    lines = follow(folder, chosen, start_at) if following else read_logs(folder, chosen, start_at)
+    for line in lines:
+        click.echo(str(line))
+
+
+@click.command()
+@click.option("-f", "--follow", "following", is_flag=True, help="Go on with what happens from now on.")
+@click.option("--json", "as_json", is_flag=True, help="Print each event as a line of JSON.")
+@_fleet
+def events(following: bool, as_json: bool, fleet: str | None) -> None:
+    """Print the changes of state of services, each with its reason."""
+    from .event_log import follow_events, read_events
+
+    home = _home(fleet)
+    never = threading.Event()
+    records = follow_events(home.path, wait=lambda: never.wait(0.2)) if following else read_events(home.path)
+    for record in records:
+        click.echo(json.dumps(record) if as_json else _event(record))
+
+
+def _event(record: dict[str, Any]) -> str:
+    moment = datetime.fromtimestamp(record.get("time", 0.0)).astimezone().isoformat(sep=" ", timespec="milliseconds")
+    pid = f" pid {record['pid']}" if record.get("pid") else ""
+    reason = f": {record['reason']}" if record.get("reason") else ""
+    return f"{moment}  {record.get('name') or 'fleet'}  {record.get('kind', '?').partition('.')[2]}{pid}{reason}"
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@_fleet
+def stack(names: tuple[str, ...], fleet: str | None) -> None:
+    """Print where every worker and service is in its Python code, now."""
+    for each in stacks(_home(fleet).path):
+        if names and each.name.partition(":")[0] not in names:
+            continue
+        click.secho(f"{each.name} (pid {each.pid})", bold=True)
+        click.echo(f"  {each.problem}" if each.problem else each.text.rstrip())
+        click.echo()
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 200)
+
+
+COMMANDS = (status, top, start, stop, restart, scale, shutdown, logs, events, stack)

@@ -1,0 +1,123 @@
+"""What other programs may ask of a keeper, over its socket: to say how it is, and to start, stop and scale services.
+
+Who asks has proved that it knows the key of the home, as workers do. Requests are ``(REQUEST, number, verb,
+arguments)`` and answers ``(REPLY, number, error or None, value)``; values are plain data.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from .errors import PoolkeeperError
+from .messages import Kind
+from .replica import Service
+from .status import keeper_as_data
+from .switchboard import Peer, Switchboard
+
+__all__ = ["Control"]
+
+
+class Controlled(Protocol):
+    """The keeper, as far as others may steer it."""
+
+    @property
+    def has_services(self) -> bool:
+        """Whether there are any."""
+
+    @property
+    def supervision(self) -> Any:
+        """What looks after its services."""
+
+    def request_shutdown(self, reason: str) -> None:
+        """End, as somebody else asks."""
+
+
+class _Refused(PoolkeeperError):
+    """What was asked for cannot be done; the message goes to who asked."""
+
+
+class Control:
+    """Answers requests; runs on the keeper's thread, under its lock."""
+
+    def __init__(self, runtime: Controlled, board: Switchboard) -> None:
+        self._runtime = runtime
+        self._board = board
+        self._peers: set[Peer] = set()
+        self._verbs: dict[str, Callable[..., Any]] = {
+            "status": self._status,
+            "start": self._start,
+            "stop": self._stop,
+            "restart": self._restart,
+            "scale": self._scale,
+            "shutdown": self._shutdown,
+        }
+
+    def introduce(self) -> Peer:
+        """Return the session of a new client."""
+        peer = Peer(self)
+        peer.name = "a control client"
+        self._peers.add(peer)
+        return peer
+
+    def close(self) -> None:
+        """Hang up on all clients."""
+        for peer in self._peers:
+            self._board.detach(peer)
+        self._peers.clear()
+
+    def connected(self, peer: Peer, hello: dict[str, Any]) -> None:
+        """A client has called."""
+
+    def disconnected(self, peer: Peer) -> None:
+        """A client has left."""
+        self._peers.discard(peer)
+
+    def message(self, peer: Peer, message: tuple[Any, ...], fds: list[int]) -> None:
+        """A client asks for something."""
+        if message[0] != Kind.REQUEST:
+            return
+        _, number, verb, arguments = message
+        error, value = None, None
+        try:
+            method = self._verbs.get(verb)
+            if method is None:
+                raise _Refused(f"this keeper does not know {verb!r}")
+            value = method(**arguments)
+        except (PoolkeeperError, TypeError, ValueError) as problem:
+            error = str(problem)
+        self._board.post(peer, (Kind.REPLY, number, error, value))
+
+    def _status(self) -> dict[str, Any]:
+        return keeper_as_data(self._runtime)
+
+    def _start(self, services: list[str]) -> None:
+        self._each(services, lambda supervisor, service: supervisor.start(service, time.monotonic()))
+
+    def _stop(self, services: list[str]) -> None:
+        self._each(services, lambda supervisor, service: supervisor.stop(service, time.monotonic()))
+
+    def _restart(self, services: list[str]) -> None:
+        self._each(services, lambda supervisor, service: supervisor.restart(service, time.monotonic()))
+
+    def _scale(self, replicas: dict[str, int]) -> None:
+        for number in replicas.values():
+            if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+                raise _Refused(f"{number!r} is no number of replicas")
+        self._each(
+            list(replicas),
+            lambda supervisor, service: supervisor.scale(service, replicas[service.name], time.monotonic()),
+        )
+
+    def _each(self, names: list[str], act: Callable[[Any, Service], None]) -> None:
+        """Do something with services, once all of them are known to exist."""
+        known = self._runtime.supervision.supervisor.services if self._runtime.has_services else {}
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise _Refused(f"there is no service {unknown[0]!r} (there are: {', '.join(known) or 'none'})")
+        for name in names:
+            act(self._runtime.supervision.supervisor, known[name])
+
+    def _shutdown(self, reason: str) -> None:
+        self._runtime.request_shutdown(reason)

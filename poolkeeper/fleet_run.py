@@ -1,0 +1,146 @@
+"""Running a fleet as a program of its own: signals, display, logs, systemd, and the request of others to end.
+
+The first SIGINT or SIGTERM stops services in reverse order and lets tasks that run come to their end; the second ends
+everything at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import TextIO
+
+import click
+from rich.console import Console
+
+from . import logs
+from .cancellation import CancellationToken
+from .display import LineDisplay, LiveDisplay, summary
+from .fleet import Fleet
+from .interrupts import Interrupts
+from .model import RunResult
+from .pool import Keeper
+from .runner import run_fleet
+from .sdnotify import Notifier
+from .summary import run_as_data
+
+__all__ = ["INTERRUPTED", "run_program"]
+
+INTERRUPTED = 130
+
+_STOPPING = "services stop, tasks that run are finished, the rest is not started"
+
+
+def run_program(fleet: Fleet, keeper: Keeper, *, run_id: str, mirror: bool, as_json: bool) -> int:
+    """Run ``fleet`` on ``keeper``, show how it goes, and return the exit code of the process.
+
+    Args:
+        fleet: what to run.
+        keeper: is entered, and has ended afterwards.
+        run_id: the name of the run, for the report.
+        mirror: whether what workers write is copied to standard output.
+        as_json: whether the summary is JSON; what steps print goes to standard error then.
+    """
+    terminal = Console(stderr=True)
+    with contextlib.ExitStack() as stack:
+        steps_stdout = stack.enter_context(contextlib.redirect_stdout(sys.stderr)) if as_json else sys.stdout
+        program = _Program(keeper, terminal, steps_stdout)
+        interrupts = stack.enter_context(Interrupts(program.stop, program.leave))
+        if mirror:
+            stack.enter_context(logs.LogMirror(keeper.home / "logs", click.echo))
+        stack.enter_context(keeper)
+        stack.enter_context(program.display)
+        stack.enter_context(program.under_systemd())
+        keeper.on_shutdown(program.token.cancel)
+        result = run_fleet(fleet, keeper, run_id=run_id, observer=program.display, cancel=program.token)
+    _report(result, as_json=as_json)
+    if interrupts.received is not None:
+        return INTERRUPTED if interrupts.received == signal.SIGINT else 0
+    if program.asked_from_outside:
+        return 0 if result.failure is None else 1
+    return result.exit_code
+
+
+class _Program:
+    """What the process does besides running the fleet."""
+
+    def __init__(self, keeper: Keeper, terminal: Console, steps_stdout: TextIO) -> None:
+        self.token = CancellationToken()
+        self.display: LineDisplay | LiveDisplay = (
+            LiveDisplay(terminal, keeper.status, redirect=steps_stdout.isatty())
+            if terminal.is_terminal
+            else LineDisplay()
+        )
+        self._keeper = keeper
+        self._notifier: Notifier | None = None
+
+    @property
+    def asked_from_outside(self) -> bool:
+        """Whether ``poolkeeper shutdown`` has ended the run."""
+        return self.token.reason == "poolkeeper shutdown"
+
+    def stop(self, number: int) -> None:
+        """The first signal."""
+        reason = f"{signal.Signals(number).name} received"
+        if self._notifier is not None:
+            self._notifier.stopping(reason)
+        self.token.cancel(reason)
+        if isinstance(self.display, LiveDisplay):
+            self.display.notice(f"{reason}: {_STOPPING}; once more stops at once")
+        else:
+            logs.emit("WARNING", f"{reason}: {_STOPPING}")
+
+    def leave(self, number: int) -> None:
+        """The second signal."""
+        if isinstance(self.display, LiveDisplay):
+            self.display.hide()
+        os._exit(128 + number)
+
+    @contextlib.contextmanager
+    def under_systemd(self) -> Iterator[None]:
+        """Tell systemd, if it has started us, that we are ready, that we live, and that we end."""
+        self._warn()
+        notifier = self._notifier = Notifier.take_from(os.environ)
+        if notifier is None:
+            yield
+            return
+        ended = threading.Event()
+        thread = threading.Thread(
+            target=self._show_life, args=(notifier, ended), name="poolkeeper-systemd", daemon=True
+        )
+        notifier.ready(f"{self._keeper.name} runs")
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            notifier.stopping()
+            thread.join()
+
+    def _show_life(self, notifier: Notifier, ended: threading.Event) -> None:
+        """Give systemd's watchdog a sign as long as the keeper answers."""
+        interval = notifier.watchdog_interval
+        while interval is not None and not ended.wait(interval):
+            self._keeper.ping()
+            notifier.watchdog()
+
+    def _warn(self) -> None:
+        from .hazards import hazards
+        from .survey import survey
+
+        for hazard in hazards(survey()):
+            logs.emit("WARNING", hazard)
+
+
+def _report(result: RunResult, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(run_as_data(result), indent=2))
+        return
+    # A terminal folds long lines; what goes into a file or pipe is searched line by line.
+    seen = sys.stdout.isatty()
+    Console(width=None if seen else 200).print(summary(result), soft_wrap=not seen)

@@ -1,0 +1,148 @@
+"""What ``status``, ``stack`` and ``shutdown`` learn and do; where no keeper runs, from the pidfile."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .control_client import ControlClient, KeeperUnreachable
+from .homes import KeeperHome
+from .pidfile import ChildRecord, PidfileDocument, PidfileError, read_pidfile, survivors
+from .process_identity import cpu_seconds, process_state, resident_bytes
+from .process_setup import DUMP_SIGNAL
+
+__all__ = ["Stack", "fleet_status", "kill_survivors", "stacks"]
+
+FROZEN = {"T": "stopped", "t": "traced", "D": "uninterruptible"}
+"""States of /proc in which a process cannot run, however healthy it is (see proc(5))."""
+
+STACK_SECONDS = 2.0
+STACK_PAUSE = 0.02
+LEAVE_SECONDS = 10.0
+
+
+def fleet_status(home: KeeperHome) -> dict[str, Any]:
+    """Return what the fleet is doing, as plain data; ``keeper`` is "running", "orphaned" or "down"."""
+    try:
+        with ControlClient(home.path) as client:
+            data: dict[str, Any] = {"keeper": "running", **client.ask("status")}
+    except KeeperUnreachable:
+        if home.running:
+            raise
+        data = _from_pidfile(home)
+    for row in (*data["services"], *data["workers"]):
+        pid = row["pid"]
+        row["memory"] = resident_bytes(pid) if pid else None
+        row["cpu_seconds"] = cpu_seconds(pid) if pid else None
+        row["frozen"] = FROZEN.get(process_state(pid) or "") if pid else None
+    return data
+
+
+def _from_pidfile(home: KeeperHome) -> dict[str, Any]:
+    living = survivors_of(home.path)
+    return {
+        "keeper": "orphaned" if living else "down",
+        "name": home.name,
+        "run_id": home.run_id,
+        "pid": None,
+        "uptime": None,
+        "queued": 0,
+        "running": 0,
+        "services": [_orphan(child) for child in living if child.role in ("service", "program")],
+        "workers": [_orphan(child) for child in living if child.role == "worker"],
+    }
+
+
+def _orphan(child: ChildRecord) -> dict[str, Any]:
+    return {
+        "name": child.name,
+        "id": child.id,
+        "service": child.name.partition(":")[0],
+        "replica": child.slot,
+        "state": "orphaned",
+        "wanted": True,
+        "task": None,
+        "pid": child.identity.pid,
+        "attempt": child.attempt,
+        "restarts": None,
+        "last_exit": None,
+        "uptime": None,
+        "detail": "its keeper is gone",
+        "exits": [],
+    }
+
+
+def survivors_of(home: Path) -> list[ChildRecord]:
+    """Return the children of a keeper, running or gone, that live; none where there is no pidfile to be read."""
+    document = _read(home)
+    return [] if document is None else list(survivors(document))
+
+
+def _read(home: Path) -> PidfileDocument | None:
+    try:
+        return read_pidfile(home / "keeper.pid")
+    except (OSError, PidfileError):
+        return None
+
+
+def kill_survivors(home: Path) -> list[ChildRecord]:
+    """Stop what a dead keeper has left: SIGTERM, and SIGKILL to what is still there; return what there was."""
+    living = survivors_of(home)
+    for child in living:
+        child.identity.signal(signal.SIGTERM)
+    deadline = time.monotonic() + LEAVE_SECONDS
+    while any(child.identity.is_alive() for child in living) and time.monotonic() < deadline:
+        time.sleep(STACK_PAUSE)
+    for child in living:
+        child.identity.signal(signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        (home / "keeper.pid").unlink(missing_ok=True)
+    return living
+
+
+class Stack(NamedTuple):
+    """The stacks of one process' threads; ``problem`` says why there are none."""
+
+    name: str
+    pid: int
+    text: str
+    problem: str = ""
+
+
+def stacks(home: Path) -> list[Stack]:
+    """Have every worker and service write down its Python stacks, and return them."""
+    asked: list[tuple[ChildRecord, Path, int]] = []
+    answers: list[Stack] = []
+    for child in survivors_of(home):
+        pid = child.identity.pid
+        if child.role == "program":
+            answers.append(Stack(child.name, pid, "", "it is no Python of ours"))
+        elif child.role in ("worker", "service"):
+            path = home / "logs" / f"{child.id}.crash"
+            size = path.stat().st_size if path.exists() else 0
+            if process_state(pid) in ("T", "t"):
+                answers.append(Stack(child.name, pid, "", "it is stopped (SIGSTOP); SIGCONT wakes it"))
+            elif DUMP_SIGNAL is not None and child.identity.signal(DUMP_SIGNAL):
+                asked.append((child, path, size))
+    deadline = time.monotonic() + STACK_SECONDS
+    answers += [_collect(child, path, size, deadline) for child, path, size in asked]
+    return answers
+
+
+def _collect(child: ChildRecord, path: Path, before: int, deadline: float) -> Stack:
+    """Wait until the file has grown and grows no more."""
+    size = before
+    while time.monotonic() < deadline:
+        time.sleep(STACK_PAUSE)
+        now = path.stat().st_size if path.exists() else before
+        if now == size and size > before:
+            break
+        size = now
+    if size <= before:
+        return Stack(child.name, child.identity.pid, "", "it does not answer")
+    with open(path, "rb") as file:
+        file.seek(before)
+        return Stack(child.name, child.identity.pid, file.read().decode(errors="replace"))
