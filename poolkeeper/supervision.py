@@ -137,7 +137,8 @@ class Supervision:
 
     def listen(self, kind: str, listener: Callable[[ServiceEvent], object]) -> None:
         """Have ``listener`` called, on the delivery thread, with every event whose kind matches ``kind``."""
-        self._listeners.append((kind, listener))
+        if (kind, listener) not in self._listeners:  # the hooks of a fleet that runs again
+            self._listeners.append((kind, listener))
 
     # -- the keeper's loop --------------------------------------------------------------------------------------------
 
