@@ -32,7 +32,7 @@ from .logwriter import LogPipe, LogWriter
 from .messages import Kind, pack, unpack
 from .orphans import ORPHAN_SECONDS, Orphans
 from .output import redirect_output
-from .process_setup import adopt_descendants, child_pids
+from .process_setup import adopt_descendants, block_signals, child_pids, unblock_signals
 from .session import Session
 from .worker import main as worker_main
 from .worker_session import WorkerConfig
@@ -336,11 +336,11 @@ class ForkServer:
 
 def _start_with_signals_blocked(process: BaseProcess) -> None:
     """A signal to the new process must meet its own handlers, not ours; it lets them in when it has them."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    block_signals()
     try:
         process.start()
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        unblock_signals()
 
 
 def _kill_group(pid: int) -> None:

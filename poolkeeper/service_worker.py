@@ -25,7 +25,7 @@ from .link import Link, call_keeper
 from .messages import Kind, pack
 from .page import BEAT, WorkerPage
 from .payload import loads
-from .process_setup import settle_in
+from .process_setup import settle_in, unblock_signals
 from .program import Program
 from .service_model import ExitReason
 from .session import Session
@@ -232,7 +232,7 @@ def main(config: WorkerConfig, plain: tuple[Any, ...], page: int | str, link: in
     task_context.enter(service)
     try:
         signal.signal(definition.stop_signal, service.asked_to_stop)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        unblock_signals()
         status, words = _run(service, definition) if problem is None else (1, _unsettled(problem))
         threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001 - threads that are no daemons are part of it
     except _Asked:

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["ServicePeer", "Supervision"]
 
 REPORT_SECONDS = 5.0
-"""How long the fork server gets to report how a process has ended that is seen to have; on a busy machine it may be late.
+"""How long the fork server gets to report how a process has ended that is seen to have; late if busy.
 
 It is known at once where the fork server has died that had made the process.
 """
@@ -238,7 +238,7 @@ class Supervision:
         self._dumping[peer] = time.monotonic() + DUMP_LOOK_SECONDS
 
     def _look_at_stacks(self, peer: ServicePeer, now: float) -> None:
-        """Ask for the stacks once more, for the log, when they are in the file: faulthandler does one dump at a time."""
+        """Ask for the stacks again, for the log, when they are in the file: faulthandler writes one dump at a time."""
         self._dumping[peer] = now + DUMP_LOOK_SECONDS
         if peer.dumped_to_log:
             del self._dumping[peer]
