@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .delivery import Delivery
@@ -53,6 +54,9 @@ It is known at once where the fork server has died that had made the process.
 
 STACKS_BYTES = 65536
 
+DUMP_LOOK_SECONDS = 0.02
+"""How often to look whether a process has written its stacks."""
+
 _PHRASES = {"backoff": "has ended, and will be started again", "failed": "has failed", "completed": "has completed"}
 _LEVELS = {"waiting": "DEBUG", "starting": "DEBUG", "stopping": "DEBUG", "backoff": "WARNING", "failed": "ERROR"}
 
@@ -70,6 +74,10 @@ class ServicePeer(Child):
         self.pidfd = -1
         self.stopped = False
         """Whether it was stopped, as by SIGSTOP, when it was to write its stacks."""
+        self.must_dump = False
+        self.dumped = 0
+        """How many bytes of stacks it had written at the last look."""
+        self.dumped_to_log = False
         self.words: LastWords | None = None
         self.family: set[psutil.Process] = set()
         self.pending: list[int] = []
@@ -107,6 +115,7 @@ class Supervision:
         self._current: dict[Replica, ServicePeer] = {}
         self._definitions: dict[Service, tuple[bytes, Limits, dict[str, str]]] = {}
         self._gone: dict[ServicePeer, float] = {}
+        self._dumping: dict[ServicePeer, float] = {}
         self._news = False
         self._actions: dict[type[ServiceCommand], Callable[[Any], None]] = {
             Launch: self._launch,
@@ -128,7 +137,8 @@ class Supervision:
 
     def listen(self, kind: str, listener: Callable[[ServiceEvent], object]) -> None:
         """Have ``listener`` called, on the delivery thread, with every event whose kind matches ``kind``."""
-        self._listeners.append((kind, listener))
+        if (kind, listener) not in self._listeners:  # the hooks of a fleet that runs again
+            self._listeners.append((kind, listener))
 
     # -- the keeper's loop --------------------------------------------------------------------------------------------
 
@@ -138,6 +148,9 @@ class Supervision:
         for peer, until in list(self._gone.items()):
             if now >= until:
                 self._ended(peer, UNKNOWN)
+        for peer, until in list(self._dumping.items()):
+            if now >= until:
+                self._look_at_stacks(peer, now)
         self.supervisor.epoch = time.time() - now
         for command in self.supervisor.decide(now):
             self._actions[type(command)](command)
@@ -149,7 +162,7 @@ class Supervision:
     def next_deadline(self) -> float | None:
         """Return when ``carry_out`` must be called next even if nothing happens, None if never."""
         deadline = self.supervisor.next_deadline()
-        for until in self._gone.values():
+        for until in (*self._gone.values(), *self._dumping.values()):
             deadline = until if deadline is None else min(deadline, until)
         return deadline
 
@@ -213,13 +226,28 @@ class Supervision:
 
     def _dump(self, command: Dump) -> None:
         peer = self._current.get(command.replica)
-        if peer is None or is_program(command.replica.spec):
+        if peer is None:
             return
+        if DUMP_SIGNAL is None or peer in self._gone or is_program(command.replica.spec):
+            self.supervisor.dumped(peer.replica, peer.attempt, time.monotonic())
+            return
+        peer.must_dump = True
         peer.stopped = _is_stopped(peer.pid)
         self._signal(peer, signal.SIGCONT)
-        for number in (DUMP_SIGNAL, LOG_DUMP_SIGNAL):
-            if number is not None:
-                self._signal(peer, number)
+        self._signal(peer, DUMP_SIGNAL)
+        self._dumping[peer] = time.monotonic() + DUMP_LOOK_SECONDS
+
+    def _look_at_stacks(self, peer: ServicePeer, now: float) -> None:
+        """Ask for the stacks once more, for the log, when they are in the file: faulthandler does one dump at a time."""
+        self._dumping[peer] = now + DUMP_LOOK_SECONDS
+        if peer.dumped_to_log:
+            del self._dumping[peer]
+            self.supervisor.dumped(peer.replica, peer.attempt, now)
+            return
+        before, peer.dumped = peer.dumped, _size(self._logs / f"{peer.tag}.crash")
+        if 0 < peer.dumped == before and LOG_DUMP_SIGNAL is not None:
+            peer.dumped_to_log = True
+            self._signal(peer, LOG_DUMP_SIGNAL)
 
     def _signal(self, peer: ServicePeer | None, number: int) -> None:
         """Signal a process, by its pidfd where there is one: that cannot name a stranger."""
@@ -371,6 +399,8 @@ class Supervision:
         if exit is UNKNOWN and peer.pid is not None:
             end_family(peer.pid, peer.family)
         stacks = self._take_stacks(peer)
+        if not peer.must_dump and (exit.code is None or exit.code >= 0):
+            stacks = ""  # somebody has asked for them at another time
         if peer.stopped:
             stacks = (
                 f"The process was stopped (by SIGSTOP, a terminal or a debugger) and was continued for this.\n{stacks}"
@@ -393,6 +423,7 @@ class Supervision:
     def _drop(self, peer: ServicePeer) -> None:
         """Forget a process that is gone."""
         self._gone.pop(peer, None)
+        self._dumping.pop(peer, None)
         self._peers.pop(peer.tag, None)
         if self._current.get(peer.replica) is peer:
             del self._current[peer.replica]
@@ -478,6 +509,13 @@ def _sentence(event: ServiceEvent) -> str:
     pid = f" (pid {event.pid})" if event.pid is not None else ""
     reason = f": {event.reason}" if event.reason else ""
     return f"{' '.join(filter(None, (subject, event.name, said)))}{pid}{reason}"
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _is_stopped(pid: int | None) -> bool:
