@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from .losses import signal_name
+from .errors import signal_name
 
 __all__ = ["ExitReason", "ServiceEvent", "ServiceExit", "ServiceState", "ServiceStatus"]
 
