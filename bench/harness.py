@@ -106,7 +106,7 @@ def run(
             began = time.monotonic()
             for case in benchmark.cases:
                 for peer in peers:
-                    if case.admits(peer, full):
+                    if benchmark.admits(peer, case, full):
                         sample = measure(benchmark, case.name, peer, round_number=number, full=full)
                         report(benchmark, sample)
                         yield benchmark, sample

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import struct
 import time
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # as in typing, whose import would weigh on the peers that import this for each process
 if TYPE_CHECKING:
     import numpy as np
 

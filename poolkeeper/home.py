@@ -8,10 +8,13 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import HomeUnusable
-from .instance import InstanceLock
 from .places import default_base, home_unusable, local_base
+
+if TYPE_CHECKING:
+    from .instance import InstanceLock
 
 __all__ = ["Home"]
 
@@ -36,7 +39,11 @@ class Home:
         Raises HomeUnusable where it cannot be created or written to and on a network filesystem, AlreadyRunning while
         another keeper of this name and run lives, ValueError for a name that is no file name.
         """
-        lock = None if name is None else InstanceLock(name, run_id, base)
+        lock = None
+        if name is not None:
+            from .instance import InstanceLock  # most keepers have no name
+
+            lock = InstanceLock(name, run_id, base)
         parent = local_base(base) if lock is None and base is not None else None
         path: Path | None = None
         try:

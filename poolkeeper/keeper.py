@@ -1,6 +1,6 @@
 """The keeper's runtime: waits for what happens, tells the core, carries out its commands.
 
-One thread does all of it, or in its place the thread that waits for a result (see ``driving``). Applications only
+One thread does all of it, or in its place the thread that waits for a result (see ``loop``). Applications only
 append to ``_inbox`` and wake it; what they ask of the core itself (cancel) they ask under ``_lock``. User code never
 runs here: results are unpickled by who asks for them, callbacks and retry policies run on the delivery thread.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import selectors
 import signal
 import threading
 import time
@@ -23,16 +22,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .commands import Command, Decide, Fail, Feed, Kill, Nudge, Retire, Settle, Spawn
 from .core import Core
-from .driving import Seat, SignalGuard
 from .errors import PoolkeeperError, ProtocolError
 from .futures import TaskFuture
 from .home import Home
 from .ledger import Segment, Task
 from .lifecycle import WorkerState
 from .logs import emit
+from .loop import LONGEST_WAIT, Loop, Ready
 from .nursery import Nursery
 from .page import CANCEL
 from .postmortem import Postmortem
+from .reporting import flush, report
 from .settings import Settings
 from .spool import Stowage
 from .switchboard import Peer, Switchboard
@@ -53,16 +53,8 @@ T = TypeVar("T")
 LEAVE_SECONDS = 5.0
 """How long retired workers get to leave when the keeper ends, before they are killed."""
 
-SPIN_SECONDS = 0.0002
-"""How long a driver may look for the result of a short task before it sleeps; a third of it is usual."""
-
 FIRST_DESCRIPTORS = 8
 """What a fork server and a first worker cost the keeper, with something to spare."""
-
-LONGEST_WAIT = 3600.0
-"""Seconds; what is due later is looked at again then, for the system's waits cannot be told any number."""
-
-_ONE = (1).to_bytes(8, "little")
 
 
 class WorkerRow(NamedTuple):
@@ -90,9 +82,6 @@ class KeeperRuntime:
         self._inbox: deque[Task | Segment] = deque()
         self._calls: deque[Callable[[], None]] = deque()
         self._lock = threading.RLock()
-        self._sleeping = False
-        self._seat = Seat()
-        self._guard = SignalGuard()
         self._ended = threading.Event()
         self._retired_at: float | None = None
         self._supervision: Supervision | None = None
@@ -108,11 +97,10 @@ class KeeperRuntime:
 
     def _open(self, settings: Settings, home: Home, undo: contextlib.ExitStack) -> None:
         """Take from the system what the keeper needs; ``undo`` gives it back should that fail half-way."""
-        self._selector = selectors.DefaultSelector()
-        undo.callback(self._selector.close)
-        self._wake_reader, self._wake_writer = _wake_pair()
-        undo.callback(self._close_wake_pair)
-        self._selector.register(self._wake_reader, selectors.EVENT_READ, self._woken)
+        self._loop = Loop(self)
+        selector = self._loop.selector
+        undo.callback(selector.close)
+        undo.callback(self._loop.close)
         config = WorkerConfig(
             socket=home.socket,
             key=home.key,
@@ -130,9 +118,9 @@ class KeeperRuntime:
 
             self._register = Register(home, self.name or "", self.run_id)
             undo.callback(self._register.close)
-        self._nursery = Nursery(settings, config, self._selector, home, self._register)
-        self._workforce = Workforce(settings, core, self._nursery, self._selector, self.stowage)
-        self._board = Switchboard(home.socket, home.key, self._selector, self._introduce)
+        self._nursery = Nursery(settings, config, selector, home, self._register)
+        self._workforce = Workforce(settings, core, self._nursery, selector, self.stowage)
+        self._board = Switchboard(home.socket, home.key, selector, self._introduce)
         undo.callback(self._nursery.close)
         undo.callback(self._board.close)  # first: a fork server that is still calling would wait for an answer
         self._postmortem = Postmortem(home.logs)
@@ -151,14 +139,14 @@ class KeeperRuntime:
         }
         self._workforce.open(self._board)
         self._nursery.open(self._board)
-        _require_descriptors(self._wake_reader)
+        _require_descriptors(self._loop.descriptor)
 
     # -- what applications call, from any thread ----------------------------------------------------------------------
 
     def submit(self, task: Task | Segment) -> None:
         """Take on a task; never blocks."""
         self._inbox.append(task)
-        if self._sleeping:
+        if self._loop.sleeping:
             self.wake()
 
     def call_soon(self, call: Callable[[], None]) -> None:
@@ -171,12 +159,10 @@ class KeeperRuntime:
         if self._ended.is_set():
             self._refuse_late()
             return
-        self._sleeping = False
-        with contextlib.suppress(OSError):
-            os.write(self._wake_writer, _ONE)
+        self._loop.wake()
 
     def _wake_if_sleeping(self) -> None:
-        if self._sleeping:
+        if self._loop.sleeping:
             self.wake()
 
     def _refuse_late(self) -> None:
@@ -265,7 +251,7 @@ class KeeperRuntime:
             Supervisor(self.settings.max_starting),
             self._nursery,
             self._board,
-            self._selector,
+            self._loop.selector,
             self._traffic.delivery,
             self._postmortem,
             self._home,
@@ -352,24 +338,16 @@ class KeeperRuntime:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             while not self._finished():
-                if self._seat.taken:
-                    self.wake()  # what the driver waits for may have been done in the step before
-                self._seat.stand_back()
-                self._step()
+                self._loop.step()
         except BaseException as error:
             self._break(error)
         finally:
             self._end()
 
-    def _step(self) -> None:
-        self._sleeping = True
-        ready = self._selector.select(0.0 if self._inbox or self._calls else self._timeout())
-        self._sleeping = False
-        self._process(ready)
-
-    def _process(self, ready: list[tuple[selectors.SelectorKey, int]]) -> None:
+    def process(self, ready: Ready) -> None:
+        """Deal with what has become ready, and with all else that is to be done."""
         with self._lock:
-            registered = self._selector.get_map()
+            registered = self._loop.selector.get_map()
             for key, mask in ready:
                 # What came before, or another driver, may have closed this descriptor or given it another meaning.
                 if registered.get(key.fd) is key:
@@ -389,65 +367,25 @@ class KeeperRuntime:
             self._supervision.carry_out()
         self._board.send_due()
 
-    def drive(self, task: TaskFuture, timeout: float | None) -> None:
-        """Run the loop in the calling thread until ``task`` is done, if that may be; see ``driving``."""
-        guard = self._guard if threading.current_thread() is threading.main_thread() else None
-        if guard is not None and not guard.enter():
-            return
-        try:
-            if self._seat.take():
-                try:
-                    self._drive(task, None if timeout is None else time.monotonic() + timeout, guard)
-                finally:
-                    # Whoever submits next must wake the keeper's thread, unless it looks by itself in a moment.
-                    self._sleeping = not self._seat.parked
-                    if self._inbox or self._calls:
-                        self.wake()
-                    self._seat.leave()
-        finally:
-            if guard is not None:
-                guard.leave()
+    def has_news(self) -> bool:
+        """Whether there is something to process without waiting."""
+        return bool(self._inbox or self._calls)
 
-    def _drive(self, task: TaskFuture, deadline: float | None, guard: SignalGuard | None) -> None:
-        ready: list[tuple[selectors.SelectorKey, int]] = []
-        while True:
-            try:
-                self._process(ready)
-            except Exception as error:
-                self._calls.append(partial(_raise, error))  # the keeper's thread fails with it
-                return
-            if task.done() or self._calls:
-                return
-            wait = self._timeout()
-            if deadline is not None:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return
-                wait = min(left, LONGEST_WAIT if wait is None else wait)
-            if guard is not None:
-                guard.open()
-            ready = self._spin(task, wait)
-            if not ready:
-                self._sleeping = True
-                ready = self._selector.select(0.0 if self._inbox or self._calls else wait)
-                self._sleeping = False
-            if guard is not None:
-                guard.critical = True
-
-    def _spin(self, task: TaskFuture, wait: float | None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Look for a result that is due in a moment without going to sleep, which would take longer than that."""
+    def runs_one_short_task(self, task: TaskFuture, limit: float) -> float | None:
+        """Return how many seconds ``task`` takes if nothing else runs, and it takes less than ``limit``; else None."""
         cost = task.call.cost
-        if cost is None or cost > SPIN_SECONDS or self._core.running > 1 or (wait is not None and wait < SPIN_SECONDS):
-            return []
-        end = time.monotonic() + cost + SPIN_SECONDS
-        select = self._selector.select
-        while time.monotonic() < end:
-            ready = select(0)
-            if ready or self._inbox or self._calls:
-                return ready
-        return []
+        return None if cost is None or cost > limit or self._core.running > 1 else cost
 
-    def _timeout(self) -> float | None:
+    def failed(self, error: Exception) -> None:
+        """Have the keeper's own thread fail with what processing has raised in another one."""
+        self._calls.append(partial(_raise, error))
+
+    def drive(self, task: TaskFuture, timeout: float | None) -> None:
+        """Do the keeper's work until ``task`` is done, if the calling thread may; ``timeout`` in seconds."""
+        self._loop.drive(task, timeout)
+
+    def timeout(self) -> float | None:
+        """Return the seconds until something is due, None for nothing."""
         deadline = self._core.next_deadline()
         if self._supervision is not None:
             deadline = _earlier(deadline, self._supervision.next_deadline())
@@ -478,10 +416,6 @@ class KeeperRuntime:
                 self._workforce.kill_all()
             self._retired_at = now
         return False
-
-    def _woken(self, _: int) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._wake_reader, 4096)
 
     def _introduce(self, hello: dict[str, Any]) -> Peer:
         """Return whose session a caller resumes."""
@@ -524,7 +458,7 @@ class KeeperRuntime:
     def _break(self, error: BaseException) -> None:
         """The loop itself has failed: nothing may hang, so all that is pending fails with the reason."""
         text = "".join(traceback.format_exception(error))
-        emit("CRITICAL", f"the keeper has failed; this is a defect of poolkeeper\n{text}")
+        report("CRITICAL", f"the keeper has failed; this is a defect of poolkeeper\n{text}")
         self.refusal = f"the keeper has failed: {error!r}"
         failure = PoolkeeperError(f"{self.refusal}; this is a defect of poolkeeper")
         failure.__cause__ = error
@@ -539,7 +473,7 @@ class KeeperRuntime:
 
     def _end(self) -> None:
         """Leave nothing behind: no process, no descriptor, no file that should not stay."""
-        self._seat.close()
+        self._loop.leave()
         self._traffic.announce()
         self._board.close()  # first: a fork server that has just been started would wait for an answer
         self._nursery.close()
@@ -549,24 +483,18 @@ class KeeperRuntime:
         if self._control is not None:
             self._control.close()
         self.stowage.close()
-        self._selector.close()
+        self._loop.selector.close()
         if self._register is not None:
             self._register.close()
         self._home.remove()
         self._traffic.delivery.close()
+        flush()
         with self._lock:
-            self._close_wake_pair()
-            self._sleeping = True  # for good: whoever submits now calls wake, which refuses
+            self._loop.close()  # whoever submits now calls wake, which refuses
             self._ended.set()
         if self._supervision is not None:
             self._supervision.announce_end()
         self.wake()
-
-    def _close_wake_pair(self) -> None:
-        os.close(self._wake_reader)
-        if self._wake_writer != self._wake_reader:
-            os.close(self._wake_writer)
-        self._wake_writer = self._wake_reader = -1
 
     def abandon_in_child(self) -> None:
         """In a fork of the application: let go of everything that belongs to the parent's keeper."""
@@ -576,14 +504,7 @@ class KeeperRuntime:
         self._home.close_lock()
         if self._register is not None:
             self._register.abandon_in_child()
-        for key in list(self._selector.get_map().values()) if self._selector.get_map() else ():
-            with contextlib.suppress(OSError):
-                os.close(key.fd)
-        if self._wake_writer != self._wake_reader:
-            os.close(self._wake_writer)
-        self._wake_writer = self._wake_reader = -1
-        with contextlib.suppress(OSError):
-            os.close(self._selector.fileno())
+        self._loop.abandon_in_child()
 
 
 def _earlier(first: float | None, second: float | None) -> float | None:
@@ -602,13 +523,3 @@ def _require_descriptors(fd: int) -> None:
     with contextlib.ExitStack() as spare:
         for _ in range(FIRST_DESCRIPTORS):
             spare.callback(os.close, os.dup(fd))
-
-
-def _wake_pair() -> tuple[int, int]:
-    if hasattr(os, "eventfd"):
-        fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        return fd, fd
-    reader, writer = os.pipe()
-    os.set_blocking(reader, False)
-    os.set_blocking(writer, False)
-    return reader, writer

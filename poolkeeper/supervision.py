@@ -22,7 +22,6 @@ from .errors import ProtocolError, ServiceFailed
 from .families import descendants, end_family
 from .home import Home
 from .limits import Limits
-from .logs import emit
 from .messages import Kind
 from .nursery import UNKNOWN, Child, Nursery, Parent, watch_process
 from .policy import RestartRecord
@@ -32,6 +31,7 @@ from .program import Program
 from .program_notices import ProgramNotices, ProgramPulse
 from .register import Register
 from .replica import Replica, Service
+from .reporting import report
 from .roster import Exit
 from .service_commands import Announce, Ask, Collapse, Consult, Destroy, Dump, Launch, Sample, ServiceCommand
 from .service_exits import LastWords
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["ServicePeer", "Supervision"]
 
 REPORT_SECONDS = 5.0
-"""How long the fork server gets to report how a process has ended that is seen to have; late if busy.
+"""How long the fork server gets to report how a process has ended; on a busy machine it may be late.
 
 It is known at once where the fork server has died that had made the process.
 """
@@ -275,7 +275,7 @@ class Supervision:
             )
         except Exception as problem:
             why = f"its restart policy raised {type(problem).__name__}: {problem}"
-            emit("ERROR", f"service {replica.name}: {why}\n{traceback.format_exc()}", service=replica.name)
+            report("ERROR", f"service {replica.name}: {why}\n{traceback.format_exc()}", service=replica.name)
         self._call_soon(partial(self._decided, command, delay, record, why))
 
     def _decided(self, command: Consult, delay: float | None, record: RestartRecord, why: str) -> None:
@@ -289,7 +289,7 @@ class Supervision:
     def _announce(self, command: Announce) -> None:
         event = command.event
         self._news = True
-        emit(
+        report(
             _LEVELS.get(event.kind.partition(".")[2], "INFO"),
             _sentence(event),
             service=event.name,
@@ -360,7 +360,7 @@ class Supervision:
     def refused(self, peer: ServicePeer, why: str) -> None:
         """The process could not be made."""
         self._drop(peer)
-        emit("WARNING", f"service {peer.replica.name} waits: {why}", service=peer.replica.name)
+        report("WARNING", f"service {peer.replica.name} waits: {why}", service=peer.replica.name)
         self.supervisor.refused(peer.replica, peer.attempt, time.monotonic(), why)
 
     def exited(self, peer: ServicePeer, exit: Exit) -> None:

@@ -1,0 +1,186 @@
+"""The keeper's loop: sleeps until something happens and has it processed, in one thread at a time.
+
+That is the keeper's own thread, or in its place the thread that waits for a result (see ``driving``). Other threads
+wake it only while it sleeps, which saves them a system call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import threading
+import time
+from typing import Protocol
+
+from .driving import Seat, SignalGuard
+from .futures import TaskFuture
+
+__all__ = ["LONGEST_WAIT", "Host", "Loop", "Ready"]
+
+SPIN_SECONDS = 0.0002
+"""How long a driver may look for the result of a short task before it sleeps; a third of it is usual."""
+
+LONGEST_WAIT = 3600.0
+"""Seconds; what is due later is looked at again then, for the system's waits cannot be told any number."""
+
+_ONE = (1).to_bytes(8, "little")
+
+Ready = list[tuple[selectors.SelectorKey, int]]
+
+
+class Host(Protocol):
+    """Whose loop it is."""
+
+    def process(self, ready: Ready) -> None:
+        """Deal with what has become ready, and with all else that is to be done."""
+
+    def has_news(self) -> bool:
+        """Whether there is something to process without waiting."""
+
+    def timeout(self) -> float | None:
+        """Return the seconds until something is due, None for nothing."""
+
+    def runs_one_short_task(self, task: TaskFuture, limit: float) -> float | None:
+        """Return how many seconds ``task`` takes if nothing else runs, and it takes less than ``limit``; else None."""
+
+    def failed(self, error: Exception) -> None:
+        """Have the keeper's own thread fail with what processing has raised in another one."""
+
+
+class Loop:
+    """Owns the selector, the means to wake who waits there, and the seat that says who does.
+
+    ``sleeping`` is whether somebody who has news must ``wake`` the loop.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.sleeping = False
+        self.selector = selectors.DefaultSelector()
+        self._host = host
+        self._seat = Seat()
+        self._guard = SignalGuard()
+        try:
+            self._reader, self._writer = _wake_pair()
+        except OSError:
+            self.selector.close()
+            raise
+        self.selector.register(self._reader, selectors.EVENT_READ, self._woken)
+
+    @property
+    def descriptor(self) -> int:
+        """One of the loop's own descriptors."""
+        return self._reader
+
+    def wake(self) -> None:
+        """Make the loop look around; safe in finalizers."""
+        self.sleeping = False
+        with contextlib.suppress(OSError):
+            os.write(self._writer, _ONE)
+
+    def step(self) -> None:
+        """Wait and process once, in the keeper's own thread; while another one drives, stand back."""
+        if self._seat.taken:
+            self.wake()  # what the driver waits for may have been done in the step before
+        self._seat.stand_back()
+        self.sleeping = True
+        ready = self.selector.select(0.0 if self._host.has_news() else self._host.timeout())
+        self.sleeping = False
+        self._host.process(ready)
+
+    def drive(self, task: TaskFuture, timeout: float | None) -> None:
+        """Run the loop in the calling thread until ``task`` is done, if that may be; ``timeout`` in seconds."""
+        guard = self._guard if threading.current_thread() is threading.main_thread() else None
+        if guard is not None and not guard.enter():
+            return
+        try:
+            if self._seat.take():
+                try:
+                    self._drive(task, None if timeout is None else time.monotonic() + timeout, guard)
+                finally:
+                    # Whoever submits next must wake the keeper's thread, unless it looks by itself in a moment.
+                    self.sleeping = not self._seat.parked
+                    if self._host.has_news():
+                        self.wake()
+                    self._seat.leave()
+        finally:
+            if guard is not None:
+                guard.leave()
+
+    def _drive(self, task: TaskFuture, deadline: float | None, guard: SignalGuard | None) -> None:
+        host = self._host
+        ready: Ready = []
+        while True:
+            try:
+                host.process(ready)
+            except Exception as error:
+                host.failed(error)
+                return
+            if task.done() or host.has_news():
+                return
+            wait = host.timeout()
+            if deadline is not None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return
+                wait = min(left, LONGEST_WAIT if wait is None else wait)
+            if guard is not None:
+                guard.open()
+            ready = self._spin(task, wait)
+            if not ready:
+                self.sleeping = True
+                ready = self.selector.select(0.0 if host.has_news() else wait)
+                self.sleeping = False
+            if guard is not None:
+                guard.critical = True
+
+    def _spin(self, task: TaskFuture, wait: float | None) -> Ready:
+        """Look for a result that is due in a moment without going to sleep, which would take longer than that."""
+        seconds = self._host.runs_one_short_task(task, SPIN_SECONDS)
+        if seconds is None or (wait is not None and wait < SPIN_SECONDS):
+            return []
+        end = time.monotonic() + seconds + SPIN_SECONDS
+        select = self.selector.select
+        while time.monotonic() < end:
+            ready = select(0)
+            if ready or self._host.has_news():
+                return ready
+        return []
+
+    def _woken(self, _: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._reader, 4096)
+
+    def leave(self) -> None:
+        """Wait for a driver to leave the seat, and let nobody take it again."""
+        self._seat.close()
+
+    def close(self) -> None:
+        """Close the means to wake it; whoever has news from now on is told so by ``sleeping``."""
+        os.close(self._reader)
+        if self._writer != self._reader:
+            os.close(self._writer)
+        self._writer = self._reader = -1
+        self.sleeping = True
+
+    def abandon_in_child(self) -> None:
+        """In a fork of the application: close everything, for it belongs to the parent."""
+        watched = self.selector.get_map()
+        for key in list(watched.values()) if watched else ():
+            with contextlib.suppress(OSError):
+                os.close(key.fd)
+        if self._writer != self._reader:
+            os.close(self._writer)
+        self._writer = self._reader = -1
+        with contextlib.suppress(OSError):
+            os.close(self.selector.fileno())
+
+
+def _wake_pair() -> tuple[int, int]:
+    if hasattr(os, "eventfd"):
+        fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        return fd, fd
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    return reader, writer
