@@ -119,19 +119,21 @@ class _Service:
 
     def _say(self, message: tuple[Any, ...]) -> bool:
         frame = self._session.send(pack([message]))
-        try:
-            if self._link is not None and identity(self._link.fileno()) != self._link_identity:
-                self._link.socket.detach()  # closed by the callable, and the number may be its own file's by now
-                self._link = None
-            if self._link is None:
-                self._call()  # what is unacknowledged goes out with it
+        link, self._link = self._link, None
+        if link is not None and identity(link.fileno()) != self._link_identity:
+            link.socket.detach()  # closed by the callable, and the number may be its own file's by now
+        elif link is not None:
+            try:
+                self._hear(link)
+                link.send(frame)
+            except (OSError, ProtocolError):
+                link.close()
             else:
-                self._hear(self._link)
-                self._link.send(frame)
+                self._link = link
+                return True
+        try:
+            self._call()  # what is unacknowledged goes out with it
         except (OSError, ProtocolError):
-            if self._link is not None:
-                self._link.close()
-                self._link = None
             return False
         return True
 
