@@ -262,7 +262,7 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
 
         wait_until(lambda: not strangers(), "the end of what a service has left behind")
         home = keeper.home
-    assert sorted(path.name for path in home.rglob("*") if path.is_socket() or path.suffix == ".crash") == []
+    assert [path for path in home.rglob("*") if path.is_socket() or path.match("parent-*.crash")] == []
     for number in range(3):
         for pid in tasks.notes(tmp_path / str(number), "descendants"):
             wait_until(lambda pid=pid: not psutil.pid_exists(pid))  # type: ignore[misc]
