@@ -12,6 +12,7 @@ import gc
 import importlib
 import json
 import multiprocessing
+import multiprocessing.context
 import os
 import select
 import shutil
@@ -22,6 +23,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from multiprocessing import popen_fork
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -242,8 +244,7 @@ class ForkServer:
                 if self._logs is not None:
                     label, _, attempt = tag.partition("#")
                     output = self._logs.open(label, label.partition(":")[0], int(attempt or 1))
-                fork = multiprocessing.get_context("fork")
-                process = fork.Process(target=self._become, args=(main, arguments, page, link, output))
+                process = _Forked(target=self._become, args=(main, arguments, page, link, output))
             process.name = tag
             if self._start_method == "loky":
                 process.start()
@@ -332,6 +333,35 @@ class ForkServer:
     def _send(self, message: tuple[Any, ...]) -> None:
         with contextlib.suppress(OSError):  # a keeper that is gone shows as the end of the link
             self._link.send(self._session.send(pack([message])))
+
+
+class _Fork(popen_fork.Popen):
+    """Forks as multiprocessing does, but with one pipe for all children instead of two for each.
+
+    By it they know whether their parent lives. Those of its own would stay open in here, and each new process would
+    inherit those of all before it.
+    """
+
+    lifeline: tuple[int, int] | None = None
+
+    def _launch(self, process: Any) -> None:
+        if _Fork.lifeline is None:
+            _Fork.lifeline = os.pipe()
+        self.sentinel, ours = _Fork.lifeline  # nobody waits for the sentinel: the fork server reaps all there is
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.close(ours)
+                code = process._bootstrap(parent_sentinel=self.sentinel)  # noqa: SLF001
+            finally:
+                os._exit(code)
+
+
+class _Forked(multiprocessing.context.ForkProcess):
+    """A multiprocessing process that ``_Fork`` makes."""
+
+    _Popen = staticmethod(_Fork)
 
 
 def _start_with_signals_blocked(process: BaseProcess) -> None:
