@@ -257,6 +257,7 @@ class KeeperRuntime:
             self._home,
             self.call_soon,
             self._register,
+            self.settings.max_workers,
         )
 
     def expect_callbacks(self) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .delivery import Delivery
+from .descriptors import make_room
 from .errors import ProtocolError, ServiceFailed
 from .families import descendants, end_families
 from .home import Home
@@ -101,6 +102,7 @@ class Supervision:
         home: Home,
         call_soon: Callable[[Callable[[], None]], None],
         register: Register | None,
+        max_workers: int,
     ) -> None:
         self.supervisor = supervisor
         self.changed = threading.Condition()
@@ -114,6 +116,7 @@ class Supervision:
         self._notices = ProgramNotices(home.path, selector, supervisor, self._programs)
         self._call_soon = call_soon
         self._register = register
+        self._max_workers = max_workers
         self._peers: dict[str, ServicePeer] = {}
         self._current: dict[Replica, ServicePeer] = {}
         self._definitions: dict[Service, tuple[bytes, Limits, dict[str, str]]] = {}
@@ -135,6 +138,7 @@ class Supervision:
     def add(self, spec: ServiceSpec, blob: bytes) -> Service:
         """Take on a service, not started yet; ``blob`` is its pickled target. Raises DeclarationError."""
         service = self.supervisor.add(spec)
+        make_room(self._max_workers + self.supervisor.size)
         self._definitions[service] = (blob, Limits.of(spec.worker), dict(spec.worker.env or {}))
         return service
 
