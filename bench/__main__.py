@@ -11,9 +11,9 @@ from pathlib import Path
 
 from bench import plots
 from bench.catalogue import NAMES, load
+from bench.contenders import CONTENDERS
 from bench.harness import adopt_orphans, run
 from bench.model import DEFAULT_PEERS, OURS, Benchmark, Sample
-from bench.peers import PEERS
 from bench.report import render, verdicts
 from bench.results import Results, Run, describe_machine, load_runs, save_run
 from bench.statistics import format_figure
@@ -52,10 +52,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     asked = dict.fromkeys(
         peer for word in options.peers.split(",") for peer in (DEFAULT_PEERS if word == "all" else (word.strip(),))
     )
-    unknown = [peer for peer in asked if peer not in PEERS]
+    unknown = [peer for peer in asked if peer not in CONTENDERS]
     if unknown:
-        parser.error(f"unknown peer {', '.join(unknown)}; there are {', '.join(PEERS)}")
-    options.peers = [peer for peer in PEERS if peer in asked or peer == OURS]
+        parser.error(f"unknown peer {', '.join(unknown)}; there are {', '.join(CONTENDERS)}")
+    options.peers = [peer for peer in CONTENDERS if peer in asked or peer == OURS]
     return options
 
 
@@ -81,11 +81,11 @@ def tell(benchmark: Benchmark, sample: Sample) -> None:
 
 def measure(options: argparse.Namespace) -> None:
     """Run what was asked for and store it; what was measured is stored even if the run is interrupted."""
-    versions = {peer: PEERS[peer].version() for peer in options.peers}
+    versions = {peer: CONTENDERS[peer].version() for peer in options.peers}
     installed = {peer: version for peer, version in versions.items() if version is not None}
     for peer in options.peers:
         if peer not in installed:
-            print(f"{PEERS[peer].label} is not installed and sits out", file=sys.stderr)
+            print(f"{CONTENDERS[peer].label} is not installed and sits out", file=sys.stderr)
     benchmarks = [load(name) for name in options.benchmarks]
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     machine = describe_machine()

@@ -20,6 +20,10 @@ NAMES = (
     "caller_memory",
     "import_time",
     "idle",
+    "service_restart",
+    "services_start",
+    "services_mass_kill",
+    "services_idle",
 )
 
 

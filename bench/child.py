@@ -16,11 +16,11 @@ ABANDONED = 3  # any exit status but 0: what is left behind will not end by itse
 def main(request: str, answer: str) -> None:
     """Measure and answer; a pool that is broken is left to whoever started this process."""
     from bench.catalogue import load
-    from bench.peers import PEERS
 
     asked = json.loads(request)
     try:
-        measured = load(asked["benchmark"]).measure(PEERS[asked["peer"]], asked["case"], asked["full"])
+        benchmark = load(asked["benchmark"])
+        measured = benchmark.measure(benchmark.contenders[asked["peer"]], asked["case"], asked["full"])
     except BaseException:  # a pool that was not closed may keep the interpreter from ending
         traceback.print_exc()
         sys.stderr.flush()

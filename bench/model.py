@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from bench.peers import Peer
+from bench.peers import PEERS, Contender
 
 __all__ = [
     "DEFAULT_PEERS",
@@ -25,7 +24,10 @@ __all__ = [
 WORKERS = 2
 OURS = "poolkeeper"
 REFERENCES = ("forkserver", "pool")
-DEFAULT_PEERS = (OURS, "fork", "forkserver", "pool", "loky", "pebble", "mpire", "joblib")
+DEFAULT_PEERS = (
+    *(OURS, "fork", "forkserver", "pool", "loky", "pebble", "mpire", "joblib"),
+    *("supervisord", "circus", "circus-fastest", "shell", "bare"),
+)
 
 Status = Literal["ok", "hung", "failed"]
 
@@ -88,12 +90,15 @@ class Sample:
         return asdict(self)
 
 
-Measure = Callable[["type[Peer]", str, bool], Measured]
+Measure = Callable[[Any, str, bool], Measured]
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """A benchmark: ``measure(peer, case, full)`` runs in a fresh process; ``deadline`` in seconds cuts it off."""
+    """A benchmark: ``measure(contender, case, full)`` runs in a fresh process; ``deadline`` in seconds cuts it off.
+
+    ``contenders`` are those who may take part, by name.
+    """
 
     name: str
     title: str
@@ -102,7 +107,12 @@ class Benchmark:
     cases: tuple[Case, ...]
     references: tuple[str, ...]
     deadline: float
+    contenders: Mapping[str, type[Contender]]
     measure: Measure
+
+    def admits(self, peer: str, case: Case, full: bool) -> bool:
+        """Whether ``peer`` takes part in this case of a full or quick run."""
+        return peer in self.contenders and case.admits(peer, full)
 
 
 def benchmark(
@@ -111,6 +121,7 @@ def benchmark(
     cases: Sequence[Case] = (Case(""),),
     references: Sequence[str] = REFERENCES,
     deadline: float = 120.0,
+    contenders: Mapping[str, type[Contender]] = PEERS,
 ) -> Callable[[Measure], Benchmark]:
     """Turn a measuring function into the benchmark of that name; its docstring is the title, its module's the rest."""
 
@@ -118,7 +129,15 @@ def benchmark(
         title = (measure.__doc__ or measure.__name__).rstrip(".")
         description = (measure.__globals__["__doc__"] or "").strip()
         return Benchmark(
-            measure.__name__, title, description, tuple(metrics), tuple(cases), tuple(references), deadline, measure
+            name=measure.__name__,
+            title=title,
+            description=description,
+            metrics=tuple(metrics),
+            cases=tuple(cases),
+            references=tuple(references),
+            deadline=deadline,
+            contenders=contenders,
+            measure=measure,
         )
 
     return wrap

@@ -17,17 +17,16 @@ from typing import Any, ClassVar, Self
 
 from bench import tasks
 
-__all__ = ["PEERS", "Peer"]
+__all__ = ["PEERS", "Contender", "Peer"]
 
 Handle = Any
 UNFINISHED = object()
 
 
-class Peer:
-    """A pool of processes; ``name`` is its key in results and options, ``label`` what people read.
+class Contender:
+    """Who takes part; ``name`` is its key in results and options, ``label`` what people read.
 
-    ``entry``, of ``module``, makes the pool; ``distribution`` None stands for the standard library.
-    Who runs about a thousand tasks per second gets a ``share`` of the work where rates of single tasks are measured.
+    ``entry``, of ``module``, makes it; ``distribution`` None stands for the standard library.
     """
 
     name: ClassVar[str]
@@ -35,16 +34,10 @@ class Peer:
     module: ClassVar[str]
     entry: ClassVar[str]
     distribution: ClassVar[str | None] = None
-    map_is_default_chunksize_1: ClassVar[bool] = False
-    share: ClassVar[float] = 1.0
-    submit: Callable[..., Handle]
-
-    def __init__(self, workers: int, preload: Sequence[str] = ()) -> None:
-        self.workers = workers
 
     @classmethod
     def version(cls) -> str | None:
-        """The installed version, None where the peer is not installed."""
+        """The installed version, None where it is not installed."""
         if importlib.util.find_spec(cls.module.partition(".")[0]) is None:
             return None
         if cls.distribution is None:
@@ -56,8 +49,22 @@ class Peer:
 
     @classmethod
     def load(cls) -> Any:
-        """Import what makes the pool."""
+        """Import what makes it."""
         return getattr(importlib.import_module(cls.module), cls.entry)
+
+
+class Peer(Contender):
+    """A pool of processes.
+
+    Who runs about a thousand tasks per second gets a ``share`` of the work where rates of single tasks are measured.
+    """
+
+    map_is_default_chunksize_1: ClassVar[bool] = False
+    share: ClassVar[float] = 1.0
+    submit: Callable[..., Handle]
+
+    def __init__(self, workers: int, preload: Sequence[str] = ()) -> None:
+        self.workers = workers
 
     def result(self, handle: Handle, timeout: float | None = None) -> Any:
         """The result of what ``submit`` returned; raises ``TimeoutError`` after ``timeout`` seconds."""

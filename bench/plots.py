@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.catalogue import load
+from bench.contenders import CONTENDERS
 from bench.model import OURS, Case
-from bench.peers import PEERS
 from bench.results import Results, Run
 from bench.statistics import Spread, format_figure
 
@@ -75,7 +75,9 @@ def _chart(axis: Axes, benchmark: Benchmark, case: Case, spreads: dict[str, Spre
     medians = [spread.median for spread in spreads.values()]
     errors = [[s.median - s.low for s in spreads.values()], [s.high - s.median for s in spreads.values()]]
     colours = [OUR_COLOUR if peer == OURS else THEIR_COLOUR for peer in spreads]
-    bars = axis.barh([PEERS[peer].label for peer in spreads], medians, xerr=errors, color=colours, ecolor="#495057")
+    bars = axis.barh(
+        [CONTENDERS[peer].label for peer in spreads], medians, xerr=errors, color=colours, ecolor="#495057"
+    )
     axis.bar_label(bars, [format_figure(figure) for figure in medians], padding=4)
     axis.invert_yaxis()
     axis.margins(x=0.25)

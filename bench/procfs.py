@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["descendants", "peak_rss", "pss", "reset_peak_rss", "rss", "voluntary_switches"]
+__all__ = ["cpu_seconds", "descendants", "peak_rss", "pss", "reset_peak_rss", "rss", "voluntary_switches"]
 
 KIB_PER_MIB = 1024
 
@@ -66,3 +66,13 @@ def voluntary_switches(pid: int, without: int | None = None) -> dict[tuple[int, 
             with contextlib.suppress(OSError):
                 switches[pid, int(name)] = _field(Path(f"/proc/{pid}/task/{name}/status"), "voluntary_ctxt_switches")
     return switches
+
+
+def cpu_seconds(pid: int, without: int | None = None) -> float:
+    """How long the living threads of ``pid`` have run, to the nanosecond; ``without`` leaves one thread out."""
+    nanoseconds = 0
+    for name in os.listdir(f"/proc/{pid}/task"):
+        if int(name) != without:
+            with contextlib.suppress(OSError):
+                nanoseconds += int(Path(f"/proc/{pid}/task/{name}/schedstat").read_text().split()[0])
+    return nanoseconds / 1e9

@@ -98,11 +98,11 @@ class Ledger:
 
 
 class Meeting:
-    """A temporary folder with a bell, a gate and a ledger; leaving it opens the gate."""
+    """A temporary ``folder`` with a bell, a gate and a ledger; leaving it opens the gate."""
 
     def __enter__(self) -> Self:
-        self._folder = tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True)
-        folder = Path(self._folder.name)
+        self._temporary = tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True)
+        self.folder = folder = Path(self._temporary.name)
         self.bell, self.gate, self.ledger = Bell(folder / "bell"), Gate(folder / "gate"), Ledger(folder / "ledger")
         return self
 
@@ -112,4 +112,4 @@ class Meeting:
         self.gate.open()
         self.gate.close()
         self.bell.close()
-        self._folder.cleanup()
+        self._temporary.cleanup()

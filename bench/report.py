@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bench.catalogue import NAMES, load
+from bench.contenders import CONTENDERS
 from bench.model import Benchmark, Case, Metric
-from bench.peers import PEERS
 from bench.results import Results, Run
 from bench.statistics import Spread, advantages, format_figure
 from bench.targets import TARGETS, Verdict, judge
@@ -53,7 +53,7 @@ def _preamble(results: Results) -> list[str]:
         }
     )
     versions = {peer: version for run in runs for peer, version in run.versions.items()}
-    installed = ", ".join(f"{PEERS[peer].label} {version}" for peer, version in versions.items())
+    installed = ", ".join(f"{CONTENDERS[peer].label} {version}" for peer, version in versions.items())
     dates = sorted({run.date[:10] for run in runs})
     lines = [
         f"Measured by `make bench` on {' and '.join(dates)}. {'; '.join(machines)}. Two workers unless said otherwise.",
@@ -99,7 +99,7 @@ def _section(benchmark: Benchmark, run: Run, plot: Path | None) -> list[str]:
         if rows:
             references = _references(benchmark, run, case) if metrics else []
             head = [case.name or "peer", *(metric.title for metric in metrics)]
-            head += [f"× {PEERS[reference].label}" for reference in references] + ["note"]
+            head += [f"× {CONTENDERS[reference].label}" for reference in references] + ["note"]
             blocks.append(_table(head, rows))
     if plot is not None:
         blocks.append(f"![{benchmark.title}]({plot.name})")
@@ -125,5 +125,5 @@ def _row(benchmark: Benchmark, run: Run, case: Case, peer: str, metrics: Sequenc
     notes = dict.fromkeys(
         sample.note if sample.status == "ok" else f"{sample.status}: {sample.note}" for sample in samples
     )
-    label = PEERS[peer].label
+    label = CONTENDERS[peer].label
     return [f"**{label}**" if peer == "poolkeeper" else label, *cells, "; ".join(filter(None, notes)).replace("|", "/")]

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.catalogue import NAMES
+from bench.contenders import CONTENDERS
 from bench.model import Sample
-from bench.peers import PEERS
 
 __all__ = ["Results", "Run", "describe_machine", "load_runs", "save_run"]
 
@@ -36,7 +36,7 @@ class Run:
     def peers(self) -> list[str]:
         """Who took part, in the usual order."""
         present = {sample.peer for sample in self.samples}
-        return [peer for peer in PEERS if peer in present]
+        return [peer for peer in CONTENDERS if peer in present]
 
     def of(self, case: str, peer: str) -> list[Sample]:
         """The samples of one peer in one case."""

@@ -14,6 +14,7 @@ from bench.import_time import IMPORT, READY
 from bench.large_arrays import ARGUMENT, RESULT
 from bench.map_ints import BEST, ONE, OWN
 from bench.model import OURS
+from bench.services_start import HUNDRED, THOUSAND
 from bench.statistics import Better, Spread, advantages, best_per_round, quotients
 
 __all__ = ["TARGETS", "Figure", "Lookup", "Target", "Verdict", "judge"]
@@ -103,6 +104,10 @@ MAP_ONE = Figure("map_ints", "rate", ONE, better="higher")
 MAP_BEST = Figure("map_ints", "rate", BEST, better="higher")
 TRIP_P50, TRIP_P99 = Figure("round_trip", "p50"), Figure("round_trip", "p99")
 QUEUE_PEAK = Figure("caller_memory", "peak_rss", QUEUE)
+RESTART_P50 = Figure("service_restart", "p50")
+RESTART_P99 = Figure("service_restart", "p99")
+MASS_SECONDS, MASS_STATUS = Figure("services_mass_kill", "seconds"), Figure("services_mass_kill", "status")
+START_100 = Figure("services_start", "seconds", HUNDRED)
 CALM_SECONDS = Figure("chaos_kills", "seconds", CALM)
 
 
@@ -156,4 +161,19 @@ TARGETS = (
     Target("ready for the first submit, after the import", Figure("import_time", "ready", READY), "<=", 30, "ms"),
     # One heartbeat in 5 s or longer, with its answer, from each of two workers and the fork server: under 2 per second.
     Target("idle: wake-ups (heartbeats alone allowed)", Figure("idle", "wakeups"), "<=", 2, "per second"),
+    Target("SIGKILL to first line of a replaced service, p50", RESTART_P50, "<=", 3, "ms"),
+    Target("SIGKILL to first line of a replaced service, p99", RESTART_P99, "<=", 10, "ms"),
+    Target("replaced service, p50, over supervisord", RESTART_P50, ">=", 300, TIMES, RESTART_P50.by("supervisord")),
+    Target("replaced service, p50, over a shell loop", RESTART_P50, ">=", 4, TIMES, RESTART_P50.by("shell")),
+    Target("100 services are ready", START_100, "<=", 0.3, "s"),
+    Target("100 services are ready, over supervisord", START_100, ">=", 3, TIMES, START_100.by("supervisord")),
+    Target("100 services are ready, over circus", START_100, ">=", 3, TIMES, START_100.by("circus", "circus-fastest")),
+    Target("PSS of each of 100 services", Figure("services_start", "pss", HUNDRED), "<=", 3, "MiB"),
+    Target("1,000 services are ready", Figure("services_start", "seconds", THOUSAND), "<=", 5, "s"),
+    Target("1,000 services are stopped", Figure("services_start", "stop", THOUSAND), "<=", 5, "s"),
+    Target("1,000 services: left behind", Figure("services_start", "left", THOUSAND), "<=", 0, "processes", worst=True),
+    Target("100 services killed at once: all ready again", MASS_SECONDS, "<=", 0.5, "s"),
+    Target("100 services killed at once: slowest status", MASS_STATUS, "<=", 50, "ms", worst=True),
+    Target("100 idle services: CPU time", Figure("services_idle", "cpu"), "<=", 0.2, "% of a core"),
+    Target("100 idle services: wake-ups", Figure("services_idle", "wakeups"), "<=", 1, "per second"),
 )

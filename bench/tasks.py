@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import struct
 import time
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as in typing, whose import would weigh on the peers that import this for each process
 if TYPE_CHECKING:
+    from typing import Any
+
     import numpy as np
 
 BELL_RECORD = struct.Struct("qq")  # monotonic time in ns, pid

@@ -112,3 +112,13 @@ class RemoteTraceback(Exception):
 
     def __str__(self) -> str:
         return f'\n"""\n{self.tb}"""'
+
+
+def signal_name(number: int) -> str:
+    """Return the name of signal ``number``, or ``"?"`` for one that this system does not name."""
+    import signal
+
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "?"

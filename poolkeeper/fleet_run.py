@@ -23,6 +23,7 @@ from .cancellation import CancellationToken
 from .display import LineDisplay, LiveDisplay, summary
 from .fleet import Fleet
 from .interrupts import Interrupts
+from .keeper_log import KeeperLog
 from .model import RunResult
 from .pool import Keeper
 from .runner import run_fleet
@@ -53,6 +54,7 @@ def run_program(fleet: Fleet, keeper: Keeper, *, run_id: str, mirror: bool, as_j
         interrupts = stack.enter_context(Interrupts(program.stop, program.leave))
         if mirror:
             stack.enter_context(logs.LogMirror(keeper.home / "logs", click.echo))
+        stack.enter_context(KeeperLog(keeper.home / "logs"))
         stack.enter_context(keeper)
         stack.enter_context(program.display)
         stack.enter_context(program.under_systemd())

@@ -35,7 +35,12 @@ class FleetServices:
         for kind, listener in self._fleet.listeners:
             self._keeper.on(kind, listener)
         for name, spec in self._fleet.services.items():
-            self.handles[name] = self._keeper.declare_service(spec)
+            earlier = self._keeper.services.get(name)
+            if earlier is not None and earlier.is_declared_as(spec):  # an earlier run has had it
+                earlier.start()
+                self.handles[name] = earlier
+            else:
+                self.handles[name] = self._keeper.declare_service(spec)
         self._token.on_cancel(self._wake)
 
     def _hear(self, event: ServiceEvent) -> None:
@@ -56,7 +61,7 @@ class FleetServices:
 
     def _is_over(self) -> bool:
         final = {ServiceState.COMPLETED, ServiceState.FAILED}
-        if self._group_failed:
+        if self._group_failed or any(handle.is_leaving for handle in self.handles.values()):
             final.add(ServiceState.STOPPED)
         return all(handle.state in final for handle in self.handles.values())
 

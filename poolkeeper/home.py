@@ -9,12 +9,14 @@ import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .checkpoint import clear_unkeyed
 from .errors import HomeUnusable
-from .instance import InstanceLock
 from .logs import emit
 from .places import default_base, home_unusable, local_base
+
+if TYPE_CHECKING:
+    from .instance import InstanceLock
 
 __all__ = ["Home"]
 
@@ -42,7 +44,11 @@ class Home:
         Raises HomeUnusable where it cannot be created or written to and on a network filesystem, AlreadyRunning while
         another keeper of this name and run lives, ValueError for a name that is no file name.
         """
-        lock = None if name is None else InstanceLock(name, run_id, base)
+        lock = None
+        if name is not None:
+            from .instance import InstanceLock  # most keepers have no name
+
+            lock = InstanceLock(name, run_id, base)
         parent = local_base(base) if lock is None and base is not None else None
         path: Path | None = None
         try:
@@ -90,7 +96,9 @@ class Home:
         for directory in self.temporary:
             shutil.rmtree(directory, ignore_errors=True)
             _unmake(Path(directory))  # rmtree needs descriptors, and they may be what the keeper failed for
-        if not self.ephemeral:
+        if not self.ephemeral and self.checkpoints.exists():
+            from .checkpoint import clear_unkeyed
+
             clear_unkeyed(str(self.checkpoints))
         self.close_lock()
 

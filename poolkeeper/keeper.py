@@ -32,6 +32,7 @@ from .loop import LONGEST_WAIT, Loop, Ready
 from .nursery import Nursery
 from .page import CANCEL
 from .postmortem import Postmortem
+from .reporting import flush, report
 from .settings import Settings
 from .spool import Stowage
 from .switchboard import Peer, Switchboard
@@ -459,7 +460,7 @@ class KeeperRuntime:
     def _break(self, error: BaseException) -> None:
         """The loop itself has failed: nothing may hang, so all that is pending fails with the reason."""
         text = "".join(traceback.format_exception(error))
-        emit("CRITICAL", f"the keeper has failed; this is a defect of poolkeeper\n{text}")
+        report("CRITICAL", f"the keeper has failed; this is a defect of poolkeeper\n{text}")
         self.refusal = f"the keeper has failed: {error!r}"
         failure = PoolkeeperError(f"{self.refusal}; this is a defect of poolkeeper")
         failure.__cause__ = error
@@ -489,6 +490,7 @@ class KeeperRuntime:
             self._register.close()
         self._home.remove()
         self._traffic.delivery.close()
+        flush()
         with self._lock:
             self._loop.close()  # whoever submits now calls wake, which refuses
             self._ended.set()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from .policy import WorkerPolicy
+if TYPE_CHECKING:
+    from .policy import WorkerPolicy
 
 __all__ = ["Limits"]
 

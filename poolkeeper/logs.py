@@ -20,7 +20,7 @@ from .logreader import LogFollower
 if TYPE_CHECKING:
     from loguru import Logger
 
-__all__ = ["LogMirror", "configure", "emit"]
+__all__ = ["LogMirror", "configure", "emit", "is_wanted", "speak"]
 
 _FORMAT = "<dim>{time:HH:mm:ss}</dim> <level>{level: <7}</level> {message}"
 
@@ -33,13 +33,38 @@ def emit(level: str, message: str, /, **facts: Any) -> None:
         message: a whole sentence; braces in it are just that.
         facts: what a structured sink should have in fields of their own.
     """
+    logger = _logger()
+    if logger is not None:
+        logger.opt(depth=1).bind(**facts).log(level, "{}", message)
+
+
+def is_wanted() -> bool:
+    """Whether anybody can hear what is logged."""
+    return "loguru" in sys.modules
+
+
+def speak(level: str, message: str, facts: dict[str, Any], caller: tuple[str, str, int], seconds: float) -> None:
+    """Log as ``emit`` does for another thread; ``caller`` is a module, a function and a line, ``seconds`` the time."""
+    logger = _logger()
+    if logger is None:
+        return
+
+    def as_if_there(record: Any) -> None:
+        record["name"], record["function"], record["line"] = caller
+        moment = record["time"]  # of a class of loguru's own, which knows its formats
+        record["time"] = type(moment).fromtimestamp(seconds, moment.tzinfo)
+
+    logger.patch(as_if_there).bind(**facts).log(level, "{}", message)
+
+
+def _logger() -> Logger | None:
     loguru = sys.modules.get("loguru")
     if loguru is None:
-        return
+        return None
     logger: Logger = loguru.logger
     if not _application_has_decided(logger):
         logger.disable("poolkeeper")
-    logger.opt(depth=1).bind(**facts).log(level, "{}", message)
+    return logger
 
 
 def _application_has_decided(logger: Logger) -> bool:
@@ -64,7 +89,7 @@ def configure(write: Callable[[str], None], *, level: str = "INFO", colour: bool
 
 
 class LogMirror:
-    """Copies what is appended to the log files in a folder, whole lines, marked with the file's stem.
+    """Copies what is appended to the log files in a folder, but the keeper's, in whole lines with the file's stem.
 
     What stands before the text of a line in the file is left out. Files are followed by descriptor, so that the last
     lines are had even from a folder that has been removed.
@@ -105,4 +130,6 @@ class LogMirror:
                 self.copy()
 
     def _say(self, line: LogLine) -> None:
+        if line.stem == "keeper":
+            return
         self._write(f"{line.stem} | {line.words}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
-from .errors import PoolkeeperError
+from .errors import PoolkeeperError, signal_name
 
 __all__ = ["DeathReport", "TaskQuarantined", "WorkerLost", "WorkerStartFailed"]
 
@@ -43,16 +43,6 @@ class DeathReport:
         if self.log_tail:
             text += "\nits last lines were:\n" + "\n".join("  | " + line for line in self.log_tail.splitlines())
         return text
-
-
-def signal_name(number: int) -> str:
-    """Return the name of signal ``number``, or ``"?"`` for one that this system does not name."""
-    import signal
-
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return "?"
 
 
 class WorkerLost(PoolkeeperError, BrokenProcessPool):

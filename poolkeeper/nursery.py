@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .forkserver import Launched, launch
 from .home import Home
 from .link import FDS_LIMIT
-from .logs import emit
 from .messages import Kind
 from .page import KeeperPage
+from .reporting import report
 from .roster import Exit
 from .settings import Settings
 from .switchboard import Listener, Peer, Switchboard
@@ -139,7 +139,7 @@ class Nursery:
         """The fork server has said something."""
         kind = message[0]
         if kind == Kind.NOTICE:
-            emit("WARNING", message[1])
+            report("WARNING", message[1])
             return
         tag = message[1]
         if kind == Kind.SPAWNED:
@@ -177,7 +177,7 @@ class Nursery:
         self._board.detach(self.server)
         if self._register is not None:
             self._register.gone("forkserver")
-        emit("WARNING", "the fork server has ended; another is started when a worker is needed")
+        report("WARNING", "the fork server has ended; another is started when a worker is needed")
         self.server = self._new_server()
         children = list(self._children.values())
         self._children.clear()

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from .errors import CommandFailed
+from .errors import CommandFailed, signal_name
 from .task_context import context
 
 __all__ = ["Program", "command"]
@@ -347,15 +347,8 @@ def _shown(argv: tuple[str, ...]) -> str:
 
 def _ending(code: int) -> str:
     if code < 0:
-        return f"was killed by signal {-code} ({_signal_name(-code)})"
+        return f"was killed by signal {-code} ({signal_name(-code)})"
     if 128 < code < 192:
         # so shells report what they have run, bash(1), EXIT STATUS
-        return f"ended with exit code {code} (by a shell: killed by {_signal_name(code - 128)})"
+        return f"ended with exit code {code} (by a shell: killed by {signal_name(code - 128)})"
     return f"ended with exit code {code}"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return "?"

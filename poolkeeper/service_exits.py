@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .losses import signal_name
+from .errors import signal_name
 from .replica import Ending, Replica
 from .service_model import ExitReason, ServiceExit, ServiceState
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from .losses import signal_name
+from .errors import signal_name
 
 __all__ = ["ExitReason", "ServiceEvent", "ServiceExit", "ServiceState", "ServiceStatus"]
 
@@ -143,8 +143,8 @@ class ServiceStatus:
 class ServiceEvent:
     """A change of state, with its reason.
 
-    ``kind`` is ``"service."`` and the new state, such as ``"service.failed"``; or ``"service.frozen"``,
-    ``"group.failed"``, ``"fleet.failed"``. ``time`` is in seconds since the epoch.
+    ``kind`` is ``"service."`` and the new state, such as ``"service.failed"``; or ``"group.failed"``,
+    ``"fleet.failed"``. ``time`` is in seconds since the epoch.
     """
 
     time: float

@@ -11,8 +11,8 @@ from .timers import Timers
 
 __all__ = ["Stopping"]
 
-DUMP_SECONDS = 0.25
-"""How long a hanging process gets to write down its stacks."""
+DUMP_SECONDS = 1.0
+"""How long a hanging process gets to write down its stacks, where the machine is busy; it is killed once it has."""
 
 KILL_AGAIN_SECONDS = 5.0
 """After this a process that was killed and is still there is killed once more."""
@@ -91,6 +91,12 @@ class Stopping:
             self._push(replica, now, DUMP_SECONDS, Force.DUMPED)
             self._changes.command(Dump(replica))
         else:
+            self._push(replica, now, KILL_AGAIN_SECONDS, Force.KILLED)
+            self._changes.command(Destroy(replica))
+
+    def dumped(self, replica: Replica, now: float) -> None:
+        """The stacks of a process are written down, or never will be: it need not live for them any longer."""
+        if replica.state is ServiceState.STOPPING and replica.force is Force.DUMPED:
             self._push(replica, now, KILL_AGAIN_SECONDS, Force.KILLED)
             self._changes.command(Destroy(replica))
 

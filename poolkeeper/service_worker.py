@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import select
 import signal
 import socket
@@ -24,9 +25,9 @@ from .errors import PayloadError, ProtocolError
 from .limits import Limits
 from .link import Link, call_keeper
 from .messages import Kind, pack
-from .page import BEAT, WorkerPage
-from .payload import loads
-from .process_setup import settle_in
+from .page import BEAT, WorkerPage, new_page
+from .payload import dumps_in_band, loads
+from .process_setup import settle_in, unblock_signals
 from .program import Program
 from .resumption import Resumption
 from .service_model import ExitReason
@@ -35,7 +36,7 @@ from .task_context import wants_context
 from .worker import leave
 from .worker_session import WorkerConfig
 
-__all__ = ["ServiceDefinition", "main"]
+__all__ = ["ServiceDefinition", "main", "rehearse"]
 
 CALL_TIMEOUT = 5.0
 PROGRESS_SECONDS = 0.1
@@ -128,19 +129,21 @@ class _Service:
 
     def _say(self, message: tuple[Any, ...]) -> bool:
         frame = self._session.send(pack([message]))
-        try:
-            if self._link is not None and identity(self._link.fileno()) != self._link_identity:
-                self._link.socket.detach()  # closed by the callable, and the number may be its own file's by now
-                self._link = None
-            if self._link is None:
-                self._call()  # what is unacknowledged goes out with it
+        link, self._link = self._link, None
+        if link is not None and identity(link.fileno()) != self._link_identity:
+            link.socket.detach()  # closed by the callable, and the number may be its own file's by now
+        elif link is not None:
+            try:
+                self._hear(link)
+                link.send(frame)
+            except (OSError, ProtocolError):
+                link.close()
             else:
-                self._hear(self._link)
-                self._link.send(frame)
+                self._link = link
+                return True
+        try:
+            self._call()  # what is unacknowledged goes out with it
         except (OSError, ProtocolError):
-            if self._link is not None:
-                self._link.close()
-                self._link = None
             return False
         return True
 
@@ -159,6 +162,13 @@ class _Service:
                 self._session.receive(frame)
             if not alive:
                 raise ConnectionResetError
+
+    def close(self) -> None:
+        """Close what it has opened."""
+        if self._link is not None:
+            self._link.close()
+        for end in self._pipe:
+            os.close(end)
 
     def leave_to_parent(self) -> None:
         """In a fork of the service: its link and its stop signal are the parent's."""
@@ -250,7 +260,7 @@ def main(config: WorkerConfig, plain: tuple[Any, ...], page: int | str, link: in
     task_context.enter(service)
     try:
         signal.signal(definition.stop_signal, service.asked_to_stop)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        unblock_signals()
         status, words = _run(service, definition) if problem is None else (1, _unsettled(problem))
         threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001 - threads that are no daemons are part of it
     except _Asked:
@@ -261,6 +271,22 @@ def main(config: WorkerConfig, plain: tuple[Any, ...], page: int | str, link: in
         os._exit(status)  # what was started before the fork is the parent's
     service.say((Kind.LAST_WORDS, words[0].value, words[1], words[2]))
     leave(status)
+
+
+def rehearse(config: WorkerConfig) -> None:
+    """Take the first steps of a service with nobody listening, so that their memory pages are this process' own."""
+    ours, theirs = socket.socketpair()
+    definition = ServiceDefinition(
+        "", "", "", 0, 0, dumps_in_band((_flush, (), {})), tuple(sys.path), Limits(), {}, signal.SIGTERM, False, {}
+    )
+    service = _Service(
+        config, ServiceDefinition(*pickle.loads(pickle.dumps(tuple(definition)))), new_page(), theirs.detach()
+    )
+    service.say((Kind.STARTED,))
+    target, args, kwargs = _load(definition)
+    target(*args, **kwargs)
+    service.close()
+    ours.close()
 
 
 def _unsettled(error: Exception) -> Words:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,15 @@ class ServiceHandle:
     def state(self) -> ServiceState:
         """Its state; of several replicas the state that says most (failed before starting before running)."""
         return self._service.state
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether its keeper ends, or has ended: what is at rest stays at rest."""
+        return self._runtime.refusal is not None
+
+    def is_declared_as(self, spec: ServiceSpec) -> bool:
+        """Whether it was made from this very declaration."""
+        return self._service.spec is spec
 
     @property
     def pid(self) -> int | None:
@@ -101,9 +111,10 @@ class ServiceHandle:
         self._ask(self._supervision.supervisor.stop)
 
     def stop_unless_at_rest(self) -> None:
-        """Stop it, but leave it as it is if it has completed or failed."""
-        if not self.state.at_rest:
-            self.stop()
+        """Stop it, but leave it as it is if it has completed or failed, and to its keeper if that ends."""
+        if not self.state.at_rest and not self.is_leaving:
+            with contextlib.suppress(RuntimeError):  # the keeper has begun to end
+                self.stop()
 
     def restart(self) -> None:
         """Stop its process and start another; start it if it is at rest."""

@@ -14,14 +14,14 @@ import traceback
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .delivery import Delivery
 from .errors import ProtocolError, ServiceFailed
-from .families import descendants, end_family
+from .families import descendants, end_families
 from .home import Home
 from .limits import Limits
-from .logs import emit
 from .messages import Kind
 from .nursery import UNKNOWN, Child, Nursery, Parent, watch_process
 from .policy import RestartRecord
@@ -31,6 +31,7 @@ from .program import Program
 from .program_notices import ProgramNotices, ProgramPulse
 from .register import Register
 from .replica import Replica, Service
+from .reporting import report
 from .roster import Exit
 from .service_commands import Announce, Ask, Collapse, Consult, Destroy, Dump, Launch, Sample, ServiceCommand
 from .service_exits import LastWords
@@ -46,12 +47,18 @@ if TYPE_CHECKING:
 __all__ = ["ServicePeer", "Supervision"]
 
 REPORT_SECONDS = 5.0
-"""How long the fork server gets to report how a process has ended that is seen to have; on a busy machine it may be late.
+"""How long the fork server gets to report how a process has ended; on a busy machine it may be late.
 
 It is known at once where the fork server has died that had made the process.
 """
 
 STACKS_BYTES = 65536
+
+TURNS = 5
+"""Decisions in one turn of the keeper's loop, at most."""
+
+DUMP_LOOK_SECONDS = 0.02
+"""How often to look whether a process has written its stacks."""
 
 _PHRASES = {"backoff": "has ended, and will be started again", "failed": "has failed", "completed": "has completed"}
 _LEVELS = {"waiting": "DEBUG", "starting": "DEBUG", "stopping": "DEBUG", "backoff": "WARNING", "failed": "ERROR"}
@@ -70,6 +77,10 @@ class ServicePeer(Child):
         self.pidfd = -1
         self.stopped = False
         """Whether it was stopped, as by SIGSTOP, when it was to write its stacks."""
+        self.must_dump = False
+        self.dumped = 0
+        """How many bytes of stacks it had written at the last look."""
+        self.dumped_to_log = False
         self.words: LastWords | None = None
         self.family: set[psutil.Process] = set()
         self.pending: list[int] = []
@@ -107,6 +118,7 @@ class Supervision:
         self._current: dict[Replica, ServicePeer] = {}
         self._definitions: dict[Service, tuple[bytes, Limits, dict[str, str]]] = {}
         self._gone: dict[ServicePeer, float] = {}
+        self._dumping: dict[ServicePeer, float] = {}
         self._news = False
         self._actions: dict[type[ServiceCommand], Callable[[Any], None]] = {
             Launch: self._launch,
@@ -128,19 +140,29 @@ class Supervision:
 
     def listen(self, kind: str, listener: Callable[[ServiceEvent], object]) -> None:
         """Have ``listener`` called, on the delivery thread, with every event whose kind matches ``kind``."""
-        self._listeners.append((kind, listener))
+        if (kind, listener) not in self._listeners:  # the hooks of a fleet that runs again
+            self._listeners.append((kind, listener))
 
     # -- the keeper's loop --------------------------------------------------------------------------------------------
 
     def carry_out(self) -> None:
         """Do what is due."""
         now = time.monotonic()
-        for peer, until in list(self._gone.items()):
-            if now >= until:
+        given_up = [peer for peer, until in self._gone.items() if now >= until]
+        if given_up:
+            end_families({peer.pid: peer.family for peer in given_up if peer.pid is not None})
+            for peer in given_up:
                 self._ended(peer, UNKNOWN)
+        for peer, until in list(self._dumping.items()):
+            if now >= until:
+                self._look_at_stacks(peer, now)
         self.supervisor.epoch = time.time() - now
-        for command in self.supervisor.decide(now):
-            self._actions[type(command)](command)
+        for _ in range(TURNS):  # what one decision has led to may ask for the next
+            commands = self.supervisor.decide(now)
+            for command in commands:
+                self._actions[type(command)](command)
+            if not commands:
+                break
         if self._news:
             self._news = False
             with self.changed:
@@ -149,7 +171,7 @@ class Supervision:
     def next_deadline(self) -> float | None:
         """Return when ``carry_out`` must be called next even if nothing happens, None if never."""
         deadline = self.supervisor.next_deadline()
-        for until in self._gone.values():
+        for until in (*self._gone.values(), *self._dumping.values()):
             deadline = until if deadline is None else min(deadline, until)
         return deadline
 
@@ -213,13 +235,28 @@ class Supervision:
 
     def _dump(self, command: Dump) -> None:
         peer = self._current.get(command.replica)
-        if peer is None or is_program(command.replica.spec):
+        if peer is None:
             return
+        if DUMP_SIGNAL is None or peer in self._gone or is_program(command.replica.spec):
+            self.supervisor.dumped(peer.replica, peer.attempt, time.monotonic())
+            return
+        peer.must_dump = True
         peer.stopped = _is_stopped(peer.pid)
         self._signal(peer, signal.SIGCONT)
-        for number in (DUMP_SIGNAL, LOG_DUMP_SIGNAL):
-            if number is not None:
-                self._signal(peer, number)
+        self._signal(peer, DUMP_SIGNAL)
+        self._dumping[peer] = time.monotonic() + DUMP_LOOK_SECONDS
+
+    def _look_at_stacks(self, peer: ServicePeer, now: float) -> None:
+        """Ask for the stacks again, for the log, when they are in the file: faulthandler writes one dump at a time."""
+        self._dumping[peer] = now + DUMP_LOOK_SECONDS
+        if peer.dumped_to_log:
+            del self._dumping[peer]
+            self.supervisor.dumped(peer.replica, peer.attempt, now)
+            return
+        before, peer.dumped = peer.dumped, _size(self._logs / f"{peer.tag}.crash")
+        if 0 < peer.dumped == before and LOG_DUMP_SIGNAL is not None:
+            peer.dumped_to_log = True
+            self._signal(peer, LOG_DUMP_SIGNAL)
 
     def _signal(self, peer: ServicePeer | None, number: int) -> None:
         """Signal a process, by its pidfd where there is one: that cannot name a stranger."""
@@ -234,12 +271,19 @@ class Supervision:
                 peer.pending.append(number)
 
     def _consult(self, command: Consult) -> None:
-        self._delivery.post(partial(self._consult_now, command))
+        if command.replica.spec.restart.is_known and "tenacity" in sys.modules:
+            self._decided(command, *self._consult_now(command))
+        else:
+            self._delivery.post(partial(self._consult_later, command))
 
-    def _consult_now(self, command: Consult) -> None:
-        """On the delivery thread, for a policy's strategies are user code."""
+    def _consult_later(self, command: Consult) -> None:
+        """On the delivery thread, for the strategies of this policy are user code."""
+        self._call_soon(partial(self._decided, command, *self._consult_now(command)))
+
+    @staticmethod
+    def _consult_now(command: Consult) -> tuple[float | None, RestartRecord, str]:
+        """Return the policy's delay, its new record, and what went wrong with it."""
         replica = command.replica
-        delay, record, why = None, replica.record, ""
         error = None if command.error is None else ServiceFailed(command.error)
         try:
             delay, record = replica.spec.restart.after_exit(
@@ -247,8 +291,9 @@ class Supervision:
             )
         except Exception as problem:
             why = f"its restart policy raised {type(problem).__name__}: {problem}"
-            emit("ERROR", f"service {replica.name}: {why}\n{traceback.format_exc()}", service=replica.name)
-        self._call_soon(partial(self._decided, command, delay, record, why))
+            report("ERROR", f"service {replica.name}: {why}\n{traceback.format_exc()}", service=replica.name)
+            return None, replica.record, why
+        return delay, record, ""
 
     def _decided(self, command: Consult, delay: float | None, record: RestartRecord, why: str) -> None:
         self.supervisor.decided(command, delay, record, time.monotonic(), why)
@@ -261,7 +306,7 @@ class Supervision:
     def _announce(self, command: Announce) -> None:
         event = command.event
         self._news = True
-        emit(
+        report(
             _LEVELS.get(event.kind.partition(".")[2], "INFO"),
             _sentence(event),
             service=event.name,
@@ -307,7 +352,7 @@ class Supervision:
         elif kind == Kind.STATUS:
             replica.detail = message[1]
         elif kind == Kind.NOTICE:
-            emit("WARNING", message[1], service=replica.name)
+            report("WARNING", message[1], service=replica.name)
         elif kind == Kind.LAST_WORDS:
             peer.words = LastWords(ExitReason(message[1]), message[2], message[3])
 
@@ -334,7 +379,7 @@ class Supervision:
     def refused(self, peer: ServicePeer, why: str) -> None:
         """The process could not be made."""
         self._drop(peer)
-        emit("WARNING", f"service {peer.replica.name} waits: {why}", service=peer.replica.name)
+        report("WARNING", f"service {peer.replica.name} waits: {why}", service=peer.replica.name)
         self.supervisor.refused(peer.replica, peer.attempt, time.monotonic(), why)
 
     def exited(self, peer: ServicePeer, exit: Exit) -> None:
@@ -370,9 +415,9 @@ class Supervision:
             return
         while self._board.read(peer):
             pass
-        if exit is UNKNOWN and peer.pid is not None:
-            end_family(peer.pid, peer.family)
         stacks = self._take_stacks(peer)
+        if not peer.must_dump and (exit.code is None or exit.code >= 0):
+            stacks = ""  # somebody has asked for them at another time
         if peer.stopped:
             stacks = (
                 f"The process was stopped (by SIGSTOP, a terminal or a debugger) and was continued for this.\n{stacks}"
@@ -395,6 +440,7 @@ class Supervision:
     def _drop(self, peer: ServicePeer) -> None:
         """Forget a process that is gone."""
         self._gone.pop(peer, None)
+        self._dumping.pop(peer, None)
         self._peers.pop(peer.tag, None)
         if self._current.get(peer.replica) is peer:
             del self._current[peer.replica]
@@ -480,6 +526,13 @@ def _sentence(event: ServiceEvent) -> str:
     pid = f" (pid {event.pid})" if event.pid is not None else ""
     reason = f": {event.reason}" if event.reason else ""
     return f"{' '.join(filter(None, (subject, event.name, said)))}{pid}{reason}"
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _is_stopped(pid: int | None) -> bool:

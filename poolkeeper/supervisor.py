@@ -184,6 +184,11 @@ class Supervisor:
         if replica.state is ServiceState.RUNNING:
             self._watch.ready(replica, now)
 
+    def dumped(self, replica: Replica, attempt: int, now: float) -> None:
+        """What a ``Dump`` has asked for is done as far as it can be."""
+        if attempt == replica.attempt:
+            self._stopping.dumped(replica, now)
+
     def ended(
         self,
         replica: Replica,

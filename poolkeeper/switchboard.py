@@ -20,8 +20,8 @@ from typing import Any, Protocol
 from .errors import ProtocolError
 from .frames import Frame, FrameKind
 from .link import Handshake, Link
-from .logs import emit
 from .messages import Kind, pack, unpack
+from .reporting import report
 from .session import Session
 
 __all__ = ["Listener", "Peer", "Switchboard"]
@@ -117,7 +117,7 @@ class Switchboard:
                     # Whoever calls keeps waiting; so must we, rather than be told of it again and again.
                     self._selector.unregister(self._socket)
                     self.deaf_until = time.monotonic() + DEAF_SECONDS
-                    emit("WARNING", f"a connection cannot be accepted yet: {error.strerror}")
+                    report("WARNING", f"a connection cannot be accepted yet: {error.strerror}")
                 return
             sock.setblocking(False)
             caller = _Caller(Link(sock), self._key)
@@ -151,7 +151,7 @@ class Switchboard:
             elif not alive:
                 self._drop(caller)
         except (ProtocolError, OSError, KeyError, ValueError, TypeError) as error:
-            emit("WARNING", f"a connection to the keeper's socket is refused: {error}")
+            report("WARNING", f"a connection to the keeper's socket is refused: {error}")
             if caller.link in self._callers:
                 self._drop(caller)
 
@@ -210,7 +210,7 @@ class Switchboard:
         except BlockingIOError:
             return False
         except (ProtocolError, OSError) as error:
-            emit("WARNING", f"the link to {peer.name} is closed: {error}")
+            report("WARNING", f"the link to {peer.name} is closed: {error}")
             alive = False
         if not alive and peer.link is link:
             self.lose(peer)

@@ -21,10 +21,10 @@ from .core import Core
 from .errors import ProtocolError
 from .ledger import Task
 from .lifecycle import WorkerState
-from .logs import emit
 from .messages import Kind
 from .nursery import UNKNOWN, Child, Nursery, Parent, watch_process
 from .payload import Large
+from .reporting import report
 from .roster import Exit, Worker
 from .settings import Settings
 from .spool import Stowage
@@ -183,12 +183,12 @@ class Workforce:
         elif kind == Kind.STARTED:
             self._core.hello(worker)
         elif kind == Kind.START_FAILED:
-            emit("ERROR", f"worker {worker.id} could not start: {message[1]}", worker=worker.id)
+            report("ERROR", f"worker {worker.id} could not start: {message[1]}", worker=worker.id)
             self._core.start_failed(worker, message[1])
         elif kind == Kind.NOTICE:
-            emit("WARNING", message[1], worker=worker.id)
+            report("WARNING", message[1], worker=worker.id)
         elif kind == Kind.RECYCLE:
-            emit("INFO", f"worker {worker.id} is replaced: {message[1]}", worker=worker.id)
+            report("INFO", f"worker {worker.id} is replaced: {message[1]}", worker=worker.id)
             self._core.recycle(worker)
 
     def release(self, peer: WorkerPeer, arenas: list[int]) -> None:

@@ -20,9 +20,15 @@ from tests.tasks import note, notes, square
 LAST_NOTE = "ended"
 
 
+def look() -> None:
+    """Look whether to stop: from now on the stop signal raises nothing here."""
+    assert not context().stopping
+
+
 def serve(folder: Path | None = None, name: str = "started") -> None:
     """Leave a note, and run until asked to stop."""
     if folder is not None:
+        look()
         note(folder, name)
     while not context().wait(60):
         pass
@@ -129,6 +135,7 @@ def leave_descendants(folder: Path, then: Callable[[], None] | None = None) -> N
 
 def close_everything(folder: Path) -> None:
     os.closerange(0, 4096)
+    look()
     note(folder, "started")
     wait_until((folder / "go").exists)
     context().ready()
@@ -140,6 +147,7 @@ def take_all_descriptors(folder: Path) -> None:
     """Close everything, and have files of one's own under every number."""
     os.closerange(3, 4096)
     files = [open(folder / f"file-{number}", "wb", buffering=0) for number in range(64)]  # noqa: SIM115
+    look()
     context().ready()
     note(folder, "started")
     context().wait(600)
@@ -151,6 +159,7 @@ def take_all_descriptors(folder: Path) -> None:
 def change_user(folder: Path) -> None:
     folder.chmod(0o777)
     os.setuid(65534)
+    look()
     note(folder, "started")
     context().wait(600)
     note(folder, "stopped in order")
@@ -193,6 +202,7 @@ def stuck_here() -> NoReturn:
 
 
 def beat(folder: Path) -> None:
+    look()
     while not context().wait(0.01):
         context().heartbeat()
         note(folder, "beats")
@@ -210,6 +220,7 @@ def with_threads(folder: Path) -> None:
     """Return while a thread that is no daemon goes on until asked to stop."""
 
     def work() -> None:
+        look()
         note(folder, "started")
         context().wait(600)
         note(folder, "thread ended")
@@ -230,7 +241,7 @@ def terminate_pool(folder: Path) -> None:
     """Use a pool of multiprocessing, whose end is a SIGTERM to its workers."""
     import multiprocessing
 
-    assert not context().stopping  # from now on the stop signal raises nothing here
+    look()
     with multiprocessing.get_context("fork").Pool(2) as pool:
         assert pool.map(square, [1, 2, 3]) == [1, 4, 9]
     note(folder, "started")
@@ -238,6 +249,7 @@ def terminate_pool(folder: Path) -> None:
 
 
 def nest(folder: Path) -> None:
+    look()
     with Keeper(1) as keeper:
         assert keeper.submit(square, 3).result() == 9
         inner = keeper.service(serve, (folder, "inner"))

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.catalogue import NAMES, load
+from bench.contenders import CONTENDERS
 from bench.model import DEFAULT_PEERS, OURS, Case
-from bench.peers import PEERS
 from bench.statistics import Spread, advantages, best_per_round, fits, format_figure, percentile, quotients
 from bench.targets import TARGETS, Figure, Target, judge
 
@@ -142,18 +142,26 @@ def test_every_target_names_figures_that_are_measured(target: Target) -> None:
         metric = {metric.key: metric for metric in benchmark.metrics}[figure.metric]
         case = {case.name: case for case in benchmark.cases}[figure.case]
         assert metric.better == figure.better
-        assert all(case.admits(peer, full=True) for peer in figure.peers)
+        assert all(benchmark.admits(peer, case, full=True) for peer in figure.peers)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_benchmark_names_peers_that_exist(name: str) -> None:
-    for case in load(name).cases:
-        assert {*(case.peers or ()), *case.slow, *load(name).references} <= PEERS.keys()
-        assert case.admits(OURS, full=False)
+    benchmark = load(name)
+    for case in benchmark.cases:
+        assert {*(case.peers or ()), *case.slow, *benchmark.references} <= benchmark.contenders.keys()
+        assert benchmark.admits(OURS, case, full=False)
+
+
+def test_who_is_no_contender_takes_no_part() -> None:
+    pools, services = load("round_trip"), load("service_restart")
+    assert not pools.admits("supervisord", pools.cases[0], full=True)
+    assert not services.admits("loky", services.cases[0], full=True)
+    assert services.admits("supervisord", services.cases[0], full=False)
 
 
 def test_slow_peers_sit_out_quick_runs_only() -> None:
     case = Case("", slow=("loky",))
     assert case.admits("loky", full=True)
     assert not case.admits("loky", full=False)
-    assert set(DEFAULT_PEERS) <= PEERS.keys()
+    assert set(DEFAULT_PEERS) <= CONTENDERS.keys()
