@@ -111,6 +111,8 @@ class KeeperRuntime:
             max_age=settings.max_age,
             arena_directory=str(home.path),
             limits=settings.limits,
+            checkpoints=str(home.checkpoints),
+            incarnation=os.urandom(6).hex(),
         )
         core = self._core
         if not home.ephemeral:

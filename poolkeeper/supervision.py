@@ -355,6 +355,8 @@ class Supervision:
             self.supervisor.ready(replica, attempt, now)
         elif kind == Kind.STATUS:
             replica.detail = message[1]
+        elif kind == Kind.NOTICE:
+            report("WARNING", message[1], service=replica.name)
         elif kind == Kind.LAST_WORDS:
             peer.words = LastWords(ExitReason(message[1]), message[2], message[3])
 
