@@ -25,7 +25,8 @@ LAYERS = {
     "event_log register control_client homes",
     "runtime": "settings cancellation interrupts init_process resumption task_context program worker_session worker "
     "service_worker forking forkserver delivery retrying switchboard futures calls nursery workforce "
-    "traffic driving loop status control program_notices supervision keeper configuration inline",
+    "traffic driving loop status control program_notices service_peer service_news supervision keeper "
+    "configuration inline",
     "faces": "services mapping feed batch fleet loading fleet_services runner progress summary view pool display "
     "steering tables cli_control fleet_run cli __main__",
 }
