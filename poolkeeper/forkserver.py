@@ -300,7 +300,7 @@ class ForkServer:
     def _begin(self, output: LogPipe | None, *arguments: Any) -> None:
         self._leave()
         if output is not None:
-            os.close(output.read_end)
+            output.take()
         self._become(*arguments)
 
     def _leave(self) -> None:

@@ -33,7 +33,7 @@ def keeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keeper]:
 @pytest.fixture(autouse=True)
 def _undisturbed(keeper: Keeper) -> Iterator[None]:
     """The keeper works, with the workers that it had, and keeps no descriptor of the strangers."""
-    before = {worker.pid for worker in keeper.status().workers}
+    before = {worker.pid for worker in keeper.status().workers} - {None}
     descriptors = psutil.Process().num_fds()
     yield
     assert list(keeper.map(tasks.square, range(100), timeout=PATIENCE)) == [number**2 for number in range(100)]
