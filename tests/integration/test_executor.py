@@ -603,9 +603,9 @@ def test_submit_during_interpreter_exit_either_runs_or_is_refused(tmp_path: Path
                 value = keeper.submit(pow, 2, 3).result(10)
             except RuntimeError as error:
                 assert "cannot schedule new futures" in str(error), error
-                print(f"{when} refused\n", end="", flush=True)  # at once, for others print meanwhile
+                print(f"{when} refused\\n", end="", flush=True)  # at once, for others print meanwhile
             else:
-                print(f"{when} {value}\n", end="", flush=True)
+                print(f"{when} {value}\\n", end="", flush=True)
 
         keeper.submit(time.sleep, 0.05).add_done_callback(lambda _: late("callback"))
         atexit.register(late, "atexit")
