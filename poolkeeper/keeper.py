@@ -42,6 +42,7 @@ from .workforce import Workforce
 
 if TYPE_CHECKING:
     from .control import Control
+    from .recording import Recorder
     from .register import Register
     from .service_model import ServiceStatus
     from .supervision import Supervision
@@ -84,6 +85,7 @@ class KeeperRuntime:
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._retired_at: float | None = None
+        self.recorder: Recorder | None = None
         self._supervision: Supervision | None = None
         self._register: Register | None = None
         self._control: Control | None = None
@@ -137,6 +139,20 @@ class KeeperRuntime:
             Nudge: self._workforce.nudge,
             Decide: self._ask_policy,
         }
+        if not home.ephemeral:
+            from .recording import open_recorder
+
+            self.recorder = self._traffic.recorder = open_recorder(
+                home.path,
+                settings.resume,
+                settings.durability,
+                settings.keep_runs,
+                self._traffic.deliver,
+                self._traffic.deliver_failure,
+                self.wake,
+            )
+            if self.recorder is not None:
+                undo.callback(self.recorder.close)
         self._workforce.open(self._board)
         self._nursery.open(self._board)
         _require_descriptors(self._loop.descriptor)
@@ -176,6 +192,8 @@ class KeeperRuntime:
         with self._lock:
             if task.done():
                 return task.cancelled()
+            if task.answered:
+                return False
             withdrawn = self._core.cancel(task)
             if withdrawn:
                 has_callbacks = task.settle_cancelled()
@@ -297,6 +315,11 @@ class KeeperRuntime:
         else:
             self.refusal = f"this keeper was shut down from outside: {reason}"
             self.close()
+
+    def leave_unfinished(self, reason: str) -> None:
+        """Have the next run go on with this one, whatever comes to its end in this one."""
+        if self.recorder is not None:
+            self.recorder.leave(reason)
 
     def close(self) -> None:
         """Finish what is taken on, then end; does not wait."""
@@ -460,6 +483,7 @@ class KeeperRuntime:
         text = "".join(traceback.format_exception(error))
         report("CRITICAL", f"the keeper has failed; this is a defect of poolkeeper\n{text}")
         self.refusal = f"the keeper has failed: {error!r}"
+        self.leave_unfinished(self.refusal)
         failure = PoolkeeperError(f"{self.refusal}; this is a defect of poolkeeper")
         failure.__cause__ = error
         with self._lock:
@@ -486,6 +510,8 @@ class KeeperRuntime:
         self._loop.selector.close()
         if self._register is not None:
             self._register.close()
+        if self.recorder is not None:
+            self.recorder.close()
         self._home.remove()
         self._traffic.delivery.close()
         flush()
@@ -504,6 +530,8 @@ class KeeperRuntime:
         self._home.close_lock()
         if self._register is not None:
             self._register.abandon_in_child()
+        if self.recorder is not None:
+            self.recorder.abandon_in_child()
         self._loop.abandon_in_child()
 
 
