@@ -26,6 +26,7 @@ __all__ = ["adopt_orphans", "measure", "run"]
 
 ROOT = Path(__file__).resolve().parent.parent
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+COMPILE_EACH_TIME = "PYTHONDONTWRITEBYTECODE"  # would make whoever starts interpreters look slow
 GRACE = 3.0  # seconds for what a finished measurement leaves behind to end by itself
 
 
@@ -40,7 +41,14 @@ def measure(benchmark: Benchmark, case: str, peer: str, *, round_number: int, fu
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, open(Path(folder) / "output", "w+b") as output:
         answer = Path(folder) / "answer"
         command = [sys.executable, "-m", "bench.child", request, str(answer)]
-        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={name: value for name, value in os.environ.items() if name != COMPILE_EACH_TIME},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
         started = time.monotonic()
         hung = False
         try:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import psutil
 
-__all__ = ["descendants", "end_family"]
+__all__ = ["descendants", "end_families"]
 
 
 def descendants(pid: int) -> list[psutil.Process]:
@@ -26,17 +26,17 @@ def descendants(pid: int) -> list[psutil.Process]:
         return []
 
 
-def end_family(pid: int, family: Iterable[psutil.Process]) -> None:
-    """Kill what is left of ``family``, and of the session that process ``pid`` led, which has just ended."""
+def end_families(families: Mapping[int, Iterable[psutil.Process]]) -> None:
+    """Kill what is left of each family, and of the session that its key, the pid of a process just ended, led."""
     import psutil
 
-    members = set(family)
+    members = {member for family in families.values() for member in family}
     for member in list(members):
         members.update(descendants(member.pid) if member.is_running() else ())
     for other in psutil.pids():
         # A session's number is not given out again while it has members; its leader itself is gone.
         with contextlib.suppress(OSError, psutil.Error):
-            if other != pid and os.getsid(other) == pid:
+            if other not in families and os.getsid(other) in families:
                 members.add(psutil.Process(other))
     for member in members:
         with contextlib.suppress(psutil.Error):

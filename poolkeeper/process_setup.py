@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal makes enums of numbers, slow in a fresh fork
 import faulthandler
 import functools
 import os
@@ -11,7 +12,7 @@ from typing import Any, TextIO
 
 from .limits import Limits
 
-__all__ = ["DUMP_SIGNAL", "adopt_descendants", "child_pids", "settle_in"]
+__all__ = ["DUMP_SIGNAL", "adopt_descendants", "block_signals", "child_pids", "settle_in", "unblock_signals"]
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -20,6 +21,21 @@ DUMP_SIGNAL: int | None = signal.SIGRTMIN + 7 if hasattr(signal, "SIGRTMIN") els
 
 LOG_DUMP_SIGNAL: int | None = signal.SIGRTMIN + 8 if hasattr(signal, "SIGRTMIN") else None
 """The same, into its log."""
+
+
+_ALL_SIGNALS = frozenset(map(int, signal.valid_signals()))
+_TO_DEFAULT = tuple(map(int, (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)))
+_SIGINT = int(signal.SIGINT)
+
+
+def block_signals() -> None:
+    """Have all signals wait."""
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, _ALL_SIGNALS)
+
+
+def unblock_signals() -> None:
+    """Let all signals in, those that wait first."""
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 
 
 @functools.cache
@@ -51,10 +67,10 @@ def settle_in(tag: str, logs: str, limits: Limits, *, inherit_output: bool) -> N
     """
     os.setsid()
     adopt_descendants()
-    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_DFL)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # to ignore it again would drop one that waits
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _TO_DEFAULT:
+        _signal.signal(number, _signal.SIG_DFL)
+    if _signal.getsignal(_SIGINT) != _signal.SIG_IGN:  # to ignore it again would drop one that waits
+        _signal.signal(_SIGINT, _signal.SIG_IGN)
     limits.apply()
     if not inherit_output:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC

@@ -25,7 +25,7 @@ from .link import Link, call_keeper
 from .messages import Kind, pack
 from .page import BEAT, WorkerPage
 from .payload import loads
-from .process_setup import settle_in
+from .process_setup import settle_in, unblock_signals
 from .program import Program
 from .service_model import ExitReason
 from .session import Session
@@ -119,19 +119,21 @@ class _Service:
 
     def _say(self, message: tuple[Any, ...]) -> bool:
         frame = self._session.send(pack([message]))
-        try:
-            if self._link is not None and identity(self._link.fileno()) != self._link_identity:
-                self._link.socket.detach()  # closed by the callable, and the number may be its own file's by now
-                self._link = None
-            if self._link is None:
-                self._call()  # what is unacknowledged goes out with it
+        link, self._link = self._link, None
+        if link is not None and identity(link.fileno()) != self._link_identity:
+            link.socket.detach()  # closed by the callable, and the number may be its own file's by now
+        elif link is not None:
+            try:
+                self._hear(link)
+                link.send(frame)
+            except (OSError, ProtocolError):
+                link.close()
             else:
-                self._hear(self._link)
-                self._link.send(frame)
+                self._link = link
+                return True
+        try:
+            self._call()  # what is unacknowledged goes out with it
         except (OSError, ProtocolError):
-            if self._link is not None:
-                self._link.close()
-                self._link = None
             return False
         return True
 
@@ -232,7 +234,7 @@ def main(config: WorkerConfig, plain: tuple[Any, ...], page: int | str, link: in
     task_context.enter(service)
     try:
         signal.signal(definition.stop_signal, service.asked_to_stop)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        unblock_signals()
         status, words = _run(service, definition) if problem is None else (1, _unsettled(problem))
         threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001 - threads that are no daemons are part of it
     except _Asked:

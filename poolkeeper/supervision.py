@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .delivery import Delivery
 from .errors import ProtocolError, ServiceFailed
-from .families import descendants, end_family
+from .families import descendants, end_families
 from .home import Home
 from .limits import Limits
 from .messages import Kind
@@ -145,8 +145,10 @@ class Supervision:
     def carry_out(self) -> None:
         """Do what is due."""
         now = time.monotonic()
-        for peer, until in list(self._gone.items()):
-            if now >= until:
+        given_up = [peer for peer, until in self._gone.items() if now >= until]
+        if given_up:
+            end_families({peer.pid: peer.family for peer in given_up if peer.pid is not None})
+            for peer in given_up:
                 self._ended(peer, UNKNOWN)
         for peer, until in list(self._dumping.items()):
             if now >= until:
@@ -238,7 +240,7 @@ class Supervision:
         self._dumping[peer] = time.monotonic() + DUMP_LOOK_SECONDS
 
     def _look_at_stacks(self, peer: ServicePeer, now: float) -> None:
-        """Ask for the stacks once more, for the log, when they are in the file: faulthandler does one dump at a time."""
+        """Ask for the stacks again, for the log, when they are in the file: faulthandler writes one dump at a time."""
         self._dumping[peer] = now + DUMP_LOOK_SECONDS
         if peer.dumped_to_log:
             del self._dumping[peer]
@@ -396,8 +398,6 @@ class Supervision:
             return
         while self._board.read(peer):
             pass
-        if exit is UNKNOWN and peer.pid is not None:
-            end_family(peer.pid, peer.family)
         stacks = self._take_stacks(peer)
         if not peer.must_dump and (exit.code is None or exit.code >= 0):
             stacks = ""  # somebody has asked for them at another time

@@ -28,7 +28,7 @@ from .messages import Code, Kind
 from .output import flush_c_output
 from .page import CANCEL, FINISHED, ITEM, MARKS, STARTED, STARTED_AT, WorkerPage
 from .payload import dumps, dumps_exception, dumps_in_band, is_plain, loads, to_arena
-from .process_setup import settle_in
+from .process_setup import settle_in, unblock_signals
 from .task_context import NoService, wants_context
 from .worker_session import Mapped, Retired, WorkerConfig, WorkerSession
 
@@ -405,7 +405,7 @@ def main(config: WorkerConfig, id: int, slot: int, page: int | str, link: int) -
     settle_in(f"worker-{id}", config.logs, config.limits, inherit_output=config.inherit_output)
     worker = _Worker(config, id, slot, os.open(page, os.O_RDWR) if isinstance(page, str) else page)
     signal.signal(signal.SIGURG, worker.nudged)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    unblock_signals()
     os.register_at_fork(after_in_child=worker.out.leave_to_parent)
     task_context.enter(worker)
     with contextlib.suppress(Retired):

@@ -116,7 +116,6 @@ def test_what_services_leave_behind_ends_also_without_their_fork_server(keeper: 
         wait_until(lambda pid=pid: not is_running(pid))  # type: ignore[misc]
     os.kill(handles[1].pid or 0, signal.SIGKILL)
     reach(handles[1], "failed")
-    child, *_others = tasks.notes(tmp_path / "1", "descendants")
     wait_until(lambda: any(not is_running(pid) for pid in tasks.notes(tmp_path / "1", "descendants")))
     for pid in tasks.notes(tmp_path / "1", "descendants"):  # those of other sessions nobody can know any more
         with suppress(ProcessLookupError):
@@ -140,10 +139,12 @@ def test_the_fork_server_is_killed_while_services_start(keeper: Keeper, tmp_path
     # Each runs once: who was not heard of in time has left by itself.
     for number, handle in enumerate(handles):
         wait_until(
-            lambda number=number, handle=handle: [  # type: ignore[misc]
-                pid for pid in tasks.notes(tmp_path, str(number)) if is_running(pid)
-            ]
-            == [handle.pid]
+            lambda number=number, handle=handle: (
+                [  # type: ignore[misc]
+                    pid for pid in tasks.notes(tmp_path, str(number)) if is_running(pid)
+                ]
+                == [handle.pid]
+            )
         )
 
 
@@ -161,6 +162,7 @@ def test_fork_server_and_services_die_together(keeper: Keeper, tmp_path: Path) -
 
 def test_a_killed_keeper_leaves_nothing(tmp_path: Path) -> None:
     source = """
+        import signal
         import sys
         from pathlib import Path
         from poolkeeper import Keeper, command
@@ -172,7 +174,7 @@ def test_a_killed_keeper_leaves_nothing(tmp_path: Path) -> None:
         keeper.service(services.ignore_stop, (folder,)).wait()
         keeper.service(command("sleep", "600"), name="program").wait()
         print(keeper.services["program"].pid, flush=True)
-        input() if False else __import__("signal").pause()
+        signal.pause()
         """
     with start_script(tmp_path, source, tmp_path) as process:
         assert process.stdout is not None
@@ -211,8 +213,10 @@ def test_random_kills_of_everything(keeper: Keeper, tmp_path: Path) -> None:
     for number, handle in enumerate(handles):
         reach(handle)
         wait_until(
-            lambda number=number, handle=handle: [  # type: ignore[misc]
-                pid for pid in tasks.notes(tmp_path, str(number)) if is_running(pid)
-            ]
-            == [handle.pid]
+            lambda number=number, handle=handle: (
+                [  # type: ignore[misc]
+                    pid for pid in tasks.notes(tmp_path, str(number)) if is_running(pid)
+                ]
+                == [handle.pid]
+            )
         )

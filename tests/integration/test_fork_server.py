@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 from loguru import logger
 
 from poolkeeper import Keeper
-from tests import tasks
+from tests import services, tasks
 from tests.helpers import PATIENCE, children, is_running, wait_until
 
 
@@ -154,3 +155,30 @@ def test_what_a_dead_worker_leaves_behind_is_ended_and_reaped(tmp_path: Path) ->
         wait_until(
             lambda: not [child for child in server.children() if child.status() == zombie], "zombies to be reaped"
         )
+
+
+def test_a_process_inherits_nothing_of_those_before_it() -> None:
+    with Keeper(1, preload=["tests.services"]) as keeper:
+        handles = [keeper.service(services.serve, name=f"service-{number}") for number in range(5)]
+        for handle in handles:
+            assert handle.wait("running", PATIENCE)
+        first, *_, last = (psutil.Process(handle.pid) for handle in handles)
+        assert last.num_fds() == first.num_fds()
+
+
+def _outlive_parent() -> bool:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    was_alive = parent.is_alive()
+    os.kill(os.getppid(), signal.SIGKILL)
+    parent.join(PATIENCE)
+    return was_alive and not parent.is_alive()
+
+
+def test_workers_see_the_end_of_their_parent(tmp_path: Path) -> None:
+    with Keeper(2, preload=["tests.tasks"]) as keeper:
+        held = [keeper.submit(tasks.hold, tmp_path, number) for number in range(2)]
+        wait_until(lambda: len(tasks.notes(tmp_path, "started")) == 2)
+        (tmp_path / "go").touch()
+        assert [future.result(PATIENCE) for future in held] == [0, 1]
+        assert keeper.submit(_outlive_parent).result(PATIENCE)

@@ -62,7 +62,9 @@ def test_pid_signals_and_output_are_its_own(keeper: Keeper) -> None:
 
 @pytest.mark.parametrize(("words", "code"), [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", -9)])
 def test_how_it_ends(keeper: Keeper, words: str, code: int) -> None:
-    handle = reach(keeper.service(command("sh", "-c", words), name="brief", restart="on-failure"), ["completed", "backoff"])
+    handle = reach(
+        keeper.service(command("sh", "-c", words), name="brief", restart="on-failure"), ["completed", "backoff"]
+    )
     assert handle.exits[0].exitcode == code
     assert handle.exits[0].failure == (code != 0)
 

@@ -67,7 +67,7 @@ def replaced(handle: ServiceHandle, times: int = 1) -> ServiceHandle:
     return handle
 
 
-# -- restart policies -------------------------------------------------------------------------------------------------
+# -- restart policies -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -174,11 +174,11 @@ def test_a_policy_that_raises_is_final_and_says_why(keeper: Keeper) -> None:
 
 def test_a_lambda_and_a_closure_can_be_services(keeper: Keeper, tmp_path: Path) -> None:
     seen = tmp_path / "seen"
-    reach(keeper.service(lambda: seen.touch(), name=name(), restart="on-failure"), "completed")
+    reach(keeper.service(lambda: seen.touch(exist_ok=True), name=name(), restart="on-failure"), "completed")
     assert seen.exists()
 
 
-# -- readiness, order ---------------------------------------------------------------------------------------------------
+# -- readiness, order -------------------------------------------------------------------------------------------------
 
 
 def test_ready_when_it_says_so(keeper: Keeper, tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_service_cannot_be_after_what_is_not_there(keeper: Keeper) -> None:
         keeper.service(services.serve, name=name(), after=["nobody"])
 
 
-# -- watchdog -----------------------------------------------------------------------------------------------------------
+# -- watchdog ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_service_that_hangs_is_replaced_and_leaves_its_stacks(keeper: Keeper, tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_one_that_was_stopped_is_told_apart_and_replaced(keeper: Keeper, tmp_pat
     replaced(handle)
 
 
-# -- groups, giving up --------------------------------------------------------------------------------------------------
+# -- groups, giving up ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_giving_up_can_stop_all_services(tmp_path: Path) -> None:
         assert keeper.submit(tasks.square, 3).result(PATIENCE) == 9
 
 
-# -- by hand ------------------------------------------------------------------------------------------------------------
+# -- by hand ----------------------------------------------------------------------------------------------------------
 
 
 def test_restart_by_hand_is_no_failure(keeper: Keeper, tmp_path: Path) -> None:
@@ -348,7 +348,7 @@ def test_handles_by_name_and_rows(keeper: Keeper) -> None:
     assert handle.name in repr(handle)
 
 
-# -- events -------------------------------------------------------------------------------------------------------------
+# -- events -----------------------------------------------------------------------------------------------------------
 
 
 def test_events_come_in_order_and_a_callback_that_raises_is_logged(keeper: Keeper) -> None:
@@ -377,7 +377,7 @@ def test_events_come_in_order_and_a_callback_that_raises_is_logged(keeper: Keepe
     assert heard[-1].exitcode == 0
 
 
-# -- what is refused ----------------------------------------------------------------------------------------------------
+# -- what is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bad", ["", "a/b", "a\0b", ".", "..", "a b", "ü" * 200])
@@ -421,7 +421,7 @@ def test_a_module_that_raises_at_import_is_a_failure_that_names_it(
     assert "import the module" in exit.message
 
 
-# -- keepers ------------------------------------------------------------------------------------------------------------
+# -- keepers ----------------------------------------------------------------------------------------------------------
 
 
 def test_tasks_and_services_side_by_side(keeper: Keeper) -> None:
@@ -505,7 +505,7 @@ def test_the_end_of_a_program_stops_its_services(tmp_path: Path) -> None:
     assert tasks.notes(tmp_path, "started") == tasks.notes(tmp_path, "started-ended")
 
 
-# -- what services do ---------------------------------------------------------------------------------------------------
+# -- what services do -------------------------------------------------------------------------------------------------
 
 
 def test_a_service_may_be_its_threads(keeper: Keeper, tmp_path: Path) -> None:

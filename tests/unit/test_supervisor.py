@@ -11,6 +11,7 @@ import tenacity
 from poolkeeper.policy import RestartPolicy, WorkerPolicy, stop_after_burst
 from poolkeeper.service_model import ExitReason, ServiceState
 from poolkeeper.service_spec import DeclarationError, ServiceGroup
+from poolkeeper.service_stopping import DUMP_SECONDS
 from poolkeeper.supervisor import Supervisor
 from tests.service_driver import Driver, Heart
 
@@ -299,7 +300,26 @@ def test_whoever_does_not_stop_is_dumped_and_killed_and_killed_again(driver: Dri
     assert driver.log == "+web ?web"
     driver.wait(0.1)
     assert driver.log == "#web"
-    driver.wait(0.25)
+    driver.wait(DUMP_SECONDS)
+    assert (driver.log, driver.state("web")) == ("!web", S.STOPPED)
+
+
+def test_it_is_killed_as_soon_as_its_stacks_are_written(driver: Driver) -> None:
+    driver.add("web", stop_timeout=10)
+    driver.deaf.add("web")
+    driver.start()
+    web = driver["web"]
+    driver.supervisor.dumped(web, web.attempt, driver.now)  # somebody else has asked for them
+    driver.settle()
+    assert driver.state("web") is S.RUNNING
+    driver.stop("web")
+    driver.wait(10)
+    assert driver.log == "+web ?web #web"
+    driver.supervisor.dumped(web, web.attempt - 1, driver.now)
+    driver.settle()
+    assert driver.state("web") is S.STOPPING
+    driver.supervisor.dumped(web, web.attempt, driver.now)
+    driver.settle()
     assert (driver.log, driver.state("web")) == ("!web", S.STOPPED)
 
 
@@ -310,7 +330,7 @@ def test_a_forced_end_does_not_get_its_time_anew(driver: Driver) -> None:
     driver.deaf.update(("db", "web"))
     driver.start()
     driver.stop_all()
-    driver.wait(5.25)
+    driver.wait(5 + DUMP_SECONDS)
     assert driver.log == "+db +web ?web #db !db"
     driver.wait(60)
     assert driver.states() == {"db": "stopped", "web": "stopped"}
@@ -450,7 +470,7 @@ def test_a_missed_heartbeat_kills_and_a_beat_in_time_does_not(driver: Driver) ->
         heart.last = driver.now
     driver.wait(5)
     assert driver.state("web") is S.STOPPING
-    driver.wait(0.25)
+    driver.wait(DUMP_SECONDS)
     assert (driver.log, reasons(driver, "web"), driver.state("web")) == ("+web #web !web", ["watchdog"], S.BACKOFF)
 
 
@@ -912,7 +932,7 @@ def test_72_hours_leave_nothing_behind() -> None:
             + len(supervisor._replicas)
             + len(supervisor._stopping._requests)
         )
-        assert set(driver.states().values()) <= {"running", "backoff", "waiting"}, driver.states()
+        assert set(driver.states().values()) <= {"running", "backoff", "waiting", "stopping"}, driver.states()
         driver.events.clear()
     assert max(sizes[36:]) <= max(sizes[:36])
     assert len(driver["silent"].exits) == 50
