@@ -81,7 +81,7 @@ def weight(payload: Any) -> int:
     """Return how many bytes ``payload`` takes up, roughly."""
     if isinstance(payload, (bytes, str)):
         return len(payload)
-    if isinstance(payload, tuple):  # a mapped arena: a pickle, and the buffers beside it
+    if type(payload) is tuple:  # a mapped arena: a pickle, and the buffers beside it
         size: int = sum((part.nbytes for part in payload[1]), len(payload[0] or b""))
         return size
     return 32
