@@ -6,7 +6,6 @@ thread, which settles them; all others never come here.
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
 import threading
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import PayloadError
-from .fingerprint import fingerprint_arguments, fingerprint_call
+from .fingerprint import fingerprint_of_arguments, fingerprint_of_code
 from .futures import TaskFuture, Unread
 from .journal import Journal
 from .journal_file import Durability, open_for_reading
@@ -236,15 +235,15 @@ class KeptShelf:
             if len(text) <= _SHORT:
                 return Entry(self, identity, text)
         try:
-            arguments = fingerprint_arguments(args, kwargs or {})
-        except Exception:
-            arguments = None
+            arguments, why = fingerprint_of_arguments(args, kwargs)
+        except Exception as error:  # whatever the objects of others do when they are looked at
+            arguments, why = None, repr(error)
         if arguments is None and not self._warned:
             self._warned = True
             emit(
                 "WARNING",
-                f"{self.name or 'task'} {identity!r}: its arguments have no canonical form, so nothing tells whether "
-                "they are the same next time; it and others like it run again when the run is resumed",
+                f"{self.name or 'task'} {identity!r}: {why}; so nothing tells whether its arguments are the same next "
+                "time, and it and others like it run again when the run is resumed",
             )
         return Entry(self, identity, arguments)
 
@@ -337,16 +336,17 @@ def open_recorder(*args: Any) -> Recorder | None:
 
 
 def _fingerprint(function: Callable[..., Any], name: str) -> str | None:
-    with contextlib.suppress(Exception):
-        code = fingerprint_call(function)
-        if code is not None:
-            return code
-    emit(
-        "WARNING",
-        f"{name}: its function has no canonical form, so nothing tells whether it is the same next time; "
-        "its tasks run again when the run is resumed",
-    )
-    return None
+    try:
+        code, why = fingerprint_of_code(function)
+    except Exception as error:  # whatever the objects of others do when they are looked at
+        code, why = None, repr(error)
+    if code is None:
+        emit(
+            "WARNING",
+            f"{name}: {why}; so nothing tells whether the function is the same next time, and its tasks run again "
+            "when the run is resumed",
+        )
+    return code
 
 
 def _announce(run: Run, recall: Recall, resume: Resume) -> None:
