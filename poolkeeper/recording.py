@@ -132,7 +132,7 @@ class Recorder:
         return shelf
 
     def _new_shelf(self, name: str, code: str | None) -> KeptShelf:
-        shelf = KeptShelf(self, next(self._numbers), name, code)
+        shelf = KeptShelf(self, next(self._numbers), name, code, self._taken.__next__)
         self._journal.execute(
             "INSERT OR IGNORE INTO batches (id, run, name, code, began) VALUES (?, ?, ?, ?, ?)",
             (shelf.number, self._run.id, name, code, time.time()),
@@ -150,10 +150,6 @@ class Recorder:
         """Every item of this batch has a final outcome."""
         if self._open.pop(shelf.number, None) is not None:
             self._journal.execute("UPDATE batches SET ended = ? WHERE id = ?", (time.time(), shelf.number))
-
-    def expect(self) -> None:
-        """A task with an entry goes to a worker."""
-        next(self._taken)
 
     # -- outcomes; under the keeper's lock ----------------------------------------------------------------------------
 
@@ -217,12 +213,16 @@ class KeptShelf:
     """The record of one batch, or of what is submitted by key to one function.
 
     ``number`` is that of its row in the journal; ``code`` the fingerprint of the function, None: it has none.
+    ``expect`` is to be called for each task that goes to a worker.
     """
 
-    __slots__ = ("_recorder", "_warned", "code", "name", "number")
+    __slots__ = ("_recorder", "_warned", "code", "expect", "name", "number")
 
-    def __init__(self, recorder: Recorder, number: int, name: str, code: str | None) -> None:
+    def __init__(
+        self, recorder: Recorder, number: int, name: str, code: str | None, expect: Callable[[], object]
+    ) -> None:
         self._recorder = recorder
+        self.expect = expect
         self._warned = code is None
         self.number = number
         self.name = name
@@ -269,10 +269,6 @@ class KeptShelf:
     def completed(self) -> None:
         """Every item of the batch has a final outcome."""
         self._recorder.completed(self)
-
-    def expect(self) -> None:
-        """A task of this shelf goes to a worker."""
-        self._recorder.expect()
 
 
 class _Results:
