@@ -120,6 +120,9 @@ class KeeperRuntime:
 
             self._register = Register(home, self.name or "", self.run_id)
             undo.callback(self._register.close)
+            self.recorder = self._open_recorder(settings, home)
+            if self.recorder is not None:
+                undo.callback(self.recorder.close)
         self._nursery = Nursery(settings, config, selector, home, self._register)
         self._workforce = Workforce(settings, core, self._nursery, selector, self.stowage)
         self._board = Switchboard(home.socket, home.key, selector, self._introduce)
@@ -129,6 +132,7 @@ class KeeperRuntime:
         self._traffic = Traffic(
             core, self._board, self._workforce, self.stowage, self._postmortem, self._wake_if_sleeping
         )
+        self._traffic.recorder = self.recorder
         self._actions: dict[type[Command], Callable[[Any], None]] = {
             Settle: self._traffic.settle,
             Feed: self._traffic.feed,
@@ -139,23 +143,22 @@ class KeeperRuntime:
             Nudge: self._workforce.nudge,
             Decide: self._ask_policy,
         }
-        if not home.ephemeral:
-            from .recording import open_recorder
-
-            self.recorder = self._traffic.recorder = open_recorder(
-                home.path,
-                settings.resume,
-                settings.durability,
-                settings.keep_runs,
-                self._traffic.deliver,
-                self._traffic.deliver_failure,
-                self.wake,
-            )
-            if self.recorder is not None:
-                undo.callback(self.recorder.close)
         self._workforce.open(self._board)
         self._nursery.open(self._board)
         _require_descriptors(self._loop.descriptor)
+
+    def _open_recorder(self, settings: Settings, home: Home) -> Recorder | None:
+        from .recording import open_recorder
+
+        return open_recorder(
+            home.path,
+            settings.resume,
+            settings.durability,
+            settings.keep_runs,
+            lambda futures, values: self._traffic.deliver(futures, values),  # which comes later
+            lambda future, error: self._traffic.deliver_failure(future, error),
+            self.wake,
+        )
 
     # -- what applications call, from any thread ----------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections import OrderedDict
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .journal_runs import Run
 from .logs import emit
@@ -14,14 +14,14 @@ from .result_files import ResultFiles
 
 __all__ = ["Recall"]
 
-BODIES = 4
-"""Groups whose results are kept in memory: neighbours are asked for one after the other, and by several threads."""
+HELD = 4
+"""Groups whose outcomes are kept in memory: neighbours are asked for one after the other, and by several threads."""
 
 
 class _Place(NamedTuple):
     group: int
     position: int
-    outcome: Outcome
+    arguments: str
 
 
 class Recall:
@@ -43,7 +43,7 @@ class Recall:
         self._key = key
         self._files = files
         self._lock = threading.Lock()
-        self._bodies: OrderedDict[int, list[Any]] = OrderedDict()
+        self._held: OrderedDict[int, list[Outcome]] = OrderedDict()
         self._places: dict[tuple[str, str], dict[str | int, _Place]] = {}
         self._read(run)
 
@@ -56,17 +56,17 @@ class Recall:
         """Return what is recorded for this task, if anything is and all agrees."""
         places = self._places.get((name, code))
         place = None if places is None else places.get(identity)
-        if place is None or place.outcome.arguments != arguments:
+        if place is None or place.arguments != arguments:
             return None
         try:
             with self._lock:
-                payload = self._body(place.group)[place.position]
-            if type(payload) is Filed:
-                payload = self._files.read(payload.name)
+                outcome = self._outcomes(place.group)[place.position]
+            if type(outcome.payload) is Filed:
+                outcome = outcome._replace(payload=self._files.read(outcome.payload.name))
         except (Torn, sqlite3.Error, LookupError) as error:
             emit("WARNING", f"the recorded outcome of {name or 'the task with key'} {identity!r} is not used: {error}")
             return None
-        return place.outcome._replace(payload=payload)
+        return outcome
 
     def close(self) -> None:
         """Let go of the journal."""
@@ -96,7 +96,7 @@ class Recall:
                 if outcome.arguments is None or (not outcome.ok and id <= run.failures_void):
                     places.pop(outcome.identity, None)
                 else:
-                    places[outcome.identity] = _Place(id, position, outcome)
+                    places[outcome.identity] = _Place(id, position, outcome.arguments)
         self._places.pop(("", ""), None)
         if torn:
             emit(
@@ -105,15 +105,17 @@ class Recall:
                 "these tasks run again",
             )
 
-    def _body(self, group: int) -> list[Any]:
-        body = self._bodies.get(group)
-        if body is not None:
-            self._bodies.move_to_end(group)
-            return body
-        row = self._connection.execute("SELECT body FROM groups WHERE id = ?", (group,)).fetchone()
+    def _outcomes(self, group: int) -> list[Outcome]:
+        held = self._held.get(group)
+        if held is not None:
+            self._held.move_to_end(group)
+            return held
+        row = self._connection.execute("SELECT head, body FROM groups WHERE id = ?", (group,)).fetchone()
         if row is None:
             raise LookupError("its row is gone")
-        body = self._bodies[group] = unpack_body(row[0], self._key)
-        if len(self._bodies) > BODIES:
-            self._bodies.popitem(last=False)
-        return body
+        outcomes, payloads = unpack_head(row[0], self._key), unpack_body(row[1], self._key)
+        held = [outcome._replace(payload=payload) for outcome, payload in zip(outcomes, payloads, strict=True)]
+        self._held[group] = held
+        if len(self._held) > HELD:
+            self._held.popitem(last=False)
+        return held

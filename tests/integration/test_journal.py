@@ -20,6 +20,7 @@ from poolkeeper import (
     CancellationToken,
     ExecutionPolicy,
     Keeper,
+    PoolkeeperError,
     RateLimit,
     RetryPolicy,
     TaskQuarantined,
@@ -506,3 +507,26 @@ class TestTrouble:
             os.waitpid(pid, 0)
             keeper.options(key="after").submit(abs, 1).result()
             assert rows(keeper) == [(2,)]
+
+    def test_a_journal_that_cannot_be_opened(self, open_keeper: Any, said: list[str]) -> None:
+        with open_keeper() as keeper:
+            pass
+        (keeper.home / "journal.db").unlink()
+        (keeper.home / "journal.db").mkdir()
+        with open_keeper() as keeper:
+            assert keeper.options(key="a").submit(abs, -1).result() == 1
+            assert keeper.batch(abs, [-1, -2]).result().values == [1, 2]
+        assert "there is no journal" in "".join(said)
+
+    def test_one_of_a_newer_poolkeeper_is_refused(self, open_keeper: Any) -> None:
+        with open_keeper() as keeper:
+            pass
+        with closing(sqlite3.connect(keeper.home / "journal.db")) as connection:
+            connection.execute("PRAGMA user_version = 1000")
+        with pytest.raises(PoolkeeperError, match="newer poolkeeper"):
+            open_keeper()
+        with open_keeper(run_id="other"):  # and the lock is free again
+            pass
+        (keeper.home / "journal.db").unlink()
+        with open_keeper():
+            pass
