@@ -11,8 +11,8 @@ import contextlib
 import gc
 import importlib
 import json
+import math
 import multiprocessing
-import multiprocessing.context
 import os
 import select
 import shutil
@@ -23,26 +23,29 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from multiprocessing import popen_fork
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, NamedTuple
 
+from . import worker
 from .errors import ProtocolError
+from .forking import Forked, Spare, start
 from .limits import Limits
 from .link import Link, call_keeper
 from .logwriter import LogPipe, LogWriter
 from .messages import Kind, pack, unpack
 from .orphans import ORPHAN_SECONDS, Orphans
 from .output import redirect_output
-from .process_setup import adopt_descendants, block_signals, child_pids, unblock_signals
+from .process_setup import adopt_descendants, begin_session, child_pids
 from .session import Session
-from .worker import main as worker_main
 from .worker_session import WorkerConfig
 
 __all__ = ["Launched", "launch"]
 
 END_SECONDS = 5.0
 LAST_WORDS_SECONDS = 2.0
+
+SPARE_SECONDS = 0.005
+"""How long after a death, or after the last one was taken, the next spare process is forked: work comes first."""
 
 # The application's path comes first, for it decides which poolkeeper is meant, also under python -I.
 _BOOTSTRAP = (
@@ -145,9 +148,12 @@ class ForkServer:
         self._session = Session()
         introduction = {"role": "forkserver", "id": 0, "pid": os.getpid()}
         self._link: Link = call_keeper(config.socket, config.key, self._session, introduction, CALL_TIMEOUT)
-        self._workers: dict[int, tuple[str, str, BaseProcess, int, LogPipe | None]] = {}
+        self._workers: dict[int, tuple[str, str, BaseProcess | None, int, LogPipe | None]] = {}
         self._helpers: set[int] = set()
         self._orphans = Orphans()
+        self._roles: dict[str, _Role] = {}
+        self._spare: Spare | None = None
+        self._spare_at = math.inf
         self._ending = False
         # before the preload, so that the log writer stays small
         self._logs = LogWriter(config.logs) if not config.inherit_output and start_method == "forkserver" else None
@@ -192,6 +198,7 @@ class ForkServer:
         while not self._ending:
             if self._reap() or self._orphans:
                 self._orphans.sweep(self._known())
+            self._keep_spare()
             ready = dict(poll.poll(self._timeout()))
             if self._wake.fileno() in ready:
                 with contextlib.suppress(BlockingIOError):
@@ -207,6 +214,11 @@ class ForkServer:
 
     def end(self) -> None:
         """Kill and reap all workers, and what they leave behind."""
+        self._spare_at = math.inf
+        if self._spare is not None:
+            self._spare.close()
+            self._helpers.add(self._spare.pid)  # it ends by itself
+            self._spare = None
         for pid in self._workers:
             _kill_group(pid)
         for pid in list(self._workers):
@@ -232,24 +244,16 @@ class ForkServer:
                     self._spawn(message[1], message[2], message[3], fds.pop(0), fds.pop(0))
 
     def _spawn(self, tag: str, role: str, arguments: tuple[Any, ...], page: int, link: int) -> None:
-        main = _mains()[role]
         output: LogPipe | None = None
         try:
+            self._roles[role] = _role(role)
             if self._start_method == "loky":
-                from loky.backend import get_context
-
-                own = f"/proc/{os.getpid()}/fd/{page}"
-                process = get_context("loky").Process(target=main, args=(self._config, *arguments, own, -1))
+                pid, process = self._exec(tag, role, arguments, page)
             else:
                 if self._logs is not None:
                     label, _, attempt = tag.partition("#")
                     output = self._logs.open(label, label.partition(":")[0], int(attempt or 1))
-                process = _Forked(target=self._become, args=(main, arguments, page, link, output))
-            process.name = tag
-            if self._start_method == "loky":
-                process.start()
-            else:
-                _start_with_signals_blocked(process)
+                pid, process = self._fork(tag, (role, arguments), page, link, output)
         except Exception as error:
             os.close(page)
             os.close(link)
@@ -257,34 +261,77 @@ class ForkServer:
                 output.close()
             self._send((Kind.SPAWN_FAILED, tag, f"{tag} could not be started: {type(error).__name__}: {error}"))
             return
-        assert process.pid is not None
-        # multiprocessing would look after all its children at every start, and take their exit statuses from us.
-        multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]  # noqa: SLF001
         os.close(link)
         if self._start_method != "loky":
             os.close(page)
             page = -1
         if self._logs is not None and output is not None:
-            self._logs.announce(output, process.pid)
-        self._workers[process.pid] = (tag, role, process, page, output)
-        if self._start_method == "loky":
-            self._helpers.update(set(child_pids()) - self._workers.keys())  # its resource tracker
-        self._send((Kind.SPAWNED, tag, process.pid))
+            self._logs.announce(output, pid)
+        self._workers[pid] = (tag, role, process, page, output)
+        self._send((Kind.SPAWNED, tag, pid))
 
-    def _become(
-        self, main: Callable[..., None], arguments: tuple[Any, ...], page: int, link: int, output: LogPipe | None
-    ) -> None:
+    def _exec(self, tag: str, role: str, arguments: tuple[Any, ...], page: int) -> tuple[int, BaseProcess | None]:
+        """Start a process that inherits nothing, through loky."""
+        from loky.backend import get_context
+
+        own = f"/proc/{os.getpid()}/fd/{page}"
+        process = get_context("loky").Process(target=self._roles[role].main, args=(self._config, *arguments, own, -1))
+        process.name = tag
+        process.start()
+        multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]  # noqa: SLF001 - see ``start``
+        assert process.pid is not None
+        self._helpers.update(set(child_pids()) - self._workers.keys() - {process.pid})  # its resource tracker
+        return process.pid, process
+
+    def _fork(
+        self, tag: str, what: tuple[str, tuple[Any, ...]], page: int, link: int, output: LogPipe | None
+    ) -> tuple[int, BaseProcess | None]:
+        """Take the spare process if there is one, else make one."""
+        fds = [page, link] if output is None else [page, link, output.write_end]
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            self._spare_at = time.monotonic() + SPARE_SECONDS
+            if spare.assign(tag, what, fds):
+                return spare.pid, None
+            self._helpers.add(spare.pid)  # it has died, and will be reaped
+        process = Forked(target=self._begin, args=(*what, *fds), name=tag)
+        return start(process), process
+
+    def _begin(self, *arguments: Any) -> None:
+        self._leave()
+        self._become(*arguments)
+
+    def _leave(self) -> None:
+        """In a new process: let go of what belongs to the fork server."""
         signal.set_wakeup_fd(-1)
         self._link.close()
         self._wake.close()
         self._woken.close()
-        config = self._config
+        if self._spare is not None:
+            self._spare.close()
         if self._logs is not None:
             self._logs.leave()
+
+    def _rehearse(self) -> None:
+        """In the spare process: do ahead what does not depend on what it will become."""
+        self._leave()
+        begin_session()
+        for role in self._roles.values():
+            role.rehearse(self._config)
+
+    def _become(self, role: str, arguments: tuple[Any, ...], page: int, link: int, output: int | None = None) -> None:
+        config = self._config
         if output is not None:
-            redirect_output(output.take())
+            redirect_output(output)
             config = config._replace(inherit_output=True)
-        main(config, *arguments, page, link)
+        self._roles[role].main(config, *arguments, page, link)
+
+    def _keep_spare(self) -> None:
+        """Fork a process ahead, once processes have begun to die: the next one will be missed, too."""
+        if self._spare is None and time.monotonic() >= self._spare_at:
+            self._spare_at = math.inf
+            with contextlib.suppress(OSError):  # no memory or no process left: then not
+                self._spare = Spare(self._rehearse, self._become)
 
     def _reap(self) -> bool:
         """Report the processes that have ended; return whether there was any, or any other child."""
@@ -297,26 +344,36 @@ class ForkServer:
             if ended is None:
                 return reaped
             reaped = True
-            pid = ended.si_pid
-            known = self._workers.pop(pid, None)
-            if known is not None:
-                _kill_group(pid)  # before its pid can be anybody else's
-            _, status, usage = os.wait4(pid, 0)
-            if known is not None:
-                tag, role, _process, page, output = known
-                if page >= 0:
-                    os.close(page)
-                report = (Kind.EXITED, tag, os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024)
-                if self._logs is not None and output is not None and role == "worker":
-                    self._logs.hold(output, report)  # until its last words can be read
-                else:
-                    self._send(report)
+            self._bury(ended.si_pid)
+
+    def _bury(self, pid: int) -> None:
+        known = self._workers.pop(pid, None)
+        if known is None:
+            os.waitpid(pid, 0)
+            if self._spare is not None and self._spare.pid == pid:
+                self._spare.close()
+                self._spare = None
             elif self._logs is not None:
                 self._logs.reaped(pid)
+            return
+        _kill_group(pid)  # before its pid can be anybody else's
+        _, status, usage = os.wait4(pid, 0)
+        tag, role, _process, page, output = known
+        if page >= 0:
+            os.close(page)
+        report = (Kind.EXITED, tag, os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024)
+        if self._logs is not None and output is not None and role == "worker":
+            self._logs.hold(output, report)  # until its last words can be read
+        else:
+            self._send(report)
+        if self._spare is None and self._start_method == "forkserver":
+            self._spare_at = min(self._spare_at, time.monotonic() + SPARE_SECONDS)
 
     def _known(self) -> set[int]:
         """Return the children that are no orphans."""
         known = self._helpers.union(self._workers)
+        if self._spare is not None:
+            known.add(self._spare.pid)
         if self._logs is not None and self._logs.pid is not None:
             known.add(self._logs.pid)
         return known
@@ -324,6 +381,8 @@ class ForkServer:
     def _timeout(self) -> float | None:
         """Send what the log writer has held back; return the milliseconds until there may be more to do."""
         waits = [self._orphans.timeout()]
+        if self._spare_at < math.inf:
+            waits.append(max(0.0, (self._spare_at - time.monotonic()) * 1000))
         if self._logs is not None:
             for report in self._logs.tend():
                 self._send(report)
@@ -333,44 +392,6 @@ class ForkServer:
     def _send(self, message: tuple[Any, ...]) -> None:
         with contextlib.suppress(OSError):  # a keeper that is gone shows as the end of the link
             self._link.send(self._session.send(pack([message])))
-
-
-class _Fork(popen_fork.Popen):
-    """Forks as multiprocessing does, but with one pipe for all children instead of two for each.
-
-    By it they know whether their parent lives. Those of its own would stay open in here, and each new process would
-    inherit those of all before it.
-    """
-
-    lifeline: tuple[int, int] | None = None
-
-    def _launch(self, process: Any) -> None:
-        if _Fork.lifeline is None:
-            _Fork.lifeline = os.pipe()
-        self.sentinel, ours = _Fork.lifeline  # nobody waits for the sentinel: the fork server reaps all there is
-        self.pid = os.fork()
-        if self.pid == 0:
-            code = 1
-            try:
-                os.close(ours)
-                code = process._bootstrap(parent_sentinel=self.sentinel)  # noqa: SLF001
-            finally:
-                os._exit(code)
-
-
-class _Forked(multiprocessing.context.ForkProcess):
-    """A multiprocessing process that ``_Fork`` makes."""
-
-    _Popen = staticmethod(_Fork)
-
-
-def _start_with_signals_blocked(process: BaseProcess) -> None:
-    """A signal to the new process must meet its own handlers, not ours; it lets them in when it has them."""
-    block_signals()
-    try:
-        process.start()
-    finally:
-        unblock_signals()
 
 
 def _kill_group(pid: int) -> None:
@@ -387,11 +408,20 @@ def _threads() -> int:
         return threading.active_count()
 
 
-def _mains() -> dict[str, Callable[..., None]]:
-    """Return what a new process becomes, by role."""
-    from .service_worker import main as service_main
+class _Role(NamedTuple):
+    """What a process can become, and how it practises that."""
 
-    return {"worker": worker_main, "service": service_main}
+    main: Callable[..., None]
+    rehearse: Callable[[WorkerConfig], None]
+
+
+def _role(name: str) -> _Role:
+    """Return a role; asked for here first, so that no child has to import it."""
+    if name == "worker":
+        return _Role(worker.main, worker.rehearse)
+    from . import service_worker
+
+    return _Role(service_worker.main, service_worker.rehearse)
 
 
 def main(content: dict[str, Any]) -> None:

@@ -155,8 +155,9 @@ class KeeperRuntime:
             settings.resume,
             settings.durability,
             settings.keep_runs,
-            lambda futures, values: self._traffic.deliver(futures, values),  # which comes later
-            lambda future, error: self._traffic.deliver_failure(future, error),
+            # There is no traffic yet.
+            lambda futures, values: self._traffic.deliver(futures, values),  # noqa: PLW0108
+            lambda future, error: self._traffic.deliver_failure(future, error),  # noqa: PLW0108
             self.wake,
         )
 

@@ -13,7 +13,7 @@ import os
 
 from .messages import WINDOW_LIMIT, Progress
 
-__all__ = ["BEAT", "MARKS", "PAGE_SIZE", "KeeperPage", "WorkerPage", "anonymous_file"]
+__all__ = ["BEAT", "MARKS", "PAGE_SIZE", "KeeperPage", "WorkerPage", "anonymous_file", "new_page"]
 
 MARKS = 2 * WINDOW_LIMIT
 _MARKS_AT = 64
@@ -33,6 +33,13 @@ def anonymous_file(name: str, directory: str | None = None) -> int:
         return os.dup(file.fileno())
 
 
+def new_page() -> int:
+    """Return the descriptor of a fresh page."""
+    fd = anonymous_file("poolkeeper-page")
+    os.ftruncate(fd, PAGE_SIZE)
+    return fd
+
+
 class WorkerPage:
     """The worker's side; ``words`` and ``times`` are written on the hot path, ``marks`` read there."""
 
@@ -48,8 +55,7 @@ class KeeperPage(WorkerPage):
     """The keeper's side."""
 
     def __init__(self) -> None:
-        self.fd = anonymous_file("poolkeeper-page")
-        os.ftruncate(self.fd, PAGE_SIZE)
+        self.fd = new_page()
         super().__init__(self.fd)
 
     def observe(self) -> Progress:

@@ -38,6 +38,7 @@ from .strategies import (
     Wait,
     callable_strategy,
     decide,
+    is_known,
     named,
     stop_after_burst,
 )
@@ -244,6 +245,11 @@ class RestartPolicy:
             wait=named("wait_fixed", wait=seconds),
             reset_after=reset_after,
         )
+
+    @property
+    def is_known(self) -> bool:
+        """Whether asking it runs no code of the user's."""
+        return is_known(self.stop) and is_known(self.wait)
 
     def after_exit(
         self,

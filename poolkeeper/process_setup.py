@@ -60,17 +60,24 @@ def child_pids() -> list[int]:
         return []
 
 
-def settle_in(tag: str, logs: str, limits: Limits, *, inherit_output: bool) -> None:
-    """Make this process one of a keeper's; ``tag`` names its files in the folder ``logs``. Raises OSError, ValueError.
-
-    Signals stay blocked, as the fork server has left them, until the caller has its handlers.
-    """
+def begin_session() -> None:
+    """Give this process a session of its own and the signals that a program begins with; nothing the second time."""
+    if os.getsid(0) == os.getpid():
+        return
     os.setsid()
     adopt_descendants()
     for number in _TO_DEFAULT:
         _signal.signal(number, _signal.SIG_DFL)
     if _signal.getsignal(_SIGINT) != _signal.SIG_IGN:  # to ignore it again would drop one that waits
         _signal.signal(_SIGINT, _signal.SIG_IGN)
+
+
+def settle_in(tag: str, logs: str, limits: Limits, *, inherit_output: bool) -> None:
+    """Make this process one of a keeper's; ``tag`` names its files in the folder ``logs``. Raises OSError, ValueError.
+
+    Signals stay blocked, as the fork server has left them, until the caller has its handlers.
+    """
+    begin_session()
     limits.apply()
     if not inherit_output:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import select
 import signal
 import socket
@@ -23,8 +24,8 @@ from .errors import PayloadError, ProtocolError
 from .limits import Limits
 from .link import Link, call_keeper
 from .messages import Kind, pack
-from .page import BEAT, WorkerPage
-from .payload import loads
+from .page import BEAT, WorkerPage, new_page
+from .payload import dumps_in_band, loads
 from .process_setup import settle_in, unblock_signals
 from .program import Program
 from .service_model import ExitReason
@@ -33,7 +34,7 @@ from .task_context import wants_context
 from .worker import leave
 from .worker_session import WorkerConfig
 
-__all__ = ["ServiceDefinition", "main"]
+__all__ = ["ServiceDefinition", "main", "rehearse"]
 
 CALL_TIMEOUT = 5.0
 PROGRESS_SECONDS = 0.1
@@ -153,6 +154,13 @@ class _Service:
             if not alive:
                 raise ConnectionResetError
 
+    def close(self) -> None:
+        """Close what it has opened."""
+        if self._link is not None:
+            self._link.close()
+        for end in self._pipe:
+            os.close(end)
+
     def leave_to_parent(self) -> None:
         """In a fork of the service: its link and its stop signal are the parent's."""
         self.forked = True
@@ -245,6 +253,22 @@ def main(config: WorkerConfig, plain: tuple[Any, ...], page: int | str, link: in
         os._exit(status)  # what was started before the fork is the parent's
     service.say((Kind.LAST_WORDS, words[0].value, words[1], words[2]))
     leave(status)
+
+
+def rehearse(config: WorkerConfig) -> None:
+    """Take the first steps of a service with nobody listening, so that their memory pages are this process' own."""
+    ours, theirs = socket.socketpair()
+    definition = ServiceDefinition(
+        "", "", "", 0, 0, dumps_in_band((_flush, (), {})), tuple(sys.path), Limits(), {}, signal.SIGTERM, False, {}
+    )
+    service = _Service(
+        config, ServiceDefinition(*pickle.loads(pickle.dumps(tuple(definition)))), new_page(), theirs.detach()
+    )
+    service.say((Kind.STARTED,))
+    target, args, kwargs = _load(definition)
+    target(*args, **kwargs)
+    service.close()
+    ours.close()
 
 
 def _unsettled(error: Exception) -> Words:

@@ -30,6 +30,7 @@ __all__ = [
     "Wait",
     "callable_strategy",
     "decide",
+    "is_known",
     "named",
     "stop_after_burst",
 ]
@@ -134,6 +135,16 @@ class stop_after_burst(stop_base):  # noqa: N801  # named as tenacity names its 
         import tenacity
 
         return tenacity.stop_all(self, other)
+
+
+def is_known(strategy: object) -> bool:
+    """Whether ``strategy`` runs nothing but code of tenacity and of this module, which ends in microseconds."""
+    if strategy is None or isinstance(strategy, (NamedStrategy, stop_after_burst)):
+        return True
+    if type(strategy).__module__.partition(".")[0] != "tenacity":
+        return False
+    parts = [part for value in vars(strategy).values() for part in (value if isinstance(value, tuple) else (value,))]
+    return all(is_known(part) for part in parts if callable(part) and not isinstance(part, type))
 
 
 def callable_strategy(value: Strategy) -> Strategy:

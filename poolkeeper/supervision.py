@@ -54,6 +54,9 @@ It is known at once where the fork server has died that had made the process.
 
 STACKS_BYTES = 65536
 
+TURNS = 5
+"""Decisions in one turn of the keeper's loop, at most."""
+
 DUMP_LOOK_SECONDS = 0.02
 """How often to look whether a process has written its stacks."""
 
@@ -154,8 +157,12 @@ class Supervision:
             if now >= until:
                 self._look_at_stacks(peer, now)
         self.supervisor.epoch = time.time() - now
-        for command in self.supervisor.decide(now):
-            self._actions[type(command)](command)
+        for _ in range(TURNS):  # what one decision has led to may ask for the next
+            commands = self.supervisor.decide(now)
+            for command in commands:
+                self._actions[type(command)](command)
+            if not commands:
+                break
         if self._news:
             self._news = False
             with self.changed:
@@ -264,12 +271,19 @@ class Supervision:
                 peer.pending.append(number)
 
     def _consult(self, command: Consult) -> None:
-        self._delivery.post(partial(self._consult_now, command))
+        if command.replica.spec.restart.is_known and "tenacity" in sys.modules:
+            self._decided(command, *self._consult_now(command))
+        else:
+            self._delivery.post(partial(self._consult_later, command))
 
-    def _consult_now(self, command: Consult) -> None:
-        """On the delivery thread, for a policy's strategies are user code."""
+    def _consult_later(self, command: Consult) -> None:
+        """On the delivery thread, for the strategies of this policy are user code."""
+        self._call_soon(partial(self._decided, command, *self._consult_now(command)))
+
+    @staticmethod
+    def _consult_now(command: Consult) -> tuple[float | None, RestartRecord, str]:
+        """Return the policy's delay, its new record, and what went wrong with it."""
         replica = command.replica
-        delay, record, why = None, replica.record, ""
         error = None if command.error is None else ServiceFailed(command.error)
         try:
             delay, record = replica.spec.restart.after_exit(
@@ -278,7 +292,8 @@ class Supervision:
         except Exception as problem:
             why = f"its restart policy raised {type(problem).__name__}: {problem}"
             report("ERROR", f"service {replica.name}: {why}\n{traceback.format_exc()}", service=replica.name)
-        self._call_soon(partial(self._decided, command, delay, record, why))
+            return None, replica.record, why
+        return delay, record, ""
 
     def _decided(self, command: Consult, delay: float | None, record: RestartRecord, why: str) -> None:
         self.supervisor.decided(command, delay, record, time.monotonic(), why)

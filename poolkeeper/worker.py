@@ -15,6 +15,7 @@ import math
 import os
 import select
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -26,13 +27,13 @@ from .arena import Arena
 from .errors import PayloadError
 from .messages import Code, Kind
 from .output import flush_c_output
-from .page import CANCEL, FINISHED, ITEM, MARKS, STARTED, STARTED_AT, WorkerPage
+from .page import CANCEL, FINISHED, ITEM, MARKS, STARTED, STARTED_AT, WorkerPage, new_page
 from .payload import dumps, dumps_exception, dumps_in_band, is_plain, loads, to_arena
 from .process_setup import settle_in, unblock_signals
 from .task_context import NoService, wants_context
 from .worker_session import Mapped, Retired, WorkerConfig, WorkerSession
 
-__all__ = ["leave", "main"]
+__all__ = ["leave", "main", "rehearse"]
 
 FLUSH_SECONDS = 0.0005
 HELD_BYTES = 1 << 16
@@ -411,6 +412,18 @@ def main(config: WorkerConfig, id: int, slot: int, page: int | str, link: int) -
     with contextlib.suppress(Retired):
         worker.run(link)
     leave()
+
+
+def rehearse(config: WorkerConfig) -> None:
+    """Take the first steps of a worker with nobody listening, so that their memory pages are this process' own."""
+    ours, theirs = socket.socketpair()
+    worker = _Worker(config, 0, 0, new_page())
+    worker.out.begin(theirs.detach())
+    worker._run_tasks(1, _Call("", dumps_in_band(abs)), [(1,), dumps_in_band(((1,), {}))], None)  # noqa: SLF001
+    worker.out.flush()
+    if worker.out.link is not None:
+        worker.out.link.close()
+    ours.close()
 
 
 def leave(status: int = 0) -> NoReturn:

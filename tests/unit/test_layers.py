@@ -24,7 +24,7 @@ LAYERS = {
     "process_setup orphans families sdnotify notify_socket survey logprocess logwriter event_log register "
     "control_client homes journal_file journal_runs result_files journal recall",
     "runtime": "settings cancellation interrupts init_process task_context program worker_session worker "
-    "service_worker forkserver delivery retrying switchboard futures calls recording nursery workforce traffic "
+    "service_worker forking forkserver delivery retrying switchboard futures calls recording nursery workforce traffic "
     "driving loop status control program_notices supervision keeper configuration inline",
     "faces": "services mapping feed batch fleet loading fleet_services runner progress summary view pool display "
     "steering tables cli_control fleet_run cli __main__",

@@ -15,7 +15,7 @@ import tenacity
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolkeeper.strategies import Outcome, callable_strategy, decide, named, stop_after_burst
+from poolkeeper.strategies import Outcome, callable_strategy, decide, is_known, named, stop_after_burst
 
 Script = Sequence[tuple[float, BaseException]]
 """How long each attempt takes, in seconds, and what it raises."""
@@ -260,3 +260,21 @@ assert RetryPolicy(3).delay_after_failure(1, 0.1, ValueError()) > 0
 assert "tenacity" in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=50)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "known"),
+    [
+        (None, True),
+        (named("wait_fixed", wait=1), True),
+        (tenacity.wait_none(), True),
+        (tenacity.wait_exponential(max=5) + tenacity.wait_random(0, 1), True),
+        (tenacity.stop_after_attempt(3) | stop_after_burst(3, 1.0), True),
+        (lambda state: 1.0, False),
+        (tenacity.wait_combine(tenacity.wait_fixed(1), lambda state: 1.0), False),
+        (tenacity.stop_any(tenacity.stop_after_attempt(3), lambda state: False), False),
+        (type("mine", (tenacity.wait.wait_base,), {"__call__": lambda self, state: 1.0})(), False),
+    ],
+)
+def test_only_strategies_without_code_of_the_user_are_known(strategy: object, known: bool) -> None:
+    assert is_known(strategy) is known
