@@ -20,7 +20,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from .errors import PoolkeeperError
-from .journal_file import Durability, open_journal, read_key
+from .journal_file import ACCIDENTS, Durability, is_damage, open_journal, read_key, replace_journal
 from .outcomes import FILE_BYTES, Filed, Outcome, grouped, pack, weight
 from .reporting import report
 from .result_files import ResultFiles
@@ -58,7 +58,7 @@ class Journal:
         after_commit: called on the journal's thread when jobs have been told that they are done.
 
     Raises:
-        OSError, sqlite3.OperationalError: when the journal cannot be opened.
+        OSError, sqlite3.Error: when the journal cannot be opened.
         PoolkeeperError: when a newer poolkeeper has written it.
     """
 
@@ -74,7 +74,8 @@ class Journal:
         self._connection: sqlite3.Connection | None = open_journal(self.path, durability)
         self._inode = self.path.stat().st_ino
         self._queue: SimpleQueue[Job | Statement | None] = SimpleQueue()
-        self._standing: list[Statement] = []
+        self._standing: dict[object, Statement] = {}
+        self._damage: Exception | None = None
         self._owed: deque[tuple[Statement, int, int]] = deque()
         self._owed_bytes = 0
         self._lost = 0
@@ -97,17 +98,22 @@ class Journal:
         """Write down what ``job`` says; returns at once."""
         self._queue.put(job)
 
-    def execute(self, sql: str, values: Sequence[Any], *, standing: bool = False) -> None:
+    def execute(self, sql: str, values: Sequence[Any], *, standing: object = None) -> None:
         """Carry out a statement in its turn.
 
         Args:
             sql: an INSERT OR IGNORE, UPDATE or DELETE.
             values: its parameters.
-            standing: whether what follows makes no sense without it, should the file have to be made anew.
+            standing: a name for what is to be done again, should the file have to be made anew: what follows would
+                make no sense without it.
         """
-        if standing:
-            self._standing.append((sql, values))
+        if standing is not None:
+            self._standing[standing] = (sql, values)
         self._queue.put((sql, values))
+
+    def forget(self, standing: object) -> None:
+        """Nothing will follow any more that refers to this statement."""
+        self._standing.pop(standing, None)
 
     def close(self) -> None:
         """Write what waits, and end the thread."""
@@ -175,7 +181,7 @@ class Journal:
         if self._trouble is None or last or time.monotonic() >= self._retry_at:
             try:
                 self._commit([statement for statement, _, _ in (*self._owed, *fresh)])
-            except (sqlite3.Error, OSError, PoolkeeperError) as error:
+            except (*ACCIDENTS, PoolkeeperError) as error:
                 self._fall_ill(error)
             else:
                 self._recover()
@@ -225,11 +231,15 @@ class Journal:
                 pass
             self._disconnect()
             raise FileNotFoundError(f"{self.path} is gone")
-        connection = open_journal(self.path, self._durability)
+        if self._damage is None:
+            connection = open_journal(self.path, self._durability)
+        else:
+            connection = replace_journal(self.path, self._damage, self._durability)
+            self._damage = None
         try:
             self._inode = self.path.stat().st_ino
             connection.execute("BEGIN IMMEDIATE")
-            for sql, values in list(self._standing):
+            for sql, values in list(self._standing.values()):
                 connection.execute(sql, values)
             connection.execute("COMMIT")
         except BaseException:
@@ -245,8 +255,9 @@ class Journal:
             self._connection = None
 
     def _fall_ill(self, error: Exception) -> None:
-        if not isinstance(error, sqlite3.OperationalError):
-            self._disconnect()  # the file itself may be damaged: opening it again sets it aside
+        if is_damage(error):
+            self._damage = error
+            self._disconnect()
         self._retry_at = time.monotonic() + RETRY_SECONDS
         if self._trouble is None:
             self._trouble = str(error)

@@ -13,7 +13,16 @@ from typing import Any, Literal
 from .errors import PoolkeeperError
 from .reporting import report
 
-__all__ = ["VERSION", "Durability", "open_for_reading", "open_journal", "read_key"]
+__all__ = [
+    "ACCIDENTS",
+    "VERSION",
+    "Durability",
+    "is_damage",
+    "open_for_reading",
+    "open_journal",
+    "read_key",
+    "replace_journal",
+]
 
 Durability = Literal["process", "power"]
 
@@ -56,6 +65,24 @@ MIGRATIONS = (
     "ALTER TABLE runs ADD COLUMN failures_void INTEGER NOT NULL DEFAULT 0;",
 )
 VERSION = len(MIGRATIONS)
+ACCIDENTS = (sqlite3.Error, OSError, UnicodeDecodeError)
+"""What may be raised wherever the journal is touched; the last by sqlite3, for messages that quote a damaged file."""
+
+# Result codes that come and go with the state of the machine, and say nothing about the file.
+_WEATHER = frozenset(
+    {
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+    }
+)
 _MAGIC = b"SQLite format 3\0"
 _TABLES = ("runs", "batches", "groups")
 
@@ -66,16 +93,26 @@ def open_journal(path: Path, durability: Durability = "process") -> sqlite3.Conn
     A damaged one is set aside under another name, and what can still be read of it is taken over.
 
     Raises:
-        OSError, sqlite3.OperationalError: where it cannot be opened or written to.
+        OSError, sqlite3.Error: where it cannot be opened or written to.
         PoolkeeperError: if a newer poolkeeper has written it.
     """
-    damage: sqlite3.DatabaseError
     try:
         return _open(path, durability)
-    except sqlite3.OperationalError:
-        raise
-    except sqlite3.DatabaseError as error:
-        damage = error
+    except ACCIDENTS as error:
+        if not is_damage(error):
+            raise
+        return replace_journal(path, error, durability)
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether ``error`` says that the file is not what it should be; a full disk, for one, says nothing of the kind."""
+    if isinstance(error, UnicodeDecodeError):
+        return True
+    return isinstance(error, sqlite3.DatabaseError) and getattr(error, "sqlite_errorcode", 0) & 0xFF not in _WEATHER
+
+
+def replace_journal(path: Path, damage: Exception, durability: Durability = "process") -> sqlite3.Connection:
+    """Set a damaged journal aside, begin a new one with what can be read of it, and open that; raises as above."""
     aside = _set_aside(path)
     connection = _open(path, durability)
     count = _salvage(aside, connection)
@@ -167,7 +204,7 @@ def _set_aside(path: Path) -> Path:
 def _salvage(damaged: Path, connection: sqlite3.Connection) -> int:
     """Copy what can be read of a damaged journal; return the number of outcomes. Their seals are looked at later."""
     found: list[tuple[str, dict[str, Any]]] = []
-    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(damaged)) as source:
+    with contextlib.suppress(*ACCIDENTS), contextlib.closing(sqlite3.connect(damaged)) as source:
         source.text_factory = lambda text: text.decode(errors="replace")
         source.row_factory = sqlite3.Row
         source.execute("PRAGMA writable_schema = ON")  # without it, a file that is too short is not read at all
@@ -178,12 +215,12 @@ def _salvage(damaged: Path, connection: sqlite3.Connection) -> int:
     for table, row in found:
         if not all(map(str.isidentifier, row)):
             continue
-        with contextlib.suppress(sqlite3.Error):  # a row that does not fit is damaged too
+        with contextlib.suppress(*ACCIDENTS):  # a row that does not fit is damaged too
             connection.execute(
                 f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})",  # noqa: S608
                 tuple(row.values()),
             )
-            count += row["count"] if table == "groups" else 0
+            count += row["count"] if table == "groups" and isinstance(row["count"], int) else 0
     connection.execute("COMMIT")
     return count
 
@@ -192,7 +229,7 @@ def _readable_rows(source: sqlite3.Connection, table: str) -> Iterator[sqlite3.R
     """Yield the rows from the first up to one that cannot be read, then those from the last back to such a one."""
     seen = set()
     for order in ("ASC", "DESC"):
-        with contextlib.suppress(sqlite3.Error):
+        with contextlib.suppress(*ACCIDENTS):
             for row in source.execute(f"SELECT * FROM {table} ORDER BY id {order}"):  # noqa: S608
                 if row["id"] in seen:
                     break

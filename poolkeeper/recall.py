@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from typing import NamedTuple
 
+from .journal_file import ACCIDENTS
 from .journal_runs import Run
 from .logs import emit
 from .outcomes import Filed, Outcome, Torn, unpack_body, unpack_head
@@ -63,7 +64,7 @@ class Recall:
                 outcome = self._outcomes(place.group)[place.position]
             if type(outcome.payload) is Filed:
                 outcome = outcome._replace(payload=self._files.read(outcome.payload.name))
-        except (Torn, sqlite3.Error, LookupError) as error:
+        except (Torn, LookupError, *ACCIDENTS) as error:
             emit("WARNING", f"the recorded outcome of {name or 'the task with key'} {identity!r} is not used: {error}")
             return None
         return outcome

@@ -6,7 +6,6 @@ thread, which settles them; all others never come here.
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 import time
 from collections import Counter
@@ -18,8 +17,8 @@ from typing import Any
 from .errors import PayloadError
 from .fingerprint import fingerprint_of_arguments, fingerprint_of_code
 from .futures import TaskFuture, Unread
-from .journal import Journal
-from .journal_file import Durability, open_for_reading
+from .journal import JOURNAL, Journal
+from .journal_file import ACCIDENTS, Durability, is_damage, open_for_reading, replace_journal
 from .journal_runs import Resume, Run, begin_run, clock_time, discarded_runs, end_run, insert_run, leave_run
 from .ledger import Call
 from .logs import emit
@@ -89,7 +88,7 @@ class Recorder:
     def _begin(self, resume: Resume, keep_runs: int) -> Run:
         journal = self._journal
         run, last = begin_run(journal.connection, resume, time.time())
-        journal.execute(*insert_run(run), standing=True)
+        journal.execute(*insert_run(run), standing="run")
         old, statements = discarded_runs(journal.connection, keep_runs)
         for number in old:
             journal.files.forget(number)
@@ -132,11 +131,12 @@ class Recorder:
         return shelf
 
     def _new_shelf(self, name: str, code: str | None) -> KeptShelf:
-        shelf = KeptShelf(self, next(self._numbers), name, code, self._taken.__next__)
+        number = next(self._numbers)
+        shelf = KeptShelf(self, number, name, code, self._taken.__next__)
         self._journal.execute(
             "INSERT OR IGNORE INTO batches (id, run, name, code, began) VALUES (?, ?, ?, ?, ?)",
-            (shelf.number, self._run.id, name, code, time.time()),
-            standing=True,
+            (number, self._run.id, name, code, time.time()),
+            standing=number,
         )
         return shelf
 
@@ -150,6 +150,7 @@ class Recorder:
         """Every item of this batch has a final outcome."""
         if self._open.pop(shelf.number, None) is not None:
             self._journal.execute("UPDATE batches SET ended = ? WHERE id = ?", (time.time(), shelf.number))
+            self._journal.forget(shelf.number)
 
     # -- outcomes; under the keeper's lock ----------------------------------------------------------------------------
 
@@ -322,11 +323,17 @@ class _Failure:
         self._deliver(self._future, self._error)
 
 
-def open_recorder(*args: Any) -> Recorder | None:
+def open_recorder(folder: Path, *args: Any) -> Recorder | None:
     """Return a Recorder, or None where there can be no journal, which is said; takes the arguments of ``Recorder``."""
     try:
-        return Recorder(*args)
-    except (OSError, sqlite3.Error) as error:
+        try:
+            return Recorder(folder, *args)
+        except ACCIDENTS as error:
+            if not is_damage(error):
+                raise
+            replace_journal(folder / JOURNAL, error).close()  # it was found when the records were read
+            return Recorder(folder, *args)
+    except ACCIDENTS as error:
         emit("ERROR", f"there is no journal, for it cannot be opened ({error}): nothing is recorded, all work runs")
         return None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
 import shutil
 import sqlite3
@@ -26,7 +28,10 @@ from poolkeeper import (
     TaskQuarantined,
     TaskStatus,
     TaskTimeout,
+    command,
+    journal_file,
 )
+from poolkeeper.program import Program
 from poolkeeper.reporting import flush
 from tests.disks import small_disk
 from tests.helpers import wait_until
@@ -530,3 +535,57 @@ class TestTrouble:
         (keeper.home / "journal.db").unlink()
         with open_keeper():
             pass
+
+    def test_damage_that_is_found_late(
+        self, open_keeper: Any, said: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A journal that is too large to be read through when it is opened."""
+        with suppress(Interruption), open_keeper() as keeper:
+            for number in range(200):
+                keeper.options(key=str(number)).submit(bytes, 2000 + number).result()
+            interrupt()
+        path = keeper.home / "journal.db"
+        size = path.stat().st_size
+        with open(path, "r+b") as file:
+            for at in range(size // 2, size // 2 + 20 * 4096, 4096):
+                file.seek(at // 4096 * 4096)
+                file.write(os.urandom(100))
+        monkeypatch.setattr(journal_file, "CHECK_BYTES", 0)
+        with open_keeper() as keeper:
+            futures = [keeper.options(key=str(number)).submit(bytes, 2000 + number) for number in range(200)]
+            assert [len(future.result()) for future in futures] == list(range(2000, 2200))
+            reused = sum(future.reused for future in futures)
+        assert 50 < reused < 200
+        flush()
+        assert "outcomes that could still be read" in "".join(said)
+
+    def test_damage_while_it_is_written_to(
+        self, open_keeper: Any, said: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(journal_file, "CHECK_BYTES", 0)
+        with open_keeper() as keeper:
+            keeper.options(key="before").submit(abs, 1).result()
+            with open(keeper.home / "journal.db", "r+b") as file:
+                file.write(os.urandom(20 * 4096))
+            with open(keeper.home / "journal.db-wal", "r+b") as file:
+                file.write(os.urandom(os.fstat(file.fileno()).st_size))
+            for number in range(100):
+                assert keeper.options(key=str(number)).submit(abs, number).result() == number
+
+
+class TestCallables:
+    """Whatever can be called has a fingerprint, and its outcomes are found again."""
+
+    @pytest.mark.parametrize(
+        "function",
+        [command("true", "{}"), functools.partial(divmod, 7), len, "".join, _invert, Interruption, operator.neg],
+        ids=lambda function: type(function).__name__,
+    )
+    def test_resumes(self, open_keeper: Any, function: Any) -> None:
+        item: Any = {"".join: "abc", len: "abc"}.get(function, "x" if isinstance(function, Program) else 3)
+        with suppress(Interruption), open_keeper() as keeper:
+            keeper.batch(function, [item]).result().raise_for_failures()
+            interrupt()
+        with open_keeper() as keeper:
+            (result,) = keeper.batch(function, [item]).result()
+        assert result.reused
