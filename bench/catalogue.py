@@ -16,6 +16,7 @@ NAMES = (
     "large_arrays",
     "chaos_kills",
     "replacement",
+    "checkpoint",
     "many_workers",
     "caller_memory",
     "import_time",

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 from bench.caller_memory import EAGER, LAZY, QUEUE
 from bench.chaos_kills import CALM, EVERY_50_MS, EVERY_200_MS
+from bench.checkpoint import ARRAY, BYTES, SMALL
 from bench.durable import KEYED
 from bench.import_time import IMPORT, READY
 from bench.large_arrays import ARGUMENT, RESULT
@@ -147,6 +148,11 @@ TARGETS = (
     *_chaos(EVERY_50_MS, 1.4),
     Target("SIGKILL to first line of the replacement, p50", Figure("replacement", "p50"), "<=", 3, "ms"),
     Target("SIGKILL to first line of the replacement, p99", Figure("replacement", "p99"), "<=", 10, "ms"),
+    Target("checkpoint of 1 KB", Figure("checkpoint", "milliseconds", SMALL), "<=", 0.3, "ms"),
+    *(
+        Target(f"checkpoint of {case}", Figure("checkpoint", "rate", case, better="higher"), ">=", 500, "MB/s")
+        for case in (ARRAY, BYTES)
+    ),
     Target("100 workers have each begun a task", Figure("many_workers", "seconds"), "<=", 0.3, "s"),
     Target("PSS of each of 100 workers", Figure("many_workers", "pss"), "<=", 3, "MiB"),
     Target(

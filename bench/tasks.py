@@ -8,6 +8,8 @@ import time
 
 TYPE_CHECKING = False  # as in typing, whose import would weigh on the peers that import this for each process
 if TYPE_CHECKING:
+    from typing import Any
+
     import numpy as np
 
 BELL_RECORD = struct.Struct("qq")  # monotonic time in ns, pid
@@ -57,3 +59,24 @@ def large_array(length: int) -> np.ndarray:
 
         LARGE_ARRAYS[length] = np.arange(length, dtype=np.float64)
     return LARGE_ARRAYS[length]
+
+
+def save_states(size: int, times: int, as_array: bool) -> tuple[list[float], list[float]]:
+    """Save a state of random bytes again and again; return the seconds that each took, and each way back."""
+    from poolkeeper import context
+
+    state: Any = os.urandom(size)
+    if as_array:
+        import numpy as np
+
+        state = np.frombuffer(state, dtype=np.uint8).copy()
+    mine = context()
+    saved, restored = [], []
+    for _ in range(times):
+        began = time.perf_counter()
+        assert mine.checkpoint(state)
+        middle = time.perf_counter()
+        mine.restore()
+        saved.append(middle - began)
+        restored.append(time.perf_counter() - middle)
+    return saved, restored

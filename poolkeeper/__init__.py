@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .cancellation import CancellationToken
     from .errors import (
         AlreadyRunning,
+        CheckpointUnreadable,
         CommandFailed,
         HomeUnusable,
         NotReexecable,
@@ -46,6 +47,7 @@ _MODULES = {
     "task_context": ("Context", "context"),
     "errors": (
         "AlreadyRunning",
+        "CheckpointUnreadable",
         "CommandFailed",
         "HomeUnusable",
         "NotReexecable",
@@ -80,6 +82,7 @@ __all__ = [
     "Batch",
     "BatchResult",
     "CancellationToken",
+    "CheckpointUnreadable",
     "CommandFailed",
     "Context",
     "DeathReport",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from importlib.machinery import PathFinder
 from typing import Any
 
+from .descriptors import PER_PROCESS, RESERVE, make_room
 from .errors import PayloadError
 from .fields import memory_size, whole_number
 from .limits import Limits
@@ -20,8 +21,6 @@ __all__ = ["settings_for"]
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 START_METHODS = ("forkserver", "loky", "inline")
-DESCRIPTORS_PER_WORKER = 3
-DESCRIPTORS_FOR_OTHERS = 64
 
 
 def settings_for(
@@ -98,17 +97,12 @@ def _workers(given: int | None, start_method: str) -> int:
 
 def _check_descriptors(workers: int) -> None:
     """A keeper holds some descriptors for each worker: say so now rather than fail in the midst of the work."""
-    import resource
-
-    needed = DESCRIPTORS_PER_WORKER * workers + DESCRIPTORS_FOR_OTHERS
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and needed > hard:
+    most = make_room(workers)
+    if most is not None:
         raise ValueError(
-            f"max_workers={workers} needs about {needed} open files, and this process may have {hard} (ulimit -Hn); "
-            f"at most {max(1, (hard - DESCRIPTORS_FOR_OTHERS) // DESCRIPTORS_PER_WORKER)} workers fit"
+            f"max_workers={workers} needs about {PER_PROCESS * workers + RESERVE} open files, which is more than this "
+            f"process may have (ulimit -Hn); at most {most} workers fit"
         )
-    if soft != resource.RLIM_INFINITY and needed > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _max_tasks(given: int | None, worker: WorkerPolicy) -> int | None:

@@ -264,6 +264,7 @@ class Core:
 
     def _ask(self, task: Task, outcome: Any, worker: Worker, seconds: float) -> None:
         if not task.withdrawn:
+            task.attempted(worker.id)
             task.worker = None
             self._deciding.add(task)
             self._commands.append(Decide(task, outcome, worker, seconds))

@@ -9,6 +9,7 @@ from pickle import PicklingError
 
 __all__ = [
     "AlreadyRunning",
+    "CheckpointUnreadable",
     "CommandFailed",
     "HomeUnusable",
     "NotReexecable",
@@ -42,6 +43,13 @@ class ProtocolError(PoolkeeperError):
 
 class PayloadError(PoolkeeperError, PicklingError):
     """A function, argument or result could not be pickled or unpickled; the cause is chained."""
+
+
+class CheckpointUnreadable(PoolkeeperError):
+    """What an earlier attempt has saved cannot be restored: every generation is damaged, or its classes have changed.
+
+    ``restore(on_error="default")`` starts afresh instead.
+    """
 
 
 class AlreadyRunning(PoolkeeperError):

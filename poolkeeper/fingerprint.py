@@ -167,9 +167,8 @@ class _Walk:
             return _part(b"e", self._class(type(value)) + self._text(value.name))
         if isinstance(value, functools.partial):
             return _part(b"P", self.form((value.func, value.args, value.keywords)))
-        wrapped = getattr(value, "__wrapped__", None)
-        if wrapped is not None and type(value) is _LRU_WRAPPER:
-            return _part(b"c", self.form(wrapped))
+        if type(value) is _LRU_WRAPPER:
+            return _part(b"c", self.form(value.__wrapped__))
         return self._reduced(value)
 
     def _reduced(self, value: Any) -> bytes:
@@ -202,27 +201,36 @@ class _Walk:
         yield self.form(value.__code__)
         yield self.form(value.__defaults__)
         yield self.form(value.__kwdefaults__)
+        wrapped = value.__dict__.get("__wrapped__")
+        if wrapped is not None:
+            yield self.form(wrapped)
         for cell in value.__closure__ or ():
-            yield self._cell(cell)
+            yield self._cell(cell, value, decorator=wrapped is not None)
         for imported in sorted(_imports(value.__code__, value.__globals__.get("__package__") or "")):
             yield self._imported(imported)
         for name in sorted(_global_names(value.__code__)):
             yield self._text(name)
             yield self._global(name, value)
 
-    def _cell(self, cell: types.CellType) -> bytes:
+    def _cell(self, cell: types.CellType, function: types.FunctionType, *, decorator: bool) -> bytes:
+        """What a function closes over; what a decorator keeps for itself, a lock perhaps, counts as a global does."""
         try:
-            return self.form(cell.cell_contents)
+            value = cell.cell_contents
         except ValueError:
             return b"empty"
+        return self._tool("its closure", value, function) if decorator else self.form(value)
 
     def _global(self, name: str, function: types.FunctionType) -> bytes:
         if name not in function.__globals__:
             return b"builtin" if hasattr(builtins, name) else b"unbound"
         value = function.__globals__[name]
-        within = set(self._within)
         if isinstance(value, types.ModuleType):
             return self._module(value, function.__code__)
+        return self._tool(name, value, function)
+
+    def _tool(self, name: str, value: Any, function: types.FunctionType) -> bytes:
+        """What a function works with rather than on: of a package's objects without a form the version counts."""
+        within = set(self._within)
         try:
             return self.form(value)
         except _NoForm as error:

@@ -294,11 +294,13 @@ class ForkServer:
             if spare.assign(tag, what, fds):
                 return spare.pid, None
             self._helpers.add(spare.pid)  # it has died, and will be reaped
-        process = Forked(target=self._begin, args=(*what, *fds), name=tag)
+        process = Forked(target=self._begin, args=(output, *what, *fds), name=tag)
         return start(process), process
 
-    def _begin(self, *arguments: Any) -> None:
+    def _begin(self, output: LogPipe | None, *arguments: Any) -> None:
         self._leave()
+        if output is not None:
+            os.close(output.read_end)
         self._become(*arguments)
 
     def _leave(self) -> None:

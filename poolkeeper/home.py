@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import HomeUnusable
+from .logs import emit
 from .places import default_base, home_unusable, local_base
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Home"]
 
 SOCKET_PATH_LIMIT = 107
+KEY_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,9 @@ class Home:
 
     @classmethod
     def open(cls, name: str | None, run_id: str, base: str | os.PathLike[str] | None) -> Home:
-        """Create the directory as needed, mode 0700, with a fresh key.
+        """Create the directory as needed, mode 0700, with a key of its own.
+
+        The key stays the same from one keeper of a name to the next, for it has signed the checkpoints.
 
         Raises HomeUnusable where it cannot be created or written to and on a network filesystem, AlreadyRunning while
         another keeper of this name and run lives, ValueError for a name that is no file name.
@@ -56,8 +61,7 @@ class Home:
                 if not lock.acquire():
                     raise lock.already_running()
             (path / "logs").mkdir(mode=0o700, exist_ok=True)
-            key = os.urandom(32)
-            _write_private(path / "authkey", key)
+            key = _key_in(path / "authkey")
             return cls(path, lock is None, _socket_path(path), key, lock)
         except OSError as error:
             if lock is not None:
@@ -75,6 +79,11 @@ class Home:
         return self.path / "logs"
 
     @property
+    def checkpoints(self) -> Path:
+        """The directory of checkpoints; made with the first."""
+        return self.path / "checkpoints"
+
+    @property
     def temporary(self) -> list[str]:
         """Directories that must not outlive the keeper: all if ephemeral, else that of a socket that lies elsewhere."""
         elsewhere = os.path.dirname(self.socket)
@@ -87,6 +96,10 @@ class Home:
         for directory in self.temporary:
             shutil.rmtree(directory, ignore_errors=True)
             _unmake(Path(directory))  # rmtree needs descriptors, and they may be what the keeper failed for
+        if not self.ephemeral and self.checkpoints.exists():
+            from .checkpoint import clear_unkeyed
+
+            clear_unkeyed(str(self.checkpoints))
         self.close_lock()
 
     def close_lock(self) -> None:
@@ -104,10 +117,57 @@ def _unmake(home: Path) -> None:
         home.rmdir()
 
 
+def _key_in(path: Path) -> bytes:
+    """Return the key in ``path`` if nobody else can have put it there or read it; else write a new one."""
+    key = _trusted_key(path)
+    if key is None:
+        key = os.urandom(KEY_BYTES)
+        _write_private(path, key)
+    return key
+
+
+def _trusted_key(path: Path) -> bytes | None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        _say_replaced(path, f"it cannot be opened ({error.strerror})")
+        return None
+    try:
+        about = os.fstat(fd)
+        if not stat.S_ISREG(about.st_mode):
+            why = "it is no regular file"
+        elif about.st_uid != os.geteuid():
+            why = f"it belongs to user {about.st_uid}"
+        elif stat.S_IMODE(about.st_mode) != 0o600:
+            why = f"its mode is {stat.S_IMODE(about.st_mode):o}, not 600"
+        elif about.st_size != KEY_BYTES:
+            why = f"it has {about.st_size} bytes, not {KEY_BYTES}"
+        else:
+            return os.read(fd, KEY_BYTES)
+    finally:
+        os.close(fd)
+    _say_replaced(path, why)
+    return None
+
+
+def _say_replaced(path: Path, why: str) -> None:
+    emit("WARNING", f"{path} is replaced, for {why}; checkpoints that were signed with it are not used any more")
+
+
 def _write_private(path: Path, content: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    """Put a file of ours in the place of whatever has that name."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(fd, "wb") as file:
         file.write(content)
+    try:
+        fresh.replace(path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 def _socket_path(home: Path) -> str:

@@ -9,9 +9,12 @@ from pickle import PickleBuffer
 from typing import Any
 
 from . import task_context
+from .checkpoint import MemoryStore, Store
 from .errors import PayloadError, TaskExited
 from .futures import TaskFuture
+from .logs import emit
 from .payload import loads
+from .resumption import Resumption
 from .settings import Settings
 
 __all__ = ["InlineRuntime"]
@@ -35,10 +38,11 @@ class _Surroundings(task_context.NoService):
     worker = "inline"
     slot = 0
 
-    def __init__(self, task: TaskFuture) -> None:
+    def __init__(self, task: TaskFuture, store: Store) -> None:
         self.name = task.call.name
         self.attempt = task.attempts
         self.key = task.key
+        self._resumption = Resumption(store, "once", self.attempt, self.notice, self.progress)
 
     def is_cancelled(self) -> bool:
         return False
@@ -49,6 +53,12 @@ class _Surroundings(task_context.NoService):
 
     def progress(self, done: float, total: float | None) -> None:
         pass
+
+    def notice(self, text: str) -> None:
+        emit("WARNING", f"{self.name}: {text}")
+
+    def resumption(self) -> Resumption:
+        return self._resumption
 
 
 class InlineRuntime:
@@ -79,8 +89,10 @@ class InlineRuntime:
             def function(*args: Any, **kwargs: Any) -> Any:
                 return inner(task_context.context(), *args, **kwargs)
 
+        store = MemoryStore()  # for the attempts at this task
         while True:
-            before = task_context.enter(_Surroundings(task))
+            around = _Surroundings(task, store)
+            before = task_context.enter(around)
             began = time.monotonic()
             try:
                 args, kwargs = self._arguments(task)
@@ -99,6 +111,7 @@ class InlineRuntime:
                 task.settle(value)
                 return
             finally:
+                around.resumption().failed()
                 task.run_seconds = time.monotonic() - began
                 task.worker_pid = os.getpid()
                 task_context.enter(before)

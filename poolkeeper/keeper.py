@@ -113,6 +113,8 @@ class KeeperRuntime:
             max_age=settings.max_age,
             arena_directory=str(home.path),
             limits=settings.limits,
+            checkpoints=str(home.checkpoints),
+            incarnation=os.urandom(6).hex(),
         )
         core = self._core
         if not home.ephemeral:
@@ -279,6 +281,7 @@ class KeeperRuntime:
             self._home,
             self.call_soon,
             self._register,
+            self.settings.max_workers,
         )
 
     def expect_callbacks(self) -> None:

@@ -107,9 +107,12 @@ class Task:
     I/O layer that becomes one of these when the task is fed. ``worker`` and ``index`` say where it was fed.
     ``attempts`` counts runs including the present one, ``deaths`` workers that died of it; ``history`` is there from
     the first failure on. ``returns`` is there from the first time on that its worker died when it had just finished.
+    ``origin`` says where its first attempt ran, as that worker knows it: what it has saved is found by that name.
     """
 
-    __slots__ = ("attempts", "call", "deaths", "history", "index", "key", "payload", "returns", "withdrawn", "worker")
+    __slots__ = (
+        "attempts", "call", "deaths", "history", "index", "key", "origin", "payload", "returns", "withdrawn", "worker",
+    )  # fmt: skip
 
     items = 1
     careful = False
@@ -127,6 +130,16 @@ class Task:
         self.history: History | None = None
         self.withdrawn = False
 
+    def attempted(self, worker: int) -> None:
+        """An attempt on ``worker`` has ended without success, and there may be another."""
+        if self.first_place is None:
+            self.origin: str = f"{worker}.{self.index}"
+
+    @property
+    def first_place(self) -> str | None:
+        """Where the first attempt ran, None as long as that was the only one."""
+        return getattr(self, "origin", None)
+
     def returned(self) -> int:
         """Count that its worker has died when it had just finished; return how often that was."""
         self.returns: int = getattr(self, "returns", 0) + 1
@@ -137,6 +150,8 @@ class Gathers(Protocol):
     """Whoever takes in the pieces of a map."""
 
     withdrawn: bool
+    number: int
+    """Tells the maps of one keeper apart."""
 
 
 class Chunk(Task):

@@ -55,11 +55,6 @@ class LogPipe:
             os.close(self.read_end)
             self.read_end = -1
 
-    def take(self) -> int:
-        """In the child: return the write end and close the other."""
-        os.close(self.read_end)
-        return self.write_end
-
     def close_write_end(self) -> None:
         """In the parent: leave the write end to the child."""
         if self.write_end >= 0:

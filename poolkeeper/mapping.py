@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain, count, islice
 from typing import Any, Protocol
 
 from .errors import PayloadError
@@ -76,10 +76,13 @@ class _Piece:
 class MapJob:
     """One call of ``map``: gathers pieces under the keeper's lock, hands them out in the consumer's thread."""
 
+    _numbers = count(1)
+
     def __init__(
         self, mapper: Mapper, call: Call, *, starred: bool, chunksize: int, single: bool, ordered: bool
     ) -> None:
         self.withdrawn = False
+        self.number = next(self._numbers)
         self._mapper = mapper
         self._call = call
         self._starred = starred

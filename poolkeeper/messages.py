@@ -3,8 +3,9 @@
 Keeper to worker:
 
 - ``(DEFINE, call, name, pickled callable, sys.path or None)``
-- ``(TASKS, first index, call, payloads, infos or None)``: consecutive indices; an info is ``(key, attempt)``
-- ``(CHUNK, index, call, payload of the items, plain, starred, careful, attempt)``
+- ``(TASKS, first index, call, payloads, infos or None)``: consecutive indices; an info is
+  ``(key, attempt, origin)``, where the origin is that of ``ledger.Task``
+- ``(CHUNK, index, call, payload of the items, plain, starred, careful, attempt, (number of the map, first position))``
 - ``(RELEASE, arenas)``: the keeper has no view of them any more
 - ``(RETIRE,)``: leave when all before this is done
 
@@ -17,6 +18,7 @@ Worker to keeper:
 - ``(HERE, pid)``: the first word on the link that a process is born with
 - ``(STARTED,)``, ``(START_FAILED, why)``: how the initializer went
 - ``(RECYCLE, why)``: the worker asks to be replaced
+- ``(NOTICE, text)``: what the user should know, as from services and the fork server
 
 Service to keeper: ``(HERE, pid)``, ``(STARTED,)`` before the callable is called, ``(READY,)``, ``(STATUS, text)``,
 ``(PROGRESS, 0, done, total)``, ``(LAST_WORDS, reason, message, detail)``. It is told nothing: a signal stops it.

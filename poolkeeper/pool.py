@@ -230,7 +230,7 @@ class Keeper(KeeperView):
         """
         if not isinstance(self._runtime, KeeperRuntime):
             raise PoolkeeperError('start_method="inline" has no services, and so no events')
-        self._runtime.supervision.listen(kind, callback)
+        self._runtime.supervision.news.listen(kind, callback)
 
     def on_shutdown(self, callback: Callable[[str], object]) -> None:
         """Call ``callback(reason)`` when ``poolkeeper shutdown`` asks this keeper to end, in place of ending it."""

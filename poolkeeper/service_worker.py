@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from . import task_context
 from .arena import identity
+from .checkpoint import CheckpointStore
 from .errors import PayloadError, ProtocolError
 from .limits import Limits
 from .link import Link, call_keeper
@@ -28,6 +29,7 @@ from .page import BEAT, WorkerPage, new_page
 from .payload import dumps_in_band, loads
 from .process_setup import settle_in, unblock_signals
 from .program import Program
+from .resumption import Resumption
 from .service_model import ExitReason
 from .session import Session
 from .task_context import wants_context
@@ -92,6 +94,13 @@ class _Service:
         self._pipe = os.pipe()
         self._pipe_identity = identity(self._pipe[0])
         self._link_identity: tuple[int, int] | None = None
+        self._resumption = Resumption(
+            CheckpointStore(config.checkpoints, config.key) if config.checkpoints else None,
+            f"service\0{definition.service}\0{definition.replica}",
+            definition.attempt,
+            self.notice,
+            self.progress,
+        )
         if link >= 0:
             self._link = Link(socket.socket(fileno=link))
             self._link.reader.authenticated = True
@@ -227,6 +236,15 @@ class _Service:
             self._progress_at = now
             self.say((Kind.PROGRESS, 0, done, total))
 
+    def notice(self, text: str) -> None:
+        """Say what the user should know, in the service's own log and in the keeper's."""
+        with contextlib.suppress(Exception):
+            sys.stderr.write(f"poolkeeper: {self.name}: {text}\n")
+        self.say((Kind.NOTICE, f"service {self.name}: {text}"))
+
+    def resumption(self) -> Resumption:
+        return self._resumption
+
 
 def main(config: WorkerConfig, plain: tuple[Any, ...], page: int | str, link: int) -> None:
     """Be a service: the target of a multiprocessing process; see ``worker.main`` for ``page`` and ``link``."""
@@ -288,7 +306,13 @@ def _run(service: _Service, definition: ServiceDefinition) -> tuple[int, Words]:
         if definition.program:
             _become(service, definition, target)
         service.say((Kind.STARTED,))
-        target(*args, **kwargs)
+        try:
+            target(*args, **kwargs)
+        except BaseException:
+            service.resumption().failed()
+            raise
+        if not service.forked:
+            service.resumption().returned()
     except _Asked:
         raise
     except SystemExit as error:

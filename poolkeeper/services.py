@@ -91,7 +91,7 @@ class ServiceHandle:
 
     def _wait(self, condition: Callable[[], bool], timeout: float | None) -> bool:
         deadline = None if timeout is None else time.monotonic() + timeout
-        changed = self._supervision.changed
+        changed = self._supervision.news.changed
         with changed:
             while not condition():
                 if self._runtime.join(0):

@@ -152,6 +152,11 @@ class Supervisor:
                 self._stopping.kill(replica, Ending.STOP, now)
 
     @property
+    def size(self) -> int:
+        """How many processes there may be."""
+        return len(self._replicas)
+
+    @property
     def down(self) -> bool:
         """Whether no process is left and none is to come."""
         return all(replica.state.at_rest for replica in self._replicas.values())

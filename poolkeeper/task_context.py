@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from loguru import Logger
 
+    from .resumption import OnError, Resumption
+
 __all__ = ["Context", "NoService", "Surroundings", "context", "wants_context"]
+
+T = TypeVar("T")
 
 
 class Surroundings(Protocol):
@@ -38,6 +42,9 @@ class Surroundings(Protocol):
 
     def heartbeat(self) -> None:
         """Show the keeper that the service is well."""
+
+    def resumption(self) -> Resumption:
+        """Return what the running task saves and finds again."""
 
 
 class NoService:
@@ -72,6 +79,15 @@ class _Nowhere(NoService):
 
     def progress(self, done: float, total: float | None) -> None:
         pass
+
+    def resumption(self) -> Resumption:
+        from .resumption import Resumption  # what never checkpoints need not import it
+
+        return Resumption(None, "", 1, _ignore, _ignore)
+
+
+def _ignore(*_: object) -> None:
+    pass
 
 
 class Context:
@@ -137,6 +153,58 @@ class Context:
     def progress(self, done: float, total: float | None = None) -> None:
         """Report that ``done`` of ``total`` units are done; cheap, may be called in every round of a loop."""
         self._around.progress(done, total)
+
+    def checkpoint(self, state: Any, *, every: float | None = None, durable: bool = False) -> bool:
+        """Save ``state``, from which a later attempt goes on; return whether it is stored.
+
+        The state of a task is kept until the task succeeds. It is found by its next attempt; and if the task has a key
+        and the keeper a name, by a task of the same function and key in a later run. The state of a service is kept for
+        each replica, across restarts. Outside a worker nothing is kept.
+
+        A full disk or a home that is gone does not end the task: this returns False, and the log says why.
+
+        Args:
+            state: anything that pickle or cloudpickle can save. A class of ``__main__`` comes back as it was, a copy;
+                one of a module as the module has it then.
+            every: seconds; does nothing if less time has passed since the state was last saved.
+            durable: survive a loss of power as well; waits for the disk.
+
+        Raises:
+            PayloadError: if the state cannot be pickled.
+        """
+        return self._around.resumption().checkpoint(state, every, durable=durable)
+
+    def restore(self, default: Any = None, *, on_error: OnError = "raise") -> Any:
+        """Return the state that this task or service has saved last, ``default`` if there is none.
+
+        A newest checkpoint that is torn, or was tampered with, is passed over for the one before it.
+
+        Args:
+            default: what to begin with.
+            on_error: ``"default"`` starts afresh, with a notice in the log, where this would raise.
+
+        Raises:
+            CheckpointUnreadable: if no checkpoint is whole, or the state does not fit the present code: a class is
+                gone, or its fields are others.
+        """
+        return self._around.resumption().restore(default, on_error)
+
+    def track(self, iterable: Iterable[T], *, every: float = 1.0, key: str | None = None) -> Iterator[T]:
+        """Iterate, show progress, save the position, and skip what an earlier attempt has done.
+
+        The items must come in the same order in each attempt. What was done after the position was last saved is done
+        again. If their number has changed, all are done again.
+
+        Args:
+            iterable: a sequence is entered in the middle; of an iterator the items that are done are read and dropped.
+            every: seconds between two saved positions; 0: after each item.
+            key: tells this loop from others; needed within another loop that is tracked. Without, loops count in the
+                order in which they begin.
+
+        Raises:
+            ValueError: for a loop within a loop that has no key, and for a key that was used before.
+        """
+        return self._around.resumption().track(iterable, every, key)
 
     @property
     def log(self) -> Logger:

@@ -86,9 +86,9 @@ class Traffic:
         if len(tasks) == 1:
             attempt = first.attempts + first.deaths
             if first.key is not None or attempt > 1:
-                infos = [(first.key, attempt)]
+                infos = [(first.key, attempt, first.first_place)]
         elif any([task.key is not None for task in tasks]):  # noqa: C419 - half as long as a generator
-            infos = [(task.key, 1) for task in tasks]
+            infos = [(task.key, 1, None) for task in tasks]
         if _LIGHT.issuperset(map(type, payloads)):
             self._board.post(peer, (Kind.TASKS, command.first, call.id, payloads, infos))
             return
@@ -103,7 +103,10 @@ class Traffic:
         if not segment.plain:
             items = [self._outbound(peer, item) for item in items]
         attempt = chunk.attempts + chunk.deaths
-        message = (Kind.CHUNK, index, chunk.call.id, items, segment.plain, segment.starred, chunk.careful, attempt)
+        place = (segment.job.number, chunk.start)
+        message = (
+            Kind.CHUNK, index, chunk.call.id, items, segment.plain, segment.starred, chunk.careful, attempt, place
+        )  # fmt: skip
         self._board.post(peer, message)
         self._send_if_full(peer)
 

@@ -24,12 +24,14 @@ from typing import Any, NoReturn
 
 from . import task_context
 from .arena import Arena
+from .checkpoint import CheckpointStore
 from .errors import PayloadError
 from .messages import Code, Kind
 from .output import flush_c_output
 from .page import CANCEL, FINISHED, ITEM, MARKS, STARTED, STARTED_AT, WorkerPage, new_page
 from .payload import dumps, dumps_exception, dumps_in_band, is_plain, loads, to_arena
 from .process_setup import settle_in, unblock_signals
+from .resumption import Resumption
 from .task_context import NoService, wants_context
 from .worker_session import Mapped, Retired, WorkerConfig, WorkerSession
 
@@ -52,6 +54,7 @@ class _Call:
     def __init__(self, name: str, blob: bytes) -> None:
         self.name = name
         self.blob = blob
+        self.module = ""
         self.function: Callable[..., Any] | None = None
         self.expected = 1.0
 
@@ -63,6 +66,7 @@ class _Call:
                 raise PayloadError(
                     f"the callable {self.name} {error}; a worker must be able to import the module that defines it"
                 ) from error.__cause__
+            self.module = getattr(function, "__module__", None) or ""
             if wants_context(function):
                 function = functools.partial(function, task_context.context())
             self.function = function
@@ -79,7 +83,12 @@ class _Worker(NoService):
         self.name = ""
         self.attempt = 1
         self.key: str | None = None
+        self.origin: str | None = None
         self.index = 0
+        self.resumptions: list[Resumption] = []
+        self._call: _Call | None = None
+        self._items: tuple[int, int, list[Any]] | None = None
+        self._store = CheckpointStore(config.checkpoints, config.key) if config.checkpoints else None
         self.page = WorkerPage(page_fd)
         os.close(page_fd)
         self.out = WorkerSession(config, id)
@@ -120,6 +129,47 @@ class _Worker(NoService):
             with contextlib.suppress(Retired):
                 self.out.flush()
                 self.out.send((Kind.PROGRESS, self.index, done, total))
+
+    def notice(self, text: str) -> None:
+        """Say what the user should know, in the worker's own log and in the keeper's."""
+        text = f"{self.name}: {text}"
+        with contextlib.suppress(Exception):
+            sys.stderr.write(f"poolkeeper: {text}\n")
+        with contextlib.suppress(Retired):
+            self.out.flush()
+            self.out.send((Kind.NOTICE, text))
+
+    def resumption(self) -> Resumption:
+        """Made when the running task first asks for it; that of an item of a map ends with the item."""
+        identity = self._identity()
+        if self.resumptions and self.resumptions[-1].identity == identity:
+            return self.resumptions[-1]
+        store = self._store if self.index else None  # an initializer is nothing that resumes
+        made = Resumption(store, identity, self.attempt, self.notice, self.progress)
+        if self.index:
+            self.resumptions.append(made)
+        return made
+
+    def _identity(self) -> str:
+        """Return what stays the same for each attempt at the running task."""
+        if self._items is not None:
+            number, start, values = self._items
+            return f"once\0{self.config.incarnation}\0map {number}\0{start + len(values)}"
+        if self.key is not None:
+            return f"task\0{self._call.module if self._call else ''}\0{self.name}\0{self.key}"
+        return f"once\0{self.config.incarnation}\0{self.origin or f'{self.worker}.{self.index}'}"
+
+    def _has_succeeded(self) -> None:
+        """What the task has saved is kept until its result is on its way."""
+        self.out.flush()
+        for resumption in self.resumptions:
+            resumption.succeeded()
+        self.resumptions.clear()
+
+    def _has_failed(self) -> None:
+        for resumption in self.resumptions:
+            resumption.failed()
+        self.resumptions.clear()
 
     def nudged(self, *_: object) -> None:
         """SIGURG: a task takes longer than expected, or is asked to stop."""
@@ -197,7 +247,9 @@ class _Worker(NoService):
         clock = time.monotonic
         plain = _PLAIN
         self.name = call.name
-        self.attempt, self.key = 1, None
+        self.attempt, self.key, self.origin = 1, None, None
+        self._call = call
+        resumptions = self.resumptions
         if values and call.expected > FLUSH_SECONDS:
             out.flush()
         function = call.function
@@ -216,7 +268,7 @@ class _Worker(NoService):
                 index += 1
                 continue
             if infos is not None:
-                self.key, self.attempt = infos[index - first]
+                self.key, self.attempt, self.origin = infos[index - first]
             try:
                 if function is None:
                     function = self._load_function(call)
@@ -240,6 +292,9 @@ class _Worker(NoService):
                 if out.forked:
                     os._exit(1)
                 self._hold_exception(index, error)
+                self._has_failed()
+            if resumptions:
+                self._has_succeeded()
             index += 1
             now = clock()
             if now - out.flushed > FLUSH_SECONDS:
@@ -277,7 +332,7 @@ class _Worker(NoService):
     # -- chunks of a map ----------------------------------------------------------------------------------------
 
     def _run_chunk(self, message: tuple[Any, ...]) -> None:
-        _, index, call_id, items, plain, starred, careful, attempt = message
+        _, index, call_id, items, plain, starred, careful, attempt, (number, start) = message
         call = self.calls[call_id]
         words = self.page.words
         self.out.flush()
@@ -295,6 +350,7 @@ class _Worker(NoService):
         arguments = iter(items) if plain else map(self._load, items)
         values: list[Any] = []
         failed: dict[int, bytes] = {}
+        self._items = number, start, values
         self._run_items(call, arguments, len(items), starred, careful, values, failed)
         if self.out.forked:
             os._exit(0)
@@ -306,7 +362,10 @@ class _Worker(NoService):
             values.clear()  # what their destruction does is still the chunk's
         words[FINISHED] = index
         self.index = 0
+        self._items = None
         self.out.send((Kind.CHUNK_RESULT, index, codes, sent, time.monotonic() - began), beside)
+        if self.resumptions:
+            self._has_succeeded()
 
     def _run_items(
         self,

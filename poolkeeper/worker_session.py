@@ -38,6 +38,7 @@ class WorkerConfig(NamedTuple):
 
     ``socket`` is the keeper's address and ``key`` the secret to prove; ``logs`` is the directory for the interpreter's
     last words, and for all output unless ``inherit_output``. ``max_memory`` is in bytes, ``max_age`` in seconds.
+    ``checkpoints`` is the directory for checkpoints; ``incarnation`` tells this keeper from earlier ones of its name.
     """
 
     socket: str
@@ -49,6 +50,8 @@ class WorkerConfig(NamedTuple):
     max_age: float | None = None
     arena_directory: str | None = None
     limits: Limits = Limits()
+    checkpoints: str = ""
+    incarnation: str = ""
 
 
 class Retired(Exception):

@@ -185,6 +185,8 @@ class Workforce:
         elif kind == Kind.START_FAILED:
             report("ERROR", f"worker {worker.id} could not start: {message[1]}", worker=worker.id)
             self._core.start_failed(worker, message[1])
+        elif kind == Kind.NOTICE:
+            report("WARNING", message[1], worker=worker.id)
         elif kind == Kind.RECYCLE:
             report("INFO", f"worker {worker.id} is replaced: {message[1]}", worker=worker.id)
             self._core.recycle(worker)

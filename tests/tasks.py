@@ -485,3 +485,122 @@ def wait_for_stop() -> None:
     """As a service: run until asked to stop."""
     while not context().wait(60.0):
         pass
+
+
+# -- of checkpoints ---------------------------------------------------------------------------------------------------
+
+
+def count_in_steps(folder: Path, steps: int, die_at: int) -> int:
+    """Save the position after each step, note each step, and die once in the midst of one."""
+    mine = context()
+    start = mine.restore(0)
+    for step in range(start, steps):
+        note(folder, f"step {step}")
+        if step == die_at and not (folder / "died").exists():
+            note(folder, "died")
+            die()
+        mine.checkpoint(step + 1)
+    return int(start)
+
+
+def track_and_die(folder: Path, items: list[int], die_at: int, iterator: bool = False) -> list[int]:
+    """Track ``items`` and die once; return what this attempt has done."""
+    done = []
+    for item in context().track(iter(items) if iterator else items, every=0):
+        note(folder, f"item {item}")
+        if item == die_at and not (folder / f"died at {item}").exists():
+            note(folder, f"died at {item}")
+            die()
+        done.append(item)
+    return done
+
+
+def track_item_and_die(folder: str, number: int) -> tuple[int, int]:
+    """As an item of a map: save its own number, die once at the third, return what was found."""
+    path = Path(folder)
+    found = context().restore(-1)
+    assert found in (-1, number)
+    context().checkpoint(number)
+    if number == 3 and not (path / "died").exists():
+        note(path, "died")
+        die()
+    return number, found
+
+
+def track_and_fail(folder: Path, items: list[int], fail_at: int) -> list[int]:
+    """As ``track_and_die``, but raise; the position is saved then however seldom it is otherwise."""
+    done = []
+    for item in context().track(items, every=1000):
+        note(folder, f"item {item}")
+        if item == fail_at and context().attempt == 1:
+            raise ConnectionError
+        done.append(item)
+    return done
+
+
+def checkpoint_and_hold(folder: Path, state: Any) -> Any:
+    """Return what was found if anything was; else save ``state`` and wait for the end."""
+    found = context().restore()
+    if found is not None:
+        return found
+    assert context().checkpoint(state)
+    return hold(folder, "fresh")
+
+
+def fill_checkpoint(size: int) -> bool:
+    return context().checkpoint(os.urandom(size))
+
+
+def checkpoint_without_home(home: Path) -> bool:
+    import shutil
+
+    shutil.rmtree(home / "checkpoints", ignore_errors=True)
+    home.rename(home.with_name("gone"))
+    try:
+        return context().checkpoint(1)
+    finally:
+        home.with_name("gone").rename(home)
+
+
+def checkpoint_and_return(value: Any) -> Any:
+    context().checkpoint(value)
+    return value
+
+
+def counting_service(folder: Path) -> None:
+    """Count the processes of this service in its state."""
+    mine = context()
+    count = mine.restore(0) + 1
+    mine.checkpoint(count)
+    note(folder, f"process {count}")
+    mine.ready()
+    while not mine.wait(60):
+        pass
+
+
+def save_and_fail(states: list[Any] | None) -> Any:
+    """Save one after the other and fail; given None, return what is found, None where it cannot be read."""
+    if states is None:
+        return context().restore(on_error="default")
+    context().restore()
+    for state in states:
+        context().checkpoint(state)
+    raise ConnectionError
+
+
+def count_attempts_in_state() -> int:
+    count = int(context().restore(0)) + 1
+    context().checkpoint(count)
+    if count < 3:
+        raise ConnectionError
+    return count
+
+
+def checkpoint_in_steps(folder: Path) -> None:
+    """Save one state after the other, a note for each, until the file ``go`` is there."""
+    for step in range(1_000_000):
+        assert context().checkpoint(step)
+        note(folder, "steps")
+        if (folder / "go").exists():
+            return
+        context().wait(0.001)

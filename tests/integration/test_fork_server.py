@@ -182,3 +182,43 @@ def test_workers_see_the_end_of_their_parent(tmp_path: Path) -> None:
         (tmp_path / "go").touch()
         assert [future.result(PATIENCE) for future in held] == [0, 1]
         assert keeper.submit(_outlive_parent).result(PATIENCE)
+
+
+def spare_of(keeper: Keeper) -> psutil.Process:
+    """The process that is forked ahead once another has died."""
+    server = fork_server(keeper)
+
+    def strangers() -> list[psutil.Process]:
+        workers = {row.pid for row in keeper.status().workers}
+        return [child for child in server.children() if child.pid not in workers]
+
+    wait_until(lambda: len(strangers()) == 1, "the spare process")
+    return strangers()[0]
+
+
+def test_a_spare_process_takes_the_place_of_the_next_that_dies() -> None:
+    with Keeper(1, preload=["tests.tasks"]) as keeper:
+        assert keeper.submit(tasks.die).exception(PATIENCE) is not None
+        spare = spare_of(keeper)
+        os.kill(keeper.submit(tasks.pid).result(PATIENCE), signal.SIGKILL)
+        wait_until(lambda: keeper.submit(tasks.pid).result(PATIENCE) == spare.pid, "the spare process to work")
+        assert keeper.submit(lambda: multiprocessing.current_process().name).result(PATIENCE).startswith("worker-")
+        assert keeper.submit(tasks.echo, bytes(2**20)).result(PATIENCE) == bytes(2**20)
+
+
+def test_a_spare_process_that_is_killed_is_no_loss() -> None:
+    with Keeper(1, preload=["tests.tasks"]) as keeper:
+        assert keeper.submit(tasks.die).exception(PATIENCE) is not None
+        spare = spare_of(keeper)
+        spare.kill()
+        assert keeper.submit(tasks.die).exception(PATIENCE) is not None
+        assert keeper.submit(tasks.square, 3).result(PATIENCE) == 9
+
+
+def test_a_spare_process_ends_with_its_fork_server() -> None:
+    with Keeper(1, preload=["tests.tasks"]) as keeper:
+        assert keeper.submit(tasks.die).exception(PATIENCE) is not None
+        spare = spare_of(keeper)
+        fork_server(keeper).kill()
+        wait_until(lambda: not is_running(spare.pid), "the end of the spare process")
+        assert keeper.submit(tasks.square, 3).result(PATIENCE) == 9

@@ -247,20 +247,10 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
             target = services.leave_descendants
             keeper.service(target, (tmp_path / str(number),), name=f"parent-{number}", stop_timeout=0.2)
             wait_for_note(tmp_path / str(number))
-        server = psutil.Process(keeper.submit(os.getppid).result(PATIENCE))
         keeper.services["parent-0"].stop()
         reach(keeper.services["parent-0"], "stopped")
-        known = {handle.pid for handle in keeper.services.values()}
-        workers = {row.pid for row in keeper.status().workers}
-
-        def strangers() -> list[psutil.Process]:
-            return [
-                child
-                for child in server.children()
-                if child.pid not in known | workers and "poolkeeper-logs" not in child.name()
-            ]
-
-        wait_until(lambda: not strangers(), "the end of what a service has left behind")
+        for pid in tasks.notes(tmp_path / "0", "descendants"):
+            wait_until(lambda pid=pid: not psutil.pid_exists(pid), "the end of what a service has left")  # type: ignore[misc]
         home = keeper.home
     assert [path for path in home.rglob("*") if path.is_socket() or path.match("parent-*.crash")] == []
     for number in range(3):

@@ -14,6 +14,7 @@ PUBLIC = {
     "Batch",
     "BatchResult",
     "CancellationToken",
+    "CheckpointUnreadable",
     "CommandFailed",
     "Context",
     "DeathReport",
