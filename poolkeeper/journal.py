@@ -8,6 +8,7 @@ outcomes are delivered all the same, and would be had again by running the tasks
 from __future__ import annotations
 
 import contextlib
+import hmac
 import os
 import sqlite3
 import threading
@@ -20,15 +21,14 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from .errors import PoolkeeperError
-from .journal_file import ACCIDENTS, Durability, is_damage, open_journal, read_key, replace_journal
+from .journal_file import ACCIDENTS, Durability, is_damage, open_journal, replace_journal
 from .outcomes import FILE_BYTES, Filed, Outcome, grouped, pack, weight
 from .reporting import report
 from .result_files import ResultFiles
 
-__all__ = ["JOURNAL", "JOURNAL_KEY", "Job", "Journal"]
+__all__ = ["JOURNAL", "Job", "Journal"]
 
 JOURNAL = "journal.db"
-JOURNAL_KEY = "journal.key"
 
 OWED_BYTES = 64 << 20
 """What may wait in memory for a disk that cannot be written to."""
@@ -54,6 +54,7 @@ class Journal:
 
     Args:
         folder: the keeper's home.
+        authkey: the home's secret, from which the key that seals records is derived.
         durability: "process": what is recorded survives whatever becomes of processes; "power": of the machine too.
         after_commit: called on the journal's thread when jobs have been told that they are done.
 
@@ -63,10 +64,14 @@ class Journal:
     """
 
     def __init__(
-        self, folder: Path, durability: Durability = "process", after_commit: Callable[[], None] = lambda: None
+        self,
+        folder: Path,
+        authkey: bytes,
+        durability: Durability = "process",
+        after_commit: Callable[[], None] = lambda: None,
     ) -> None:
         self.path = folder / JOURNAL
-        self.key = read_key(folder / JOURNAL_KEY)
+        self.key = hmac.digest(authkey, b"poolkeeper journal", "sha256")
         self.files = ResultFiles(folder / "spool", self.key, durable=durability == "power")
         self.run = 0
         self._durability: Durability = durability

@@ -20,7 +20,6 @@ __all__ = [
     "is_damage",
     "open_for_reading",
     "open_journal",
-    "read_key",
     "replace_journal",
 ]
 
@@ -129,22 +128,6 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS, check_same_thread=False
     )
-
-
-def read_key(path: Path) -> bytes:
-    """Return the key that seals the journal's records, made when there is none; raises OSError."""
-    with contextlib.suppress(FileNotFoundError):
-        key = path.read_bytes()
-        if len(key) == 32:
-            return key
-    key = os.urandom(32)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.write(key)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    return key
 
 
 def _open(path: Path, durability: Durability) -> sqlite3.Connection:

@@ -154,6 +154,7 @@ class KeeperRuntime:
 
         return open_recorder(
             home.path,
+            home.key,
             settings.resume,
             settings.durability,
             settings.keep_runs,

@@ -41,6 +41,7 @@ class Recorder:
 
     Args:
         folder: the keeper's home.
+        authkey: the home's secret.
         resume: what to take over; see ``Keeper``.
         durability: what records survive; see ``Keeper``.
         keep_runs: how many runs the journal keeps.
@@ -56,6 +57,7 @@ class Recorder:
     def __init__(
         self,
         folder: Path,
+        authkey: bytes,
         resume: Resume,
         durability: Durability,
         keep_runs: int,
@@ -65,7 +67,7 @@ class Recorder:
     ) -> None:
         self._deliver = deliver
         self._deliver_failure = deliver_failure
-        self._journal = journal = Journal(folder, durability, after_delivery)
+        self._journal = journal = Journal(folder, authkey, durability, after_delivery)
         self._recall: Recall | None = None
         self._lock = threading.Lock()
         self._names: Counter[str] = Counter()

@@ -20,6 +20,7 @@ from poolkeeper.outcomes import Outcome
 from poolkeeper.recall import Recall
 
 PATIENCE = 20.0
+KEY = bytes(32)
 
 
 class Task:
@@ -47,7 +48,7 @@ def outcome(identity: str | int, value: object = None, *, code: Code = Code.VALU
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
-    journal = Journal(tmp_path)
+    journal = Journal(tmp_path, KEY)
     journal.start(1)
     yield journal
     journal.close()
@@ -86,7 +87,7 @@ class TestCommits:
         assert seen == [[1]]
 
     def test_closing_waits_for_what_is_there(self, tmp_path: Path) -> None:
-        journal = Journal(tmp_path)
+        journal = Journal(tmp_path, KEY)
         journal.start(1)
         tasks = [Task(outcome(number)) for number in range(1000)]
         for task in tasks:
@@ -119,7 +120,7 @@ class TestCommits:
         assert groups(journal) == [1, 2, 2]
 
     def test_what_is_committed_survives_without_a_close(self, tmp_path: Path) -> None:
-        journal = Journal(tmp_path / ".")
+        journal = Journal(tmp_path, KEY)
         journal.start(1)
         task = Task(outcome(0))
         journal.record(task)
@@ -138,7 +139,7 @@ class TestRuns:
 
     @pytest.fixture
     def connection(self, tmp_path: Path) -> Iterator[sqlite3.Connection]:
-        journal = Journal(tmp_path)
+        journal = Journal(tmp_path, KEY)
         yield journal.connection
         journal.close()
 
@@ -208,7 +209,7 @@ class TestRecall:
 
         def recall(*recorded: list[Outcome], failures_void: int = 0) -> Recall:
             """Write groups of outcomes, and open them for reading."""
-            journal = Journal(tmp_path)
+            journal = Journal(tmp_path, KEY)
             for number, name in ((1, "work"), (2, "other")):
                 sql = "INSERT INTO batches (id, run, name, code, began) VALUES (?, 1, ?, 'code', 1.0)"
                 journal.execute(sql, (number, name))
@@ -265,7 +266,7 @@ class TestRecall:
         self, tmp_path_factory: pytest.TempPathFactory, recorded: list[tuple[str, int, bool, bool]]
     ) -> None:
         """Against a dict: keys, versions of arguments, successes and failures, arguments without a canonical form."""
-        journal = Journal(tmp_path_factory.mktemp("journal"))
+        journal = Journal(tmp_path_factory.mktemp("journal"), KEY)
         journal.execute("INSERT INTO batches (id, run, name, code, began) VALUES (1, 1, 'work', 'code', 1.0)", ())
         journal.start(1)
         expected: dict[str, tuple[str, int]] = {}

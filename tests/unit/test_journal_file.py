@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from loguru import logger
 
 from poolkeeper.errors import PoolkeeperError
-from poolkeeper.journal_file import MIGRATIONS, VERSION, open_journal, read_key
+from poolkeeper.journal_file import MIGRATIONS, VERSION, open_journal
 from poolkeeper.reporting import flush
 
 
@@ -175,17 +175,3 @@ class TestDamage:
             assert b"SQLite format 3" in content  # the version number itself was hit
         if aside(path):
             assert aside(path)[0].read_bytes() == bytes(content)
-
-
-class TestKey:
-    def test_it_is_made_once(self, tmp_path: Path) -> None:
-        path = tmp_path / "journal.key"
-        key = read_key(path)
-        assert len(key) == 32
-        assert read_key(path) == key
-        assert path.stat().st_mode & 0o777 == 0o600
-
-    def test_a_torn_one_is_made_anew(self, tmp_path: Path) -> None:
-        path = tmp_path / "journal.key"
-        path.write_bytes(b"half")
-        assert len(read_key(path)) == 32
