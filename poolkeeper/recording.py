@@ -97,7 +97,12 @@ class Recorder:
         for sql, values in statements:
             journal.execute(sql, values)
         if run.resumes:
-            self._recall = Recall(open_for_reading(journal.path), journal.key, journal.files, run)
+            reading = open_for_reading(journal.path)
+            try:
+                self._recall = Recall(reading, journal.key, journal.files, run)
+            except BaseException:
+                reading.close()
+                raise
             if self._recall.count:
                 _announce(run, self._recall, resume)
         elif last is not None and last.state != "finished":
