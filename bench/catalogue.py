@@ -10,6 +10,7 @@ __all__ = ["NAMES", "load"]
 
 NAMES = (
     "submit_noop",
+    "durable",
     "map_ints",
     "round_trip",
     "large_arrays",

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from bench.caller_memory import EAGER, LAZY, QUEUE
 from bench.chaos_kills import CALM, EVERY_50_MS, EVERY_200_MS
 from bench.checkpoint import ARRAY, BYTES, SMALL
+from bench.durable import KEYED
 from bench.import_time import IMPORT, READY
 from bench.large_arrays import ARGUMENT, RESULT
 from bench.map_ints import BEST, ONE, OWN
@@ -99,6 +100,7 @@ def judge(target: Target, results: Lookup) -> Verdict:
 
 
 SUBMIT = Figure("submit_noop", "rate", better="higher")
+RECORDED = Figure("durable", "rate", KEYED, better="higher")
 MAP_OWN = Figure("map_ints", "rate", OWN, better="higher")
 MAP_ONE = Figure("map_ints", "rate", ONE, better="higher")
 MAP_BEST = Figure("map_ints", "rate", BEST, better="higher")
@@ -133,6 +135,7 @@ TARGETS = (
         "20,000 no-op submits, over ProcessPoolExecutor (forkserver)", SUBMIT, ">=", 25, TIMES, SUBMIT.by("forkserver")
     ),
     Target("20,000 no-op submits, over multiprocessing.Pool", SUBMIT, ">=", 6, TIMES, SUBMIT.by("pool")),
+    Target("no-op tasks, recorded by key, over ProcessPoolExecutor", RECORDED, ">=", 8, TIMES, RECORDED.by(*STANDARD)),
     Target("map, over ProcessPoolExecutor with its best chunksize", MAP_OWN, ">=", 1.5, TIMES, MAP_BEST.by(*STANDARD)),
     Target("map, over multiprocessing.Pool.map (towards it)", MAP_OWN, ">=", None, TIMES, MAP_OWN.by("pool")),
     Target("map, chunksize 1, over ProcessPoolExecutor", MAP_ONE, ">=", 25, TIMES, MAP_ONE.by(*STANDARD)),

@@ -12,8 +12,8 @@ Rules:
   constant memory.
 - A batch that nobody holds any more takes back what has not started.
 
-It knows a ``concurrent.futures`` executor and no more. What it reports beyond the outcome it reads from attributes
-that the futures of a ``Keeper`` have.
+It knows a ``concurrent.futures`` executor and, where there is one, a store of outcomes, and no more. What it reports
+beyond the outcome it reads from attributes that the futures of a ``Keeper`` have.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from .cancellation import CancellationToken
 from .feed import Feed, Kept, Limits
 from .model import BatchResult, TaskResult
 from .policy import ExecutionPolicy, RetryPolicy
+from .store import Entry, Store
 
 __all__ = ["Batch", "Submitter"]
 
@@ -55,6 +56,8 @@ class Batch(Generic[T]):
         key: gives an item's key, a string that stays the same from run to run.
         policy: limits and retries; see ``ExecutionPolicy``.
         cancel: a token that cancels this batch with all else that it governs.
+        store: where outcomes are recorded and, if the run goes on after an interruption, found again; the executor
+            must take tasks under the entries of this store (``submit_as``), as a ``Keeper`` does.
 
     Raises:
         TypeError: for an argument of the wrong type, or a policy that needs a ``Keeper`` on an executor that is none.
@@ -70,6 +73,7 @@ class Batch(Generic[T]):
         key: Callable[[Any], str] | None = None,
         policy: ExecutionPolicy | None = None,
         cancel: CancellationToken | None = None,
+        store: Store | None = None,
     ) -> None:
         if not callable(fn):
             raise TypeError(f"batch of {fn!r}: the function must be callable")
@@ -83,6 +87,8 @@ class Batch(Generic[T]):
         self.total = len(items) if isinstance(items, Sized) else None
         self._token = CancellationToken() if cancel is None else cancel.child()
         self._kept: Kept[T] = Kept()
+        if store is not None and not hasattr(executor, "submit_as"):
+            raise TypeError(f"a {type(executor).__name__} does not record outcomes: use a Keeper, or no store")
         self._feed: Feed[T] = Feed(
             name=self.name,
             submit=_with_policy(executor, policy),
@@ -92,6 +98,7 @@ class Batch(Generic[T]):
             limits=Limits.of(policy, _worker_count(executor)),
             token=self._token,
             kept=self._kept,
+            shelf=None if store is None else store.shelf(self.name, fn),
         )
         self._feed.start()
 
@@ -145,8 +152,10 @@ def _stream(feed: Feed[T]) -> Iterator[TaskResult[T]]:
         yield result
 
 
-def _with_policy(executor: Any, policy: ExecutionPolicy) -> Callable[[str | None, Callable[..., T], Any], Future[T]]:
-    """Return ``submit(key, fn, item)`` that carries what of ``policy`` is the executor's to carry out."""
+def _with_policy(
+    executor: Any, policy: ExecutionPolicy
+) -> Callable[[Entry | None, str | None, Callable[..., T], Any], Future[T]]:
+    """Return ``submit(entry, key, fn, item)`` that carries what of ``policy`` is the executor's to carry out."""
     wanted: dict[str, Any] = {
         "priority": policy.priority,
         "timeout": policy.timeout,
@@ -158,10 +167,12 @@ def _with_policy(executor: Any, policy: ExecutionPolicy) -> Callable[[str | None
     if not hasattr(executor, "options"):
         if options:
             raise TypeError(f"a {type(executor).__name__} cannot carry out {', '.join(options)}: use a Keeper")
-        return lambda key, fn, item: executor.submit(fn, item)
+        return lambda entry, key, fn, item: executor.submit(fn, item)
     view = executor.options(**options) if options else executor
 
-    def submit(key: str | None, fn: Callable[..., T], item: Any) -> Future[T]:
+    def submit(entry: Entry | None, key: str | None, fn: Callable[..., T], item: Any) -> Future[T]:
+        if entry is not None:
+            return view.submit_as(entry, key, fn, item)  # type: ignore[no-any-return]
         return (view if key is None else view.options(key=key)).submit(fn, item)  # type: ignore[no-any-return]
 
     return submit

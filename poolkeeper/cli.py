@@ -11,6 +11,7 @@ import importlib
 import os
 import sys
 import traceback
+from typing import Literal
 
 import click
 
@@ -21,6 +22,8 @@ from .errors import PoolkeeperError
 from .fleet import Fleet, FleetError
 
 __all__ = ["app", "main"]
+
+Resume = Literal["interrupted", "failed", "never"]
 
 
 def _print_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:
@@ -51,6 +54,7 @@ def app() -> None:
     "--workers", type=click.IntRange(min=1), metavar="N", help="Worker processes; as many as CPUs if not given."
 )
 @click.option("--fresh", is_flag=True, help="Run everything, whatever an earlier run has done.")
+@click.option("--retry-failed", is_flag=True, help="Run again what has failed in the last run, and nothing else.")
 @click.option(
     "--logs", type=click.Choice(["files", "stdout"]), default="files", help="Copy what workers write to stdout."
 )
@@ -63,14 +67,21 @@ def run(
     run_id: str,
     workers: int | None,
     fresh: bool,
+    retry_failed: bool,
     logs: str,
     as_json: bool,
     arguments: tuple[str, ...],
 ) -> None:
-    """Run the fleet that FILE declares; ARGS become its sys.argv[1:]."""
+    """Run the fleet that FILE declares; ARGS become its sys.argv[1:].
+
+    A run that was interrupted goes on where it was; after one that was finished a new one begins.
+    """
+    if fresh and retry_failed:
+        raise click.UsageError("--fresh runs everything, --retry-failed what has failed: give one of them")
     fleet = loading.load_fleet(file, arguments)
     fleet.plan()
-    code = _run_fleet(fleet, file, run_id, workers, mirror=logs == "stdout", as_json=as_json)
+    resume: Resume = "never" if fresh else "failed" if retry_failed else "interrupted"
+    code = _run_fleet(fleet, file, run_id, workers, resume, mirror=logs == "stdout", as_json=as_json)
     context.exit(code)
 
 
@@ -110,7 +121,9 @@ def _main() -> int:
     return code if isinstance(code, int) else 0
 
 
-def _run_fleet(fleet: Fleet, file: str, run_id: str, workers: int | None, *, mirror: bool, as_json: bool) -> int:
+def _run_fleet(
+    fleet: Fleet, file: str, run_id: str, workers: int | None, resume: Resume, *, mirror: bool, as_json: bool
+) -> int:
     from poolkeeper import logs
 
     from .fleet_run import run_program
@@ -122,6 +135,7 @@ def _run_fleet(fleet: Fleet, file: str, run_id: str, workers: int | None, *, mir
         name=_keeper_name(fleet, file),
         run_id=run_id,
         resources=fleet.resources,
+        resume=resume,
         # A service that starts again shall not import the file anew.
         preload=[os.path.splitext(os.path.basename(file))[0]] if fleet.services else (),
     )

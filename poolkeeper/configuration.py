@@ -11,7 +11,7 @@ from typing import Any
 
 from .descriptors import PER_PROCESS, RESERVE, make_room
 from .errors import PayloadError
-from .fields import memory_size
+from .fields import memory_size, whole_number
 from .limits import Limits
 from .payload import dumps_in_band
 from .policy import WorkerPolicy
@@ -36,6 +36,9 @@ def settings_for(
     worker: WorkerPolicy,
     queue_memory: int | str | None,
     inherit_output: bool,
+    resume: str = "interrupted",
+    durability: str = "process",
+    keep_runs: int = 10,
 ) -> Settings:
     """Return the settings of a keeper; raises as ``Keeper`` documents."""
     if start_method not in START_METHODS:
@@ -59,7 +62,23 @@ def settings_for(
         inherit_output=inherit_output,
         queue_bytes=_queue_bytes(queue_memory),
         limits=Limits.of(worker),
+        resume=_one_of("resume", resume, ("interrupted", "failed", "never")),
+        durability=_one_of("durability", durability, ("process", "power")),
+        keep_runs=_keep_runs(keep_runs),
     )
+
+
+def _one_of(name: str, given: Any, words: tuple[str, ...]) -> Any:
+    if given not in words:
+        raise ValueError(f"{name}={given!r} must be one of {', '.join(map(repr, words))}")
+    return given
+
+
+def _keep_runs(given: Any) -> int:
+    try:
+        return whole_number(1)(given)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"keep_runs={given!r} {error}") from None
 
 
 def _workers(given: int | None, start_method: str) -> int:

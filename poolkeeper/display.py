@@ -21,7 +21,7 @@ from rich.text import Text
 
 from .fleet import BatchSpec, Fleet
 from .logs import emit
-from .model import BatchResult, KeeperStatus, RunResult, StepResult, TaskResult
+from .model import BatchResult, KeeperStatus, RunResult, RunStatistics, StepResult, TaskResult
 from .progress import BatchProgress
 from .runner import RunObserver
 from .service_model import ServiceStatus
@@ -75,7 +75,7 @@ class LineDisplay(Display):
     def batch_ended(self, result: BatchResult[Any]) -> None:
         """Tell how it went."""
         figures = result.statistics
-        cut = "" if result.complete else ", cut short"
+        cut = _reused(figures) + ("" if result.complete else ", cut short")
         emit(
             "INFO" if result.ok else "WARNING",
             f"{result.name}: {figures.succeeded} of {figures.tasks} tasks succeeded in {duration(result.seconds)}{cut}",
@@ -179,7 +179,7 @@ class LiveDisplay(Display):
         """Put one line in the place of its bar."""
         figures = result.statistics
         failed = f", {figures.failed} failed" if figures.failed else ""
-        self._rows[result.name] = f"{figures.succeeded} done{failed} in {duration(result.seconds)}"
+        self._rows[result.name] = f"{figures.succeeded} done{failed} in {duration(result.seconds)}{_reused(figures)}"
 
     def batch_skipped(self, name: str, reason: str) -> None:
         """Tell why."""
@@ -249,7 +249,9 @@ def summary(result: RunResult, samples: int = 3) -> RenderableType:
     table = Table(
         title=f"{result.fleet} · {result.run_id}", title_justify="left", title_style="bold", box=None, pad_edge=False
     )
-    for column in ("", "tasks", "done", "failed", "cancelled", "retried", "deaths", "time", "tasks/s"):
+    reuses = any(batch.statistics.reused for batch in result.batches.values())
+    reused = ("reused",) if reuses else ()
+    for column in ("", "tasks", "done", "failed", "cancelled", *reused, "retried", "deaths", "time", "tasks/s"):
         table.add_column(column, justify="left" if not column else "right")
     for name, batch in result.batches.items():
         figures = batch.statistics
@@ -259,6 +261,7 @@ def summary(result: RunResult, samples: int = 3) -> RenderableType:
             Text(str(figures.succeeded), "green"),
             _if_any(figures.failed, "red"),
             _if_any(figures.cancelled, "yellow"),
+            *((_if_any(figures.reused, "cyan"),) if reuses else ()),
             _if_any(figures.retried, "yellow"),
             _if_any(figures.deaths, "red"),
             duration(batch.seconds),
@@ -291,6 +294,10 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes}:{rest:02} min"
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02} h"
+
+
+def _reused(figures: RunStatistics) -> str:
+    return f", {figures.reused} of them reused" if figures.reused else ""
 
 
 def _bar(batch: BatchProgress, now: float) -> ProgressBar:

@@ -16,12 +16,13 @@ from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from .cancellation import CancellationToken
 from .model import TaskResult, TaskStatus
 from .policy import ExecutionPolicy, RateLimit
 from .ratelimit import TokenBucket
+from .store import Entry, Recalled, Shelf
 
 __all__ = ["Feed", "Kept", "Limits", "Window"]
 
@@ -39,6 +40,13 @@ class Ticket:
     index: int
     item: Any
     key: str | None
+
+
+class _Next(NamedTuple):
+    """An item that has been pulled and not submitted, and what its outcome is to be recorded under."""
+
+    ticket: Ticket
+    entry: Entry | None
 
 
 class Window:
@@ -133,13 +141,14 @@ class Feed(Generic[T]):
         self,
         *,
         name: str,
-        submit: Callable[[str | None, Callable[..., T], Any], Future[T]],
+        submit: Callable[[Entry | None, str | None, Callable[..., T], Any], Future[T]],
         fn: Callable[..., T],
         items: Iterator[Any],
         key: Callable[[Any], str] | None,
         limits: Limits,
         token: CancellationToken,
         kept: Kept[T],
+        shelf: Shelf | None = None,
     ) -> None:
         self.error: Exception | None = None
         self.stopped: str | None = None
@@ -152,6 +161,8 @@ class Feed(Generic[T]):
         self._limits = limits
         self._token = token
         self._kept = weakref.ref(kept)
+        self._shelf = shelf
+        self._next: _Next | None = None
         # A future has one simple way to say that it is done: to put itself here. None wakes a reader.
         self._done: SimpleQueue[Future[T] | None] = SimpleQueue()
         self._unread: deque[TaskResult[T]] = deque()
@@ -206,6 +217,8 @@ class Feed(Generic[T]):
     def _end(self) -> None:
         if self._ended is None:
             self._ended = time.monotonic()
+            if self._shelf is not None and self.error is None and self.stopped is None:
+                self._shelf.completed()
             self._finalizer.detach()
             self._forget()
         if self._error_is_due and self.error is not None:
@@ -243,30 +256,37 @@ class Feed(Generic[T]):
 
     def _refill(self) -> float | None:
         """Submit what the limits allow; return the seconds after which to try again, None: after the next result."""
-        while not self._exhausted:
+        while self._next is not None or not self._exhausted:
             if self._token.cancelled:
                 self._note_cancellation()
                 self._stop_pulling()
                 break
             if not self._limits.allow(len(self.in_flight), len(self._unread)):
                 break
+            if self._shelf is not None and self._next is None:
+                self._look_up(self._shelf)  # what is recorded is not run, and so not held back by a rate limit
+                if self._next is None:
+                    continue
             if self._limits.gate is not None:
                 delay = self._limits.gate.acquire(time.monotonic())
                 if delay > 0:
                     return delay
-            try:
-                item = next(self._items)
-            except StopIteration:
-                self._stop_pulling()
-            except Exception as error:
-                error.add_note(f"raised by the items of batch {self._name!r}, after {self._pulled} of them")
-                self._fail(error)
-            else:
-                self._take(item)
+            upcoming, self._next = self._next or self._pull(), None
+            if upcoming is not None:
+                self._take(upcoming)
         return None
 
-    def _take(self, item: Any) -> None:
-        """Submit one item; what makes this impossible for this item alone is its result."""
+    def _pull(self) -> _Next | None:
+        """Return the next item, None if there is none or its key makes no sense."""
+        try:
+            item = next(self._items)
+        except StopIteration:
+            self._stop_pulling()
+            return None
+        except Exception as error:
+            error.add_note(f"raised by the items of batch {self._name!r}, after {self._pulled} of them")
+            self._fail(error)
+            return None
         index, self._pulled = self._pulled, self._pulled + 1
         key: str | None = None
         try:
@@ -274,16 +294,41 @@ class Feed(Generic[T]):
                 key = self._key(item)
                 if not isinstance(key, str):
                     raise TypeError(f"the key of an item must be a string, not {key!r}")
-            future = self._submit(key, self._fn, item)
         except Exception as error:
-            self._report(TaskResult(TaskStatus.FAILED, index, item, key, error=error, attempts=0))
-            if isinstance(error, RuntimeError) and not isinstance(error, RecursionError):
-                self._fail(error)  # shut down or broken: no later item would fare better
+            self._reject(Ticket(index, item, key), error)
+            return None
+        return _Next(Ticket(index, item, key), None)
+
+    def _look_up(self, shelf: Shelf) -> None:
+        """Pull an item, and report its recorded outcome if there is one; else it is the next to be submitted."""
+        upcoming = self._pull()
+        if upcoming is None:
+            return
+        ticket = upcoming.ticket
+        entry = shelf.entry(ticket.index if ticket.key is None else ticket.key, (ticket.item,))
+        recalled = shelf.recall(entry)
+        if recalled is None:
+            self._next = _Next(ticket, entry)
         else:
-            self.in_flight[future] = Ticket(index, item, key)
+            self._report(_result_of_recalled(recalled, ticket))
+
+    def _take(self, upcoming: _Next) -> None:
+        """Submit one item; what makes this impossible for this item alone is its result."""
+        ticket = upcoming.ticket
+        try:
+            future = self._submit(upcoming.entry, ticket.key, self._fn, ticket.item)
+        except Exception as error:
+            self._reject(ticket, error)
+        else:
+            self.in_flight[future] = ticket
             future.add_done_callback(self._done.put)
             if self._token.cancelled:
                 future.cancel()
+
+    def _reject(self, ticket: Ticket, error: Exception) -> None:
+        self._report(TaskResult(TaskStatus.FAILED, ticket.index, ticket.item, ticket.key, error=error, attempts=0))
+        if isinstance(error, RuntimeError) and not isinstance(error, RecursionError):
+            self._fail(error)  # shut down or broken: no later item would fare better
 
     def _fail(self, error: Exception) -> None:
         self.error = error
@@ -296,6 +341,7 @@ class Feed(Generic[T]):
 
     def _stop_pulling(self) -> None:
         self._exhausted = True
+        self._next = None
         self._items = iter(())  # closes a generator here and now
 
 
@@ -348,4 +394,22 @@ def _result_of(future: Future[T], ticket: Ticket) -> TaskResult[T]:
         deaths=getattr(future, "deaths", 0),
         seconds=getattr(future, "run_seconds", None),
         worker_pid=getattr(future, "worker_pid", None),
+        reused=getattr(future, "reused", False),
+    )
+
+
+def _result_of_recalled(recalled: Recalled, ticket: Ticket) -> TaskResult[Any]:
+    """Return the report of an item whose outcome was recorded by an earlier part of the run."""
+    status = TaskStatus.of(recalled.error)
+    return TaskResult(
+        TaskStatus.FAILED if status is TaskStatus.CANCELLED else status,
+        ticket.index,
+        ticket.item,
+        ticket.key,
+        returned=recalled.value,
+        error=recalled.error,
+        attempts=recalled.attempts,
+        deaths=recalled.deaths,
+        seconds=recalled.seconds,
+        reused=True,
     )

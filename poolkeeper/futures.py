@@ -19,6 +19,7 @@ from .errors import PayloadError
 from .ledger import Call, Task
 from .messages import Code
 from .payload import loads, loads_exception, loads_view
+from .store import Entry, Recalled
 
 __all__ = ["Bell", "Keeps", "TaskFuture", "Unread", "settle_quietly"]
 
@@ -89,6 +90,8 @@ class TaskFuture(Task, Future):  # type: ignore[type-arg]
 
     ``attempts`` counts runs, ``deaths`` the workers that died of it, ``run_seconds`` is the last run's time (the mean,
     where tasks were so short that they were answered together), ``worker_pid`` where it ran; None while unknown.
+    ``reused`` is whether an earlier run has recorded the outcome. ``entry`` is what it is to be recorded under, and
+    ``answered`` whether the journal has taken charge of it.
     """
 
     _state = PENDING
@@ -97,6 +100,9 @@ class TaskFuture(Task, Future):  # type: ignore[type-arg]
     _cond: threading.Condition | None = None
     run_seconds: float | None = None
     worker_pid: int | None = None
+    reused = False
+    entry: Entry | None = None
+    answered = False
 
     def __init__(self, call: Call, payload: Any, key: str | None, keeper: Keeps) -> None:
         # Future.__init__ is what this class avoids; its attributes are the class' own until they are needed.
@@ -139,6 +145,13 @@ class TaskFuture(Task, Future):  # type: ignore[type-arg]
             self._result = value
             self._state = FINISHED
         return True
+
+    def settle_recalled(self, recalled: Recalled) -> None:
+        """Record the outcome that an earlier run has had."""
+        self.reused = True
+        self.payload = None
+        self.attempts, self.deaths, self.run_seconds = recalled.attempts, recalled.deaths, recalled.seconds
+        self._conclude(FINISHED, recalled.value, recalled.error)
 
     def settle_exception(self, error: BaseException) -> bool:
         """Record that the task has failed; as ``settle``."""

@@ -153,7 +153,10 @@ def _trusted_key(path: Path) -> bytes | None:
 
 
 def _say_replaced(path: Path, why: str) -> None:
-    emit("WARNING", f"{path} is replaced, for {why}; checkpoints that were signed with it are not used any more")
+    emit(
+        "WARNING",
+        f"{path} is replaced, for {why}; checkpoints and records that were signed with it are not used any more",
+    )
 
 
 def _write_private(path: Path, content: bytes) -> None:

@@ -65,6 +65,7 @@ class InlineRuntime:
     """Takes the place of the runtime, without processes or threads. Timeouts cannot be kept and are ignored."""
 
     has_services = False
+    recorder = None
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -141,6 +142,9 @@ class InlineRuntime:
 
     def withdraw_pending(self) -> None:
         """Nothing is ever pending."""
+
+    def leave_unfinished(self, reason: str) -> None:
+        """Nothing is recorded."""
 
     def close(self) -> None:
         """Take no more tasks."""

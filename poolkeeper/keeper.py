@@ -42,6 +42,7 @@ from .workforce import Workforce
 
 if TYPE_CHECKING:
     from .control import Control
+    from .recording import Recorder
     from .register import Register
     from .service_model import ServiceStatus
     from .supervision import Supervision
@@ -84,6 +85,7 @@ class KeeperRuntime:
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._retired_at: float | None = None
+        self.recorder: Recorder | None = None
         self._supervision: Supervision | None = None
         self._register: Register | None = None
         self._control: Control | None = None
@@ -120,6 +122,9 @@ class KeeperRuntime:
 
             self._register = Register(home, self.name or "", self.run_id)
             undo.callback(self._register.close)
+            self.recorder = self._open_recorder(settings, home)
+            if self.recorder is not None:
+                undo.callback(self.recorder.close)
         self._nursery = Nursery(settings, config, selector, home, self._register)
         self._workforce = Workforce(settings, core, self._nursery, selector, self.stowage)
         self._board = Switchboard(home.socket, home.key, selector, self._introduce)
@@ -129,6 +134,7 @@ class KeeperRuntime:
         self._traffic = Traffic(
             core, self._board, self._workforce, self.stowage, self._postmortem, self._wake_if_sleeping
         )
+        self._traffic.recorder = self.recorder
         self._actions: dict[type[Command], Callable[[Any], None]] = {
             Settle: self._traffic.settle,
             Feed: self._traffic.feed,
@@ -142,6 +148,21 @@ class KeeperRuntime:
         self._workforce.open(self._board)
         self._nursery.open(self._board)
         _require_descriptors(self._loop.descriptor)
+
+    def _open_recorder(self, settings: Settings, home: Home) -> Recorder | None:
+        from .recording import open_recorder
+
+        return open_recorder(
+            home.path,
+            home.key,
+            settings.resume,
+            settings.durability,
+            settings.keep_runs,
+            # There is no traffic yet.
+            lambda futures, values: self._traffic.deliver(futures, values),  # noqa: PLW0108
+            lambda future, error: self._traffic.deliver_failure(future, error),  # noqa: PLW0108
+            self.wake,
+        )
 
     # -- what applications call, from any thread ----------------------------------------------------------------------
 
@@ -178,6 +199,8 @@ class KeeperRuntime:
         with self._lock:
             if task.done():
                 return task.cancelled()
+            if task.answered:
+                return False
             withdrawn = self._core.cancel(task)
             if withdrawn:
                 has_callbacks = task.settle_cancelled()
@@ -300,6 +323,11 @@ class KeeperRuntime:
         else:
             self.refusal = f"this keeper was shut down from outside: {reason}"
             self.close()
+
+    def leave_unfinished(self, reason: str) -> None:
+        """Have the next run go on with this one, whatever comes to its end in this one."""
+        if self.recorder is not None:
+            self.recorder.leave(reason)
 
     def close(self) -> None:
         """Finish what is taken on, then end; does not wait."""
@@ -463,6 +491,7 @@ class KeeperRuntime:
         text = "".join(traceback.format_exception(error))
         report("CRITICAL", f"the keeper has failed; this is a defect of poolkeeper\n{text}")
         self.refusal = f"the keeper has failed: {error!r}"
+        self.leave_unfinished(self.refusal)
         failure = PoolkeeperError(f"{self.refusal}; this is a defect of poolkeeper")
         failure.__cause__ = error
         with self._lock:
@@ -489,6 +518,8 @@ class KeeperRuntime:
         self._loop.selector.close()
         if self._register is not None:
             self._register.close()
+        if self.recorder is not None:
+            self.recorder.close()
         self._home.remove()
         self._traffic.delivery.close()
         flush()
@@ -507,6 +538,8 @@ class KeeperRuntime:
         self._home.close_lock()
         if self._register is not None:
             self._register.abandon_in_child()
+        if self.recorder is not None:
+            self.recorder.abandon_in_child()
         self._loop.abandon_in_child()
 
 

@@ -172,7 +172,7 @@ class Loop:
         if self._writer != self._reader:
             os.close(self._writer)
         self._writer = self._reader = -1
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # it may have ended before
             os.close(self.selector.fileno())
 
 

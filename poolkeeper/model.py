@@ -83,7 +83,8 @@ class TaskResult(Generic[T]):
 
     ``index`` is the position of ``item`` among the batch's items, from 0. ``attempts`` counts runs that ended in an
     outcome, an exception or a timeout; ``deaths`` the workers that died under it. ``seconds`` is the run time of the
-    last attempt and ``worker_pid`` the process that ran it, None where that is not known.
+    last attempt and ``worker_pid`` the process that ran it, None where that is not known. ``reused`` is whether all of
+    this was recorded by an earlier part of the run, which had been interrupted.
     """
 
     status: TaskStatus
@@ -96,6 +97,7 @@ class TaskResult(Generic[T]):
     deaths: int = 0
     seconds: float | None = None
     worker_pid: int | None = None
+    reused: bool = False
 
     @property
     def ok(self) -> bool:
@@ -139,7 +141,8 @@ class RunStatistics:
     """Counts and times of many tasks.
 
     ``seconds`` is wall-clock time, ``task_seconds`` the summed run time of tasks as their workers measured it.
-    ``failed`` includes what timed out, was lost or quarantined.
+    ``failed`` includes what timed out, was lost or quarantined; ``reused`` counts those, good or bad, whose outcomes
+    were recorded by an earlier part of the run, and their figures count as well.
     """
 
     tasks: int = 0
@@ -151,16 +154,17 @@ class RunStatistics:
     deaths: int = 0
     seconds: float = 0.0
     task_seconds: float = 0.0
+    reused: int = 0
 
     @property
     def rate(self) -> float:
-        """Tasks that came to an end per second of wall-clock time."""
-        return (self.succeeded + self.failed) / self.seconds if self.seconds > 0 else 0.0
+        """Tasks that were run to an end per second of wall-clock time."""
+        return (self.succeeded + self.failed - self.reused) / self.seconds if self.seconds > 0 else 0.0
 
     @classmethod
     def of(cls, results: Iterable[TaskResult[Any]], seconds: float = 0.0) -> RunStatistics:
         """Count ``results``, which took ``seconds`` in all."""
-        tasks = succeeded = failed = cancelled = retried = attempts = deaths = 0
+        tasks = succeeded = failed = cancelled = retried = attempts = deaths = reused = 0
         task_seconds = 0.0
         for result in results:
             tasks += 1
@@ -174,7 +178,8 @@ class RunStatistics:
             attempts += result.attempts
             deaths += result.deaths
             task_seconds += result.seconds or 0.0
-        return cls(tasks, succeeded, failed, cancelled, retried, attempts, deaths, seconds, task_seconds)
+            reused += result.reused
+        return cls(tasks, succeeded, failed, cancelled, retried, attempts, deaths, seconds, task_seconds, reused)
 
     @classmethod
     def total(cls, parts: Iterable[RunStatistics], seconds: float) -> RunStatistics:
@@ -190,6 +195,7 @@ class RunStatistics:
             deaths=sum(part.deaths for part in listed),
             seconds=seconds,
             task_seconds=sum(part.task_seconds for part in listed),
+            reused=sum(part.reused for part in listed),
         )
 
 

@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from .calls import CallRegistry, callable_name
@@ -52,7 +53,11 @@ class Keeper(KeeperView):
         worker: limits of each worker.
         resources: counted tokens; reserved for a later release.
         orphan_grace: seconds that an idle worker waits for a lost keeper; reserved for a later release.
-        resume: what a durable run takes over; reserved for a later release.
+        resume: what a durable keeper takes over of the last run: "interrupted": all of it if that was interrupted, and
+            nothing if it was finished; "failed": all but its failures, which run again; "never": nothing.
+        durability: what the journal of a durable keeper survives: "process": whatever becomes of processes; "power":
+            also of the machine, at the price of waiting for the disk.
+        keep_runs: how many runs the journal keeps.
         queue_memory: bytes (or "2GiB") that queued arguments may hold in memory before they wait on disk; None: an
             eighth of the machine's.
 
@@ -81,6 +86,8 @@ class Keeper(KeeperView):
         resources: Mapping[str, int] | None = None,
         orphan_grace: float = 300.0,
         resume: Literal["interrupted", "failed", "never"] = "interrupted",
+        durability: Literal["process", "power"] = "process",
+        keep_runs: int = 10,
         queue_memory: int | str | None = None,
     ) -> None:
         if resources:
@@ -97,6 +104,9 @@ class Keeper(KeeperView):
             worker=worker if worker is not None else WorkerPolicy(),
             queue_memory=queue_memory,
             inherit_output=name is None,
+            resume=resume,
+            durability=durability,
+            keep_runs=keep_runs,
         )
         self.name = name
         self.run_id = run_id
@@ -122,6 +132,13 @@ class Keeper(KeeperView):
             raise
         _living.add(runtime)
         weakref.finalize(self, runtime.close).atexit = False
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._runtime.leave_unfinished(f"{kind.__name__} left the with block")
+        self.shutdown(wait=True)
 
     def run(self, fleet: Fleet) -> RunResult:
         """Run the batches and steps of ``fleet`` and return what came of them."""
@@ -252,7 +269,10 @@ _living: weakref.WeakSet[KeeperRuntime] = weakref.WeakSet()
 
 def _finish_all() -> None:
     """At interpreter exit: as the standard executor, finish what was submitted."""
+    error = getattr(sys, "last_value", None)  # what has ended the program, if anything has
     for runtime in list(_living):
+        if error is not None:
+            runtime.leave_unfinished(f"{type(error).__name__} ended the program")
         runtime.close()
     for runtime in list(_living):
         runtime.join()

@@ -29,23 +29,25 @@ class BatchProgress:
         self.done = 0
         self.failed = 0
         self.retried = 0
+        self.reused = 0
         self._samples: deque[tuple[float, int]] = deque([(now, 0)])
 
     def ended(self, result: TaskResult[Any]) -> None:
         """Count one task that has come to its end."""
         self.done += 1
         self.failed += result.status.is_failure
+        self.reused += result.reused
         self.retried += result.attempts + result.deaths > 1 and result.status is not TaskStatus.CANCELLED
 
     def rate(self, now: float) -> float:
-        """Return tasks per second over the last ``HORIZON`` seconds, or since the start."""
+        """Return tasks run per second over the last ``HORIZON`` seconds, or since the start."""
         samples = self._samples
         if now - samples[-1][0] >= 0.5:
-            samples.append((now, self.done))
+            samples.append((now, self.done - self.reused))
         while len(samples) > 1 and now - samples[1][0] >= self.HORIZON:
             samples.popleft()
         then, done = samples[0]
-        return (self.done - done) / (now - then) if now > then else 0.0
+        return (self.done - self.reused - done) / (now - then) if now > then else 0.0
 
     def remaining(self, now: float) -> float | None:
         """Return the seconds that the rest will take at the present rate, None where nobody can tell."""

@@ -118,6 +118,7 @@ class _Run:
             for thread in list(self._threads.values()):
                 thread.join()
             services = self._services.stop() if self._services is not None else {}
+        self._leave_unfinished()
         failed = [name for name, state in services.items() if state is ServiceState.FAILED]
         collapse = self._services.collapse if self._services is not None else None
         return RunResult(
@@ -131,6 +132,18 @@ class _Run:
             stopped=None if collapse else self._reason_of_stop(),
             failure=collapse or (f"{', '.join(failed)} failed" if failed else None),
         )
+
+    def _leave_unfinished(self) -> None:
+        """Have the next run go on with this one unless every part of it has come to its end."""
+        store = getattr(self._executor, "store", None)
+        if store is None:
+            return
+        failed = [name for name, step in self._steps.items() if not step.ok]
+        short = [name for name, batch in self._batches.items() if not batch.complete]
+        if self._token.cancelled and (failed or short or self._skipped):
+            store.leave(self._token.reason or "cancelled")
+        elif failed or short or self._skipped:
+            store.leave(f"{', '.join((*short, *failed, *self._skipped))} did not come to a good end")
 
     def _run_parts(self, order: TopologicalSorter[str]) -> None:
         steps: deque[StepSpec] = deque()
@@ -176,6 +189,7 @@ class _Run:
                 key=spec.key,
                 policy=spec.policy,
                 cancel=self._token,
+                store=getattr(self._executor, "store", None),
             )
             self._observer.batch_started(spec.name, batch.total)
             for result in batch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from .limits import Limits
 
@@ -13,7 +13,8 @@ class Settings(NamedTuple):
     """Validated arguments of ``Keeper``.
 
     ``environment`` is for the fork server and its workers. ``queue_bytes`` is how much queued payloads may weigh in
-    memory; the rest waits on disk. ``max_memory`` is in bytes, ``max_age`` in seconds.
+    memory; the rest waits on disk. ``max_memory`` is in bytes, ``max_age`` in seconds. ``resume``, ``durability`` and
+    ``keep_runs`` are for the journal, which ``Keeper`` explains.
     """
 
     max_workers: int
@@ -28,3 +29,6 @@ class Settings(NamedTuple):
     queue_bytes: int
     limits: Limits
     max_starting: int = 4
+    resume: Literal["interrupted", "failed", "never"] = "interrupted"
+    durability: Literal["process", "power"] = "process"
+    keep_runs: int = 10

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from .commands import Fail, Feed, Settle
+from .commands import Fail, Failure, Feed, Settle
 from .core import Core
 from .delivery import Delivery
 from .futures import TaskFuture, Unread, settle_quietly
@@ -19,6 +19,9 @@ from .postmortem import Postmortem
 from .spool import Counted, Spilled, Stowage
 from .switchboard import Switchboard
 from .workforce import WorkerPeer, Workforce
+
+if TYPE_CHECKING:
+    from .recording import Recorder
 
 __all__ = ["Job", "Traffic"]
 
@@ -53,6 +56,7 @@ class Traffic:
         postmortem: Postmortem,
         wake_if_sleeping: Callable[[], None],
     ) -> None:
+        self.recorder: Recorder | None = None
         self._core = core
         self._board = board
         self._workforce = workforce
@@ -179,8 +183,18 @@ class Traffic:
             if type(future.payload) not in _LIGHT:
                 self._stowage.drop(future.payload)
             future.payload = None
+        if self.recorder is not None:
+            futures, values = self.recorder.settle(futures, values)
+        self.deliver(futures, values)
+
+    def deliver(self, futures: list[TaskFuture], values: Sequence[Any]) -> None:
+        """Resolve futures; from any thread."""
         for future, value in settle_quietly(futures, values):
             self.tell(future, future.settle(value))
+
+    def deliver_failure(self, future: TaskFuture, error: BaseException) -> None:
+        """Resolve a future with an exception; from any thread."""
+        self.tell(future, future.settle_exception(error))
 
     def _settle_chunk(self, chunk: Chunk, codes: Any, values: Any) -> None:
         job: Any = chunk.segment.job
@@ -193,7 +207,14 @@ class Traffic:
         task = command.task
         if isinstance(task, TaskFuture) and command.worker is not None:
             task.worker_pid = command.worker.pid
-        self.fail_task(task, self._postmortem.explain(command))
+        error = self._postmortem.explain(command)
+        # That no worker can be started is no outcome of the task.
+        if isinstance(task, TaskFuture) and task.entry is not None and command.failure is not Failure.NO_WORKERS:
+            assert self.recorder is not None
+            self.drop_payload(task)
+            self.recorder.fail(task, error)
+        else:
+            self.fail_task(task, error)
 
     def fail_task(self, task: Task | Segment, error: BaseException) -> None:
         """Settle ``task`` with ``error``."""

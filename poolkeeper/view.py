@@ -15,12 +15,14 @@ from .ledger import Call, Options, Segment
 from .mapping import MapJob
 from .payload import SCALARS, dumps, dumps_arguments, is_plain
 from .policy import RetryPolicy
+from .store import Entry, Recalled
 
 if TYPE_CHECKING:
     from .batch import Batch
     from .cancellation import CancellationToken
     from .inline import InlineRuntime
     from .policy import ExecutionPolicy
+    from .store import Store
 
 __all__ = ["KeeperView"]
 
@@ -45,18 +47,44 @@ class KeeperView(Executor):
         runtime = self._runtime
         if runtime.refusal is not None:
             raise RuntimeError(runtime.refusal)
+        return self._submit(runtime, None, self._key, fn, args, kwargs)
+
+    def submit_as(self, entry: Entry, key: str | None, fn: Callable[..., T], /, *args: Any) -> TaskFuture:
+        """Submit a task of a batch, whose outcome is to be recorded under ``entry``; raises as ``submit``."""
+        runtime = self._runtime
+        if runtime.refusal is not None:
+            raise RuntimeError(runtime.refusal)
+        return self._submit(runtime, entry, self._key if key is None else key, fn, args, {})
+
+    def _submit(
+        self,
+        runtime: KeeperRuntime | InlineRuntime,
+        entry: Entry | None,
+        key: Key,
+        fn: Callable[..., T],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> TaskFuture:
         try:
             call = self._registry.call(fn)
+            if key is not None and not isinstance(key, str):
+                key = _checked_key(key(*args, **kwargs))
+            if key is not None and entry is None and runtime.recorder is not None:
+                shelf = runtime.recorder.keyed(call, fn)
+                entry = shelf.entry(key, args, kwargs)
+                recalled = shelf.recall(entry)
+                if recalled is not None:
+                    return _recalled(TaskFuture(call, None, key, runtime), recalled)
             if not kwargs and (SCALARS.issuperset(map(type, args)) or all(map(is_plain, args))):
                 payload: Any = args
             else:
                 payload = runtime.stowage.stow(*dumps_arguments(args, kwargs))
-            key = self._key
-            if key is not None and not isinstance(key, str):
-                key = _checked_key(key(*args, **kwargs))
         except Exception as error:
             return _failed(fn, self._options, error, runtime)
         future = TaskFuture(call, payload, key, runtime)
+        if entry is not None:
+            future.entry = entry
+            entry.shelf.expect()
         runtime.submit(future)
         return future
 
@@ -172,7 +200,12 @@ class KeeperView(Executor):
         """Run ``fn(item)`` for each item under ``policy``; see ``Batch``."""
         from .batch import Batch
 
-        return Batch(self, fn, items, name=name, key=key, policy=policy, cancel=cancel)
+        return Batch(self, fn, items, name=name, key=key, policy=policy, cancel=cancel, store=self.store)
+
+    @property
+    def store(self) -> Store | None:
+        """Where outcomes are recorded: the journal of a named keeper."""
+        return self._runtime.recorder
 
     @property
     def max_workers(self) -> int:
@@ -255,6 +288,11 @@ def _bring_forward(pending: list[TaskFuture], deadline: float | None) -> None:
         first = next(future for future in reversed(pending) if future in done)
         pending.remove(first)
         pending.append(first)
+
+
+def _recalled(future: TaskFuture, recalled: Recalled) -> TaskFuture:
+    future.settle_recalled(recalled)
+    return future
 
 
 def _failed(fn: Any, options: Options, error: Exception, runtime: Any) -> TaskFuture:

@@ -7,7 +7,7 @@ import gc
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 
@@ -17,6 +17,7 @@ from poolkeeper.batch import Batch
 from poolkeeper.cancellation import CancellationToken
 from poolkeeper.model import TaskStatus
 from poolkeeper.policy import ExecutionPolicy, RateLimit, RetryPolicy
+from poolkeeper.store import Entry, Recalled
 from tests.helpers import wait_until
 
 DEADLINE = 30.0
@@ -416,3 +417,108 @@ class TestArguments:
         policy = ExecutionPolicy(timeout=5, retry=2, priority=1, concurrency=1, rate_limit=RateLimit(1000))
         Batch(View(), double, [7], key=str, policy=policy).result()
         assert asked == [{"priority": 1, "timeout": 5, "retry": RetryPolicy(attempts=2)}, {"key": "7"}]
+
+
+class Shelf:
+    """A shelf in memory, of outcomes that are recorded already."""
+
+    def __init__(self, recorded: dict[str | int, Recalled]) -> None:
+        self.recorded = recorded
+        self.asked: list[Entry] = []
+        self.is_complete = False
+
+    def entry(self, identity: str | int, args: tuple[Any, ...]) -> Entry:
+        return Entry(self, identity, repr(args))
+
+    def recall(self, entry: Entry) -> Recalled | None:
+        self.asked.append(entry)
+        return self.recorded.get(entry.identity)
+
+    def completed(self) -> None:
+        self.is_complete = True
+
+
+class Library:
+    """A store with one shelf."""
+
+    def __init__(self, **recorded: Any) -> None:
+        self.the_shelf = Shelf({key: Recalled(value, None, 2, 1, 0.5) for key, value in recorded.items()})
+        self.names: list[str] = []
+
+    def shelf(self, name: str, function: Callable[..., Any]) -> Shelf:
+        self.names.append(name)
+        return self.the_shelf
+
+    def leave(self, reason: str) -> None:
+        raise AssertionError(reason)
+
+
+class RecordingPool(ThreadPoolExecutor):
+    """An executor that takes tasks under entries."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.entries: list[Entry] = []
+
+    def submit_as(self, entry: Entry, key: str | None, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
+        self.entries.append(entry)
+        return self.submit(fn, *args)
+
+    def options(self, **_: Any) -> RecordingPool:
+        return self
+
+
+class TestStores:
+    def test_what_is_recorded_is_not_run(self) -> None:
+        store = Library(a="from the store", c="likewise")
+        with RecordingPool() as pool:
+            result = Batch(pool, str.upper, ["a", "b", "c", "d"], key=str, store=store).result()
+            assert sorted(str(entry.identity) for entry in pool.entries) == ["b", "d"]
+        assert [each.value for each in result] == ["from the store", "B", "likewise", "D"]
+        assert [each.reused for each in result] == [True, False, True, False]
+        assert (result[0].attempts, result[0].deaths, result[0].seconds) == (2, 1, 0.5)
+        assert store.names == ["upper"]
+        assert store.the_shelf.is_complete
+
+    def test_positions_take_the_place_of_keys(self) -> None:
+        store = Library()
+        with RecordingPool() as pool:
+            Batch(pool, double, [5, 5], store=store).result()
+        assert [(entry.identity, entry.arguments) for entry in store.the_shelf.asked] == [(0, "(5,)"), (1, "(5,)")]
+
+    def test_each_item_is_looked_up_once(self) -> None:
+        store = Library()
+        policy = ExecutionPolicy(concurrency=1, rate_limit=RateLimit(1000, burst=1))
+        with RecordingPool() as pool:
+            Batch(pool, double, range(20), key=str, policy=policy, store=store).result()
+        assert [entry.identity for entry in store.the_shelf.asked] == [str(number) for number in range(20)]
+
+    def test_a_batch_that_is_cut_short_is_not_complete(self) -> None:
+        store = Library()
+        with RecordingPool() as pool:
+            batch = Batch(pool, double, range(1000), store=store)
+            next(iter(batch))
+            batch.cancel()
+            batch.result()
+        assert not store.the_shelf.is_complete
+
+    def test_neither_is_one_whose_items_raise(self) -> None:
+        def items() -> Iterator[int]:
+            yield 1
+            raise ValueError("no more")
+
+        store = Library()
+        with RecordingPool() as pool, pytest.raises(ValueError, match="no more"):
+            Batch(pool, double, items(), store=store).result()
+        assert not store.the_shelf.is_complete
+
+    def test_keys_that_make_no_sense_fail_their_items_alone(self) -> None:
+        store = Library()
+        with RecordingPool() as pool:
+            result = Batch(pool, str, [1, "a"], key=lambda item: item, store=store).result()
+        assert [each.ok for each in result] == [False, True]
+        assert store.the_shelf.is_complete
+
+    def test_an_executor_that_records_nothing_is_refused(self, pool: ThreadPoolExecutor) -> None:
+        with pytest.raises(TypeError, match="does not record outcomes"):
+            Batch(pool, double, [1], store=Library())

@@ -1,0 +1,220 @@
+"""The journal's file: its tables, how older ones are brought up to date, and what happens to one that is damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import PoolkeeperError
+from .reporting import report
+
+__all__ = [
+    "ACCIDENTS",
+    "VERSION",
+    "Durability",
+    "is_damage",
+    "open_for_reading",
+    "open_journal",
+    "replace_journal",
+]
+
+Durability = Literal["process", "power"]
+
+BUSY_SECONDS = 5.0
+"""How long to wait for another program that looks into the journal."""
+
+CHECK_BYTES = 64 << 20
+"""Larger files are not read through when they are opened; each record has its own checksum."""
+
+# One entry for each version, from the empty file on. What has been released is never edited, only added to.
+MIGRATIONS = (
+    """
+    CREATE TABLE runs (
+        id INTEGER PRIMARY KEY,
+        state TEXT NOT NULL,  -- running, finished, interrupted
+        began REAL NOT NULL,
+        ended REAL,
+        reason TEXT  -- of the interruption
+    );
+    CREATE TABLE batches (
+        id INTEGER PRIMARY KEY,
+        run INTEGER NOT NULL,
+        name TEXT NOT NULL,  -- '' for what was submitted by key
+        code TEXT,  -- the fingerprint of the function
+        began REAL NOT NULL,
+        ended REAL
+    );
+    CREATE TABLE groups (
+        id INTEGER PRIMARY KEY,
+        run INTEGER NOT NULL,
+        recorded REAL NOT NULL,
+        count INTEGER NOT NULL,
+        head BLOB NOT NULL,  -- sealed: whose outcomes these are
+        body BLOB NOT NULL  -- sealed: the outcomes
+    );
+    CREATE INDEX batches_of_run ON batches (run);
+    CREATE INDEX groups_of_run ON groups (run);
+    """,
+    # Failures in groups up to this one are void: they were to be run again.
+    "ALTER TABLE runs ADD COLUMN failures_void INTEGER NOT NULL DEFAULT 0;",
+)
+VERSION = len(MIGRATIONS)
+ACCIDENTS = (sqlite3.Error, OSError, UnicodeDecodeError)
+"""What may be raised wherever the journal is touched; the last by sqlite3, for messages that quote a damaged file."""
+
+# Result codes that come and go with the state of the machine, and say nothing about the file.
+_WEATHER = frozenset(
+    {
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+    }
+)
+_MAGIC = b"SQLite format 3\0"
+_TABLES = ("runs", "batches", "groups")
+
+
+def open_journal(path: Path, durability: Durability = "process") -> sqlite3.Connection:
+    """Open the journal at ``path`` for writing, made or brought up to date as needed.
+
+    A damaged one is set aside under another name, and what can still be read of it is taken over.
+
+    Raises:
+        OSError, sqlite3.Error: where it cannot be opened or written to.
+        PoolkeeperError: if a newer poolkeeper has written it.
+    """
+    try:
+        return _open(path, durability)
+    except ACCIDENTS as error:
+        if not is_damage(error):
+            raise
+        return replace_journal(path, error, durability)
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether ``error`` says that the file is not what it should be; a full disk, for one, says nothing of the kind."""
+    if isinstance(error, UnicodeDecodeError):
+        return True
+    return isinstance(error, sqlite3.DatabaseError) and getattr(error, "sqlite_errorcode", 0) & 0xFF not in _WEATHER
+
+
+def replace_journal(path: Path, damage: Exception, durability: Durability = "process") -> sqlite3.Connection:
+    """Set a damaged journal aside, begin a new one with what can be read of it, and open that; raises as above."""
+    aside = _set_aside(path)
+    connection = _open(path, durability)
+    count = _salvage(aside, connection)
+    report(
+        "ERROR",
+        f"the journal {path} is damaged ({damage}): it is kept as {aside.name} and a new one has begun, with "
+        f"{count or 'no'} outcomes that could still be read; what is not in it runs again",
+    )
+    return connection
+
+
+def open_for_reading(path: Path) -> sqlite3.Connection:
+    """Open the journal at ``path`` for another thread, or another program, to read; raises sqlite3.Error."""
+    return sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS, check_same_thread=False
+    )
+
+
+def _open(path: Path, durability: Durability) -> sqlite3.Connection:
+    with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "rb") as file:
+        magic = file.read(len(_MAGIC))
+    if magic and magic != _MAGIC:  # SQLite would take a very short one for an empty one
+        raise sqlite3.DatabaseError("file is not a database")
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'power' else 'NORMAL'}")
+        _check(connection, path)
+        _migrate(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise sqlite3.DatabaseError if the file is not sound."""
+    if path.stat().st_size <= CHECK_BYTES:
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(str(verdict).replace("\n", " "))
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > VERSION:
+        raise PoolkeeperError(
+            f"{path} was written by a newer poolkeeper (schema {version}, this one knows {VERSION}): "
+            "use that one, or give another run_id"
+        )
+    names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if version and not names.issuperset(_TABLES):
+        raise sqlite3.DatabaseError(f"there is no table {min(set(_TABLES) - names)!r} in it")
+    if not version and names:
+        raise sqlite3.DatabaseError("it holds the tables of another program")
+    for number in range(version, VERSION):
+        connection.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;")
+
+
+def _set_aside(path: Path) -> Path:
+    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    aside = path.with_name(f"{path.name}.corrupt-{stamp}")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.corrupt-{stamp}-{number}")
+    for suffix in ("-wal", "-shm", ""):  # the log belongs to the file, and would be taken for that of the new one
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(f"{path}{suffix}", f"{aside}{suffix}")
+    return aside
+
+
+def _salvage(damaged: Path, connection: sqlite3.Connection) -> int:
+    """Copy what can be read of a damaged journal; return the number of outcomes. Their seals are looked at later."""
+    found: list[tuple[str, dict[str, Any]]] = []
+    with contextlib.suppress(*ACCIDENTS), contextlib.closing(sqlite3.connect(damaged)) as source:
+        source.text_factory = lambda text: text.decode(errors="replace")
+        source.row_factory = sqlite3.Row
+        source.execute("PRAGMA writable_schema = ON")  # without it, a file that is too short is not read at all
+        for table in _TABLES:
+            found.extend((table, dict(row)) for row in _readable_rows(source, table))
+    count = 0
+    connection.execute("BEGIN")
+    for table, row in found:
+        if not all(map(str.isidentifier, row)):
+            continue
+        with contextlib.suppress(*ACCIDENTS):  # a row that does not fit is damaged too
+            connection.execute(
+                f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})",  # noqa: S608
+                tuple(row.values()),
+            )
+            count += row["count"] if table == "groups" and isinstance(row["count"], int) else 0
+    connection.execute("COMMIT")
+    return count
+
+
+def _readable_rows(source: sqlite3.Connection, table: str) -> Iterator[sqlite3.Row]:
+    """Yield the rows from the first up to one that cannot be read, then those from the last back to such a one."""
+    seen = set()
+    for order in ("ASC", "DESC"):
+        with contextlib.suppress(*ACCIDENTS):
+            for row in source.execute(f"SELECT * FROM {table} ORDER BY id {order}"):  # noqa: S608
+                if row["id"] in seen:
+                    break
+                seen.add(row["id"])
+                yield row

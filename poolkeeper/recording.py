@@ -1,0 +1,368 @@
+"""What a named keeper records of its tasks, and what it finds recorded by the keepers before it.
+
+Guarantee: the journal commits, then the future resolves. Futures that carry an ``entry`` are handed to the journal's
+thread, which settles them; all others never come here.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from .errors import PayloadError
+from .fingerprint import fingerprint_of_arguments, fingerprint_of_code
+from .futures import TaskFuture, Unread
+from .journal import JOURNAL, Journal
+from .journal_file import ACCIDENTS, Durability, is_damage, open_for_reading, replace_journal
+from .journal_runs import Resume, Run, begin_run, clock_time, discarded_runs, end_run, insert_run, leave_run
+from .ledger import Call
+from .logs import emit
+from .messages import Code
+from .outcomes import Outcome
+from .payload import SCALARS, dumps_exception, loads_exception
+from .recall import Recall
+from .store import Entry, Recalled
+
+__all__ = ["KeptShelf", "Recorder"]
+
+Deliver = Callable[[list[TaskFuture], Sequence[Any]], None]
+
+_SHORT = 200
+_PLAIN = SCALARS | {str, bytes}
+
+
+class Recorder:
+    """The journal of one keeper, in terms of its tasks. It is the ``Store`` of the keeper's batches.
+
+    Args:
+        folder: the keeper's home.
+        authkey: the home's secret.
+        resume: what to take over; see ``Keeper``.
+        durability: what records survive; see ``Keeper``.
+        keep_runs: how many runs the journal keeps.
+        deliver: settles futures with their results; called on the journal's thread.
+        deliver_failure: settles a future with an exception; likewise.
+        after_delivery: called when that has been done for many.
+
+    Raises:
+        OSError, sqlite3.Error: when there can be no journal.
+        PoolkeeperError: when a newer poolkeeper has written it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        authkey: bytes,
+        resume: Resume,
+        durability: Durability,
+        keep_runs: int,
+        deliver: Deliver,
+        deliver_failure: Callable[[TaskFuture, BaseException], None],
+        after_delivery: Callable[[], None],
+    ) -> None:
+        self._deliver = deliver
+        self._deliver_failure = deliver_failure
+        self._journal = journal = Journal(folder, authkey, durability, after_delivery)
+        self._recall: Recall | None = None
+        self._lock = threading.Lock()
+        self._names: Counter[str] = Counter()
+        self._open: dict[int, str] = {}
+        self._keyed: dict[str | None, KeptShelf] = {}
+        self._by_call: dict[int, KeptShelf] = {}
+        self._taken = count()
+        self._answered = 0
+        self._reason: str | None = None
+        self._closed = False
+        try:
+            self._run = self._begin(resume, keep_runs)
+            (number,) = journal.connection.execute("SELECT coalesce(max(id), 0) FROM batches").fetchone()
+        except BaseException:
+            journal.close()
+            raise
+        self._numbers = count(number + 1)
+        journal.start(self._run.id)
+
+    def _begin(self, resume: Resume, keep_runs: int) -> Run:
+        journal = self._journal
+        run, last = begin_run(journal.connection, resume, time.time())
+        journal.execute(*insert_run(run), standing="run")
+        old, statements = discarded_runs(journal.connection, keep_runs)
+        for number in old:
+            journal.files.forget(number)
+        for sql, values in statements:
+            journal.execute(sql, values)
+        if run.resumes:
+            reading = open_for_reading(journal.path)
+            try:
+                self._recall = Recall(reading, journal.key, journal.files, run)
+            except BaseException:
+                reading.close()
+                raise
+            if self._recall.count:
+                _announce(run, self._recall, resume)
+        elif last is not None and last.state != "finished":
+            emit("INFO", f"{last.title}, {last.ending}, is discarded: everything runs")
+        return run
+
+    # -- batches and keys ---------------------------------------------------------------------------------------------
+
+    def shelf(self, name: str, function: Callable[..., Any]) -> KeptShelf:
+        """Return the shelf of a new batch; the second batch of a name gets another one than the first."""
+        with self._lock:
+            self._names[name] += 1
+            if self._names[name] > 1:
+                name = f"{name}#{self._names[name]}"
+            shelf = self._new_shelf(name, _fingerprint(function, name))
+            self._open[shelf.number] = name
+        return shelf
+
+    def keyed(self, call: Call, function: Callable[..., Any]) -> KeptShelf:
+        """Return the shelf of what is submitted by key to ``function``."""
+        try:
+            return self._by_call[call.id]
+        except KeyError:
+            pass
+        code = _fingerprint(function, call.name)
+        with self._lock:
+            shelf = self._keyed.get(code)
+            if shelf is None:
+                shelf = self._keyed[code] = self._new_shelf("", code)
+            if len(self._by_call) >= 1000:
+                self._by_call.clear()
+            self._by_call[call.id] = shelf
+        return shelf
+
+    def _new_shelf(self, name: str, code: str | None) -> KeptShelf:
+        number = next(self._numbers)
+        shelf = KeptShelf(self, number, name, code, self._taken.__next__)
+        self._journal.execute(
+            "INSERT OR IGNORE INTO batches (id, run, name, code, began) VALUES (?, ?, ?, ?, ?)",
+            (number, self._run.id, name, code, time.time()),
+            standing=number,
+        )
+        return shelf
+
+    def find(self, shelf: KeptShelf, entry: Entry) -> Outcome | None:
+        """Return what earlier keepers have recorded of a task."""
+        if self._recall is None or shelf.code is None or entry.arguments is None:
+            return None
+        return self._recall.find(shelf.name, shelf.code, entry.identity, entry.arguments)
+
+    def completed(self, shelf: KeptShelf) -> None:
+        """Every item of this batch has a final outcome."""
+        if self._open.pop(shelf.number, None) is not None:
+            self._journal.execute("UPDATE batches SET ended = ? WHERE id = ?", (time.time(), shelf.number))
+            self._journal.forget(shelf.number)
+
+    # -- outcomes; under the keeper's lock ----------------------------------------------------------------------------
+
+    def settle(self, futures: list[TaskFuture], values: Sequence[Any]) -> tuple[list[TaskFuture], Sequence[Any]]:
+        """Take charge of the futures that have entries; return the others, with their results."""
+        unrecorded = [position for position, future in enumerate(futures) if future.entry is None]
+        if len(unrecorded) == len(futures):
+            return futures, values
+        rest = [futures[position] for position in unrecorded], [values[position] for position in unrecorded]
+        if unrecorded:
+            kept = [position for position, future in enumerate(futures) if future.entry is not None]
+            futures, values = [futures[position] for position in kept], [values[position] for position in kept]
+        for future in futures:
+            future.answered = True
+        self._answered += len(futures)
+        self._journal.record(_Results(futures, values, self._deliver))
+        return rest
+
+    def fail(self, future: TaskFuture, error: BaseException) -> None:
+        """Record that a task has failed for good, and settle it."""
+        future.answered = True
+        self._answered += 1
+        self._journal.record(_Failure(future, error, self._deliver_failure))
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def leave(self, reason: str) -> None:
+        """Have the next run go on with this one, even if all its tasks should come to their end."""
+        if self._reason is None:
+            self._reason = reason
+
+    def close(self) -> None:
+        """Record what waits, settle it, and say whether the run is finished."""
+        if self._closed:
+            return
+        self._closed = True
+        touched = self._names or self._keyed
+        if not touched and self._run.resumes:
+            self._journal.execute(*leave_run(self._run))
+        else:
+            self._journal.execute(*end_run(self._run, self._why_unfinished(), time.time()))
+        if self._recall is not None:
+            self._recall.close()  # first: the last one to leave tidies up, which a reader cannot
+        self._journal.close()
+
+    def _why_unfinished(self) -> str | None:
+        if self._reason is not None:
+            return self._reason
+        if self._open:
+            return f"batch {next(iter(self._open.values()))} did not come to its end"
+        missing = next(self._taken) - self._answered
+        return f"{missing} tasks have no outcome" if missing else None
+
+    def abandon_in_child(self) -> None:
+        """In a fork of the application: the journal is the parent's."""
+        self._closed = True
+        self._journal.abandon_in_child()
+
+
+class KeptShelf:
+    """The record of one batch, or of what is submitted by key to one function.
+
+    ``number`` is that of its row in the journal; ``code`` the fingerprint of the function, None: it has none.
+    ``expect`` is to be called for each task that goes to a worker.
+    """
+
+    __slots__ = ("_recorder", "_warned", "code", "expect", "name", "number")
+
+    def __init__(
+        self, recorder: Recorder, number: int, name: str, code: str | None, expect: Callable[[], object]
+    ) -> None:
+        self._recorder = recorder
+        self.expect = expect
+        self._warned = code is None
+        self.number = number
+        self.name = name
+        self.code = code
+
+    def entry(self, identity: str | int, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Entry:
+        """Return what one task is recorded under: its key or position, and its arguments. Never raises."""
+        if not kwargs and _PLAIN.issuperset(map(type, args)):
+            text = repr(args)  # for these types it is one and the same in every process
+            if len(text) <= _SHORT:
+                return Entry(self, identity, text)
+        try:
+            arguments, why = fingerprint_of_arguments(args, kwargs)
+        except Exception as error:  # whatever the objects of others do when they are looked at
+            arguments, why = None, repr(error)
+        if arguments is None and not self._warned:
+            self._warned = True
+            emit(
+                "WARNING",
+                f"{self.name or 'task'} {identity!r}: {why}; so nothing tells whether its arguments are the same next "
+                "time, and it and others like it run again when the run is resumed",
+            )
+        return Entry(self, identity, arguments)
+
+    def recall(self, entry: Entry) -> Recalled | None:
+        """Return the outcome that an earlier run has recorded, if that may be reused."""
+        outcome = self._recorder.find(self, entry)
+        if outcome is None:
+            return None
+        value: Any = outcome.payload
+        error: BaseException | None = None
+        try:
+            if outcome.code == Code.EXCEPTION:
+                value, error = None, loads_exception(value)
+                if isinstance(error, PayloadError):
+                    raise error
+            elif outcome.code != Code.VALUE:
+                value = Unread(outcome.code, value).read()
+        except PayloadError as problem:
+            emit("WARNING", f"the recorded outcome of {self.name or 'the task with key'} {entry.identity!r} {problem}")
+            return None
+        return Recalled(value, error, outcome.attempts, outcome.deaths, outcome.seconds)
+
+    def completed(self) -> None:
+        """Every item of the batch has a final outcome."""
+        self._recorder.completed(self)
+
+
+class _Results:
+    """Futures whose results are to be recorded."""
+
+    __slots__ = ("_deliver", "_futures", "_values")
+
+    def __init__(self, futures: list[TaskFuture], values: Sequence[Any], deliver: Deliver) -> None:
+        self._futures = futures
+        self._values = values
+        self._deliver = deliver
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Return what is to be recorded."""
+        for future, value in zip(self._futures, self._values, strict=True):
+            shelf, identity, arguments = future.entry  # type: ignore[misc]  # only such futures are here
+            code, payload = (value.code, value.payload) if type(value) is Unread else (0, value)
+            seconds = future.run_seconds
+            yield Outcome(shelf.number, identity, arguments, code, future.attempts, future.deaths, seconds, payload)
+
+    def done(self) -> None:
+        """It is recorded."""
+        self._deliver(self._futures, self._values)
+
+
+class _Failure:
+    """A future that fails because of what became of its worker or its time."""
+
+    __slots__ = ("_deliver", "_error", "_future")
+
+    def __init__(
+        self, future: TaskFuture, error: BaseException, deliver: Callable[[TaskFuture, BaseException], None]
+    ) -> None:
+        self._future = future
+        self._error = error
+        self._deliver = deliver
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Return what is to be recorded."""
+        future = self._future
+        assert future.entry is not None
+        shelf, identity, arguments = future.entry
+        payload = dumps_exception(self._error, future.call.name)
+        code = int(Code.EXCEPTION)
+        yield Outcome(
+            shelf.number, identity, arguments, code, future.attempts, future.deaths, future.run_seconds, payload
+        )
+
+    def done(self) -> None:
+        """It is recorded."""
+        self._deliver(self._future, self._error)
+
+
+def open_recorder(folder: Path, *args: Any) -> Recorder | None:
+    """Return a Recorder, or None where there can be no journal, which is said; takes the arguments of ``Recorder``."""
+    try:
+        try:
+            return Recorder(folder, *args)
+        except ACCIDENTS as error:
+            if not is_damage(error):
+                raise
+            replace_journal(folder / JOURNAL, error).close()  # it was found when the records were read
+            return Recorder(folder, *args)
+    except ACCIDENTS as error:
+        emit("ERROR", f"there is no journal, for it cannot be opened ({error}): nothing is recorded, all work runs")
+        return None
+
+
+def _fingerprint(function: Callable[..., Any], name: str) -> str | None:
+    try:
+        code, why = fingerprint_of_code(function)
+    except Exception as error:  # whatever the objects of others do when they are looked at
+        code, why = None, repr(error)
+    if code is None:
+        emit(
+            "WARNING",
+            f"{name}: {why}; so nothing tells whether the function is the same next time, and its tasks run again "
+            "when the run is resumed",
+        )
+    return code
+
+
+def _announce(run: Run, recall: Recall, resume: Resume) -> None:
+    what = "its failures run again" if resume == "failed" else "it goes on"
+    emit(
+        "INFO",
+        f"{run.title}, {run.ending}: {what}; {recall.count} recorded outcomes, the last from "
+        f"{clock_time(recall.latest)}, are reused where code and arguments are the same",
+    )
