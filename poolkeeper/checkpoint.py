@@ -24,7 +24,7 @@ from .checkpoint_format import Header, Key, NotAuthentic, decode, encode
 from .errors import CheckpointUnreadable, PayloadError
 from .shapes import class_name, find_class, shape, shapes
 
-__all__ = ["CheckpointStore", "Found", "MemoryStore", "Store", "clear_unkeyed"]
+__all__ = ["CheckpointStore", "Found", "MemoryStore", "Store", "clear_unkeyed", "store_at"]
 
 _PREVIOUS = ".1"
 _TEMPORARY = ".tmp"
@@ -298,3 +298,8 @@ def _sync_folder(folder: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def store_at(folder: str, key: bytes) -> CheckpointStore | None:
+    """Return the store in ``folder``, None where that is empty: then nothing is kept."""
+    return CheckpointStore(folder, key) if folder else None

@@ -13,6 +13,7 @@ import os
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -38,6 +39,8 @@ FORMAT = "poolkeeper-pidfile"
 VERSION = 1
 SIZE_LIMIT = 16 * 2**20
 LONGEST_BACKOFF = 5.0
+SHARE = 20.0
+"""A write is followed by a pause of so many times its length."""
 
 ChildRole = Literal["forkserver", "worker", "service", "logwriter"]
 
@@ -288,8 +291,11 @@ class PidfileWriter:
                     return
                 latest, self._latest = self._latest, None
             assert latest is not None
+            began = time.monotonic()
             written = self._write(latest)
-            backoff = self._interval if written else min(2 * backoff, LONGEST_BACKOFF)
+            # Where it takes long, as in the storm of a hundred starts, it shall not take much of the time.
+            pause = max(self._interval, SHARE * (time.monotonic() - began))
+            backoff = pause if written else min(2 * backoff, LONGEST_BACKOFF)
             with self._changed:
                 if not written and self._latest is None:
                     self._latest = latest

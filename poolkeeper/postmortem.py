@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
 from .commands import Fail, Failure
@@ -17,13 +18,17 @@ __all__ = ["Postmortem"]
 TAIL_BYTES = 8192
 TAIL_LINES = 20
 
+COUNT_SECONDS = 0.005
+"""How long a reading of the kernel's counter holds."""
+
 
 class Postmortem:
     """Writes death reports; knows how many out-of-memory kills the kernel had counted when the keeper started."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
-        self._oom_kills = _oom_kills()
+        self._oom_kills = self._counted = _oom_kills()
+        self._read_again = 0.0
 
     def explain(self, verdict: Fail) -> PoolkeeperError:
         """Return the exception that tells the user why a task has ended without a result of its own."""
@@ -60,11 +65,19 @@ class Postmortem:
         """Return whether a process that ended with ``code`` was killed for want of memory: "likely" or "no"."""
         if code == -signal.SIGKILL:
             # The counter is the machine's, not the process': more than likely cannot be said.
-            kills = _oom_kills()
+            kills = self._count_kills()
             if kills > self._oom_kills:
                 self._oom_kills = kills
                 return "likely"
         return "no"
+
+    def _count_kills(self) -> int:
+        """Return what the kernel has counted, read once for many that die together."""
+        now = time.monotonic()
+        if now >= self._read_again:
+            self._counted = _oom_kills()
+            self._read_again = now + COUNT_SECONDS
+        return self._counted
 
 
 def _oom_kills() -> int:

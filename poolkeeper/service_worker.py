@@ -16,11 +16,10 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from . import task_context
 from .arena import identity
-from .checkpoint import CheckpointStore
 from .errors import PayloadError, ProtocolError
 from .limits import Limits
 from .link import Link, call_keeper
@@ -29,12 +28,14 @@ from .page import BEAT, WorkerPage, new_page
 from .payload import dumps_in_band, loads
 from .process_setup import settle_in, unblock_signals
 from .program import Program
-from .resumption import Resumption
 from .service_model import ExitReason
 from .session import Session
 from .task_context import wants_context
 from .worker import leave
 from .worker_session import WorkerConfig
+
+if TYPE_CHECKING:
+    from .resumption import Resumption
 
 __all__ = ["ServiceDefinition", "main", "rehearse"]
 
@@ -94,13 +95,7 @@ class _Service:
         self._pipe = os.pipe()
         self._pipe_identity = identity(self._pipe[0])
         self._link_identity: tuple[int, int] | None = None
-        self._resumption = Resumption(
-            CheckpointStore(config.checkpoints, config.key) if config.checkpoints else None,
-            f"service\0{definition.service}\0{definition.replica}",
-            definition.attempt,
-            self.notice,
-            self.progress,
-        )
+        self.resumed: Resumption | None = None
         if link >= 0:
             self._link = Link(socket.socket(fileno=link))
             self._link.reader.authenticated = True
@@ -243,7 +238,14 @@ class _Service:
         self.say((Kind.NOTICE, f"service {self.name}: {text}"))
 
     def resumption(self) -> Resumption:
-        return self._resumption
+        if self.resumed is None:
+            from .checkpoint import store_at  # most services never ask
+            from .resumption import Resumption
+
+            store = store_at(self._config.checkpoints, self._config.key)
+            identity = f"service\0{self.name}\0{self.slot}"
+            self.resumed = Resumption(store, identity, self.attempt, self.notice, self.progress)
+        return self.resumed
 
 
 def main(config: WorkerConfig, plain: tuple[Any, ...], page: int | str, link: int) -> None:
@@ -309,10 +311,11 @@ def _run(service: _Service, definition: ServiceDefinition) -> tuple[int, Words]:
         try:
             target(*args, **kwargs)
         except BaseException:
-            service.resumption().failed()
+            if service.resumed is not None:
+                service.resumed.failed()
             raise
-        if not service.forked:
-            service.resumption().returned()
+        if service.resumed is not None and not service.forked:
+            service.resumed.returned()
     except _Asked:
         raise
     except SystemExit as error:

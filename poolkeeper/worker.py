@@ -20,20 +20,21 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import task_context
 from .arena import Arena
-from .checkpoint import CheckpointStore
 from .errors import PayloadError
 from .messages import Code, Kind
 from .output import flush_c_output
 from .page import CANCEL, FINISHED, ITEM, MARKS, STARTED, STARTED_AT, WorkerPage, new_page
 from .payload import dumps, dumps_exception, dumps_in_band, is_plain, loads, to_arena
 from .process_setup import settle_in, unblock_signals
-from .resumption import Resumption
 from .task_context import NoService, wants_context
 from .worker_session import Mapped, Retired, WorkerConfig, WorkerSession
+
+if TYPE_CHECKING:
+    from .resumption import Resumption
 
 __all__ = ["leave", "main", "rehearse"]
 
@@ -88,7 +89,6 @@ class _Worker(NoService):
         self.resumptions: list[Resumption] = []
         self._call: _Call | None = None
         self._items: tuple[int, int, list[Any]] | None = None
-        self._store = CheckpointStore(config.checkpoints, config.key) if config.checkpoints else None
         self.page = WorkerPage(page_fd)
         os.close(page_fd)
         self.out = WorkerSession(config, id)
@@ -144,7 +144,10 @@ class _Worker(NoService):
         identity = self._identity()
         if self.resumptions and self.resumptions[-1].identity == identity:
             return self.resumptions[-1]
-        store = self._store if self.index else None  # an initializer is nothing that resumes
+        from .checkpoint import store_at  # most tasks never ask
+        from .resumption import Resumption
+
+        store = store_at(self.config.checkpoints, self.config.key) if self.index else None  # not for an initializer
         made = Resumption(store, identity, self.attempt, self.notice, self.progress)
         if self.index:
             self.resumptions.append(made)
