@@ -11,6 +11,7 @@ import sys
 from typing import Any, TextIO
 
 from .limits import Limits
+from .output import redirect_output
 
 __all__ = ["DUMP_SIGNAL", "adopt_descendants", "block_signals", "child_pids", "settle_in", "unblock_signals"]
 
@@ -81,10 +82,7 @@ def settle_in(tag: str, logs: str, limits: Limits, *, inherit_output: bool) -> N
     limits.apply()
     if not inherit_output:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        log = os.open(os.path.join(logs, f"{tag}.log"), flags, 0o600)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.close(log)
+        redirect_output(os.open(os.path.join(logs, f"{tag}.log"), flags, 0o600))
     _write_stacks(os.path.join(logs, f"{tag}.crash"))
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()  # forked siblings would all draw the same numbers

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +121,8 @@ def runs(tmp_path: Path) -> Iterator[Runs]:
     yield Runs(tmp_path)
     for path in tmp_path.glob("ran-*"):
         pid = int(path.name.partition("-")[2])
-        if Path(f"/proc/{pid}").exists():  # a worker that waits at the gate for ever
-            os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)  # it may wait at the gate for ever
 
 
 def kill(process: subprocess.Popen[str], runs: Runs) -> None:
@@ -131,7 +131,7 @@ def kill(process: subprocess.Popen[str], runs: Runs) -> None:
     process.communicate(timeout=PATIENCE)
     for path in runs.folder.glob("ran-*"):
         pid = int(path.name.partition("-")[2])
-        if Path(f"/proc/{pid}").exists():
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     for path in runs.folder.glob("halted-*"):
         path.unlink()
