@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -220,3 +222,33 @@ def test_random_kills_of_everything(keeper: Keeper, tmp_path: Path) -> None:
                 == [handle.pid]
             )
         )
+
+
+SOAK_SECONDS = float(os.environ.get("POOLKEEPER_SOAK_SECONDS", "600"))
+
+
+@pytest.mark.soak
+def test_services_that_are_killed_for_minutes_cost_no_descriptor_and_little_memory(tmp_path: Path) -> None:
+    """The keeper's own descriptors and memory after the first tenth of the time are what it has at the end."""
+    ours = psutil.Process()
+    chance = random.Random(20261121)
+    with Keeper(2, name="soak", home=tmp_path, preload=["tests.services"]) as keeper:
+        handle = keeper.service(services.serve, name="many", replicas=20, restart=AT_ONCE)
+        reach(handle, timeout=3 * PATIENCE)
+        began = time.monotonic()
+        settled: tuple[int, int] | None = None
+        while (elapsed := time.monotonic() - began) < SOAK_SECONDS:
+            pids = [replica.pid for replica in handle.replicas if replica.pid is not None]
+            for pid in chance.sample(pids, min(len(pids), chance.choice([1, 1, 1, 2, 20]))):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            assert list(keeper.map(tasks.square, range(50), timeout=PATIENCE)) == [number**2 for number in range(50)]
+            if settled is None and elapsed > SOAK_SECONDS / 10:
+                reach(handle, timeout=3 * PATIENCE)
+                settled = ours.num_fds(), ours.memory_info().rss
+        reach(handle, timeout=3 * PATIENCE)
+        assert settled is not None
+        fds, memory = settled
+        wait_until(lambda: ours.num_fds() <= fds + 5, "the descriptors to be given back")
+        assert ours.memory_info().rss <= memory + 30 * 2**20
+        assert handle.restarts > 100 * SOAK_SECONDS / 60
