@@ -89,7 +89,8 @@ def test_large_arrays_while_workers_are_killed() -> None:
     with Keeper(2, preload=["tests.tasks"]) as keeper:
         enduring = keeper.options(retry=ENDURING)
         before = process.num_fds()
-        with killer(keeper, (0.03, 0.06)) as killed:
+        # On a busy machine a worker takes a tenth of a second to start; killed sooner, none would ever begin.
+        with killer(keeper, (0.1, 0.2)) as killed:
             while len(killed) < 15:
                 futures = [enduring.submit(tasks.echo, np.full(30_000, number)) for number in range(60)]
                 for number, future in enumerate(futures):
