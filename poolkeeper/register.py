@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import NamedTuple
 
 from .event_log import EventLog
 from .home import Home
-from .pidfile import ChildRecord, PidfileDocument, PidfileWriter
+from .logs import emit
+from .pidfile import ChildRecord, PidfileDocument, PidfileError, PidfileWriter, read_pidfile
 from .process_identity import ProcessIdentity, identify
 from .service_model import ServiceEvent
 
@@ -37,6 +39,8 @@ class Register:
         self._keeper = identify() or ProcessIdentity(os.getpid(), 0)
         self._entries: dict[str, _Entry] = {}
         self._identities: dict[str, ProcessIdentity | None] = {}
+        self.inherited = _inherited(home.path / PIDFILE)
+        """What the keeper before this one has written, if it was lost."""
         self._pidfile = PidfileWriter(home.path / PIDFILE)
         self._events = EventLog(home.path)
         self._pidfile.update(self._document)
@@ -90,3 +94,17 @@ class Register:
             argv=tuple(sys.argv),
             children=tuple(children),
         )
+
+
+def _inherited(path: Path) -> PidfileDocument | None:
+    """Return what an earlier keeper has left at ``path``; what is no pidfile is said and ignored."""
+    try:
+        return read_pidfile(path)
+    except FileNotFoundError:
+        return None
+    except (PidfileError, OSError) as error:
+        emit(
+            "WARNING",
+            f"the pidfile of the keeper before cannot be used; its processes are found when they call: {error}",
+        )
+        return None
