@@ -13,6 +13,7 @@ import os
 import selectors
 import socket
 import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import ProtocolError
@@ -134,11 +135,13 @@ class Nursery:
         self._expected: dict[tuple[str, int], Child] = {}
         self._waiting: list[tuple[Child, str, tuple[Any, ...]]] = []
         self._patience: float | None = None
+        self._awaited: set[int] = set()
 
-    def open(self, board: Switchboard, *, expected: int | None = None) -> None:
-        """Start the fork server, which will call at ``board``; or wait a little for the one with pid ``expected``."""
+    def open(self, board: Switchboard, expected: Collection[int] = ()) -> None:
+        """Start the fork server, which will call at ``board``; or wait a little for those with the pids ``expected``."""
         self._board = board
-        if expected is None:
+        self._awaited = set(expected)
+        if not expected:
             self._launch()
         else:
             self._patience = time.monotonic() + PATIENCE_SECONDS
@@ -232,8 +235,11 @@ class Nursery:
             authkey = bytes(multiprocessing.current_process().authkey)
             self._board.post(peer, (Kind.ADOPT, authkey))
             self._end_patience()
-        else:
-            self._dismiss_if_done(peer)
+            return
+        self._dismiss_if_done(peer)
+        self._awaited.discard(peer.process.pid)
+        if self._patience is not None and not self._awaited:
+            self._end_patience()
 
     def disconnected(self, peer: Server) -> None:
         """A fork server has died: it holds its link for as long as it lives."""
