@@ -31,8 +31,9 @@ class Left(NamedTuple):
 def leave_results(folder: Path, key: bytes, name: str, results: Sequence[Left]) -> None:
     """Write ``results`` into ``folder`` under a name of their own, sealed with ``key``; raises OSError."""
     outcomes = [
-        Outcome(0, left.claim, None, left.code, left.attempt, 0, left.seconds, left.payload) for left in results
-    ]  # type: ignore[arg-type]
+        Outcome(0, left.claim, None, left.code, left.attempt, 0, left.seconds, left.payload)  # type: ignore[arg-type]
+        for left in results
+    ]
     head, body = pack(outcomes, key)
     folder.mkdir(mode=0o700, exist_ok=True)
     temporary = folder / f"{_PREFIX}{name}.part"

@@ -138,7 +138,7 @@ class Nursery:
         self._awaited: set[int] = set()
 
     def open(self, board: Switchboard, expected: Collection[int] = ()) -> None:
-        """Start the fork server, which will call at ``board``; or wait a little for those with the pids ``expected``."""
+        """Start the fork server, which will call at ``board``; or wait a little for those with pids ``expected``."""
         self._board = board
         self._awaited = set(expected)
         if not expected:

@@ -283,10 +283,9 @@ class WorkerSession:
                 if message[0] != Kind.RESULTS:
                     continue
                 _, first, codes, values, seconds = message
-                for position, value in enumerate(values):
+                for position, sent in enumerate(values):
                     code = Code.VALUE if codes is None else codes[position]
-                    if code == Code.ARENA:
-                        value = map_large(value, os.dup(fds.pop(0)), lambda _: None)
+                    value = map_large(sent, os.dup(fds.pop(0)), lambda _: None) if code == Code.ARENA else sent
                     what = held[first + position - base] if first + position >= base else None
                     if what is not None and what.claim is not None and code != Code.SKIPPED:
                         left.append(Left(what.claim, what.attempt, code, value, seconds / len(values)))
