@@ -31,6 +31,7 @@ from .page import CANCEL, FINISHED, ITEM, MARKS, STARTED, STARTED_AT, WorkerPage
 from .payload import dumps, dumps_exception, dumps_in_band, is_plain, loads, to_arena
 from .process_setup import settle_in, unblock_signals
 from .task_context import NoService, wants_context
+from .timers import old_age
 from .worker_session import Mapped, Retired, WorkerConfig, WorkerSession
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ FLUSH_SECONDS = 0.0005
 HELD_BYTES = 1 << 16
 PROGRESS_SECONDS = 0.1
 MEMORY_CHECK_SECONDS = 0.05
-AGE_JITTER = 0.1
 LOAD_SECONDS = 30.0
 """How much longer than its timeout the first task of a callable may take, while the callable is imported."""
 
@@ -98,9 +98,7 @@ class _Worker(NoService):
         self._memory_at = 0.0
         self._recycling = False
         self._limited = config.max_memory is not None or config.max_age is not None
-        # Workers that were started together shall not all be replaced together.
-        share = 1 - AGE_JITTER * (id * 0.6180339887 % 1)
-        self._old_at = math.inf if config.max_age is None else time.monotonic() + share * config.max_age
+        self._old_at = math.inf if config.max_age is None else time.monotonic() + old_age(config.max_age, id)
 
     # -- what the context asks ----------------------------------------------------------------------------------
 
