@@ -433,20 +433,16 @@ class _Worker(NoService):
         if now >= self._old_at:
             self._recycle(f"it has reached max_age={self.config.max_age} s")
         elif self.config.max_memory is not None and now - self._memory_at >= MEMORY_CHECK_SECONDS:
+            from .process_identity import resident_bytes  # few workers have a limit
+
             self._memory_at = now
-            resident = resident_bytes()
-            if resident > self.config.max_memory:
+            resident = resident_bytes(os.getpid())
+            if resident is not None and resident > self.config.max_memory:
                 self._recycle(f"memory of {resident} bytes exceeds max_memory={self.config.max_memory}")
 
     def _recycle(self, why: str) -> None:
         self._recycling = True
         self.out.send((Kind.RECYCLE, why))
-
-
-def resident_bytes() -> int:
-    """Return this process' resident memory."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 def _without_our_frames(error: BaseException) -> BaseException:
