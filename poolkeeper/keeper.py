@@ -243,7 +243,7 @@ class KeeperRuntime:
         peer = self._workforce.get(task.worker)
         if peer is not None and peer.page is not None:
             peer.page.words[CANCEL] = task.index
-            self._workforce.signal(peer, signal.SIGURG)
+            peer.signal(signal.SIGURG)
 
     def forget(self, segments: list[Segment]) -> None:
         """Give up what is left of ``segments``: their map is read no further."""

@@ -11,9 +11,10 @@ import contextlib
 import multiprocessing
 import os
 import selectors
+import signal
 import socket
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import ProtocolError
@@ -32,7 +33,7 @@ from .worker_session import WorkerConfig
 if TYPE_CHECKING:
     from .register import Register
 
-__all__ = ["UNKNOWN", "Child", "Nursery", "Parent", "watch_process"]
+__all__ = ["UNKNOWN", "Child", "Nursery", "Parent"]
 
 UNKNOWN = Exit(None, None)
 
@@ -44,7 +45,7 @@ class Child(Peer):
     """A process that the fork server makes, and the session with it.
 
     ``tag`` is unique among all processes of a keeper. ``their_end`` is the process' end of its first link, until it has
-    it.
+    it. ``gone`` is whether the process is known to have ended.
     """
 
     tag = ""
@@ -57,6 +58,50 @@ class Child(Peer):
         self.pid: int | None = None
         self.page: KeeperPage | None = None
         self.their_end: socket.socket | None = None
+        self.gone = False
+        self._pidfd = -1
+        self._pending: list[int] = []
+
+    @property
+    def watched(self) -> bool:
+        """Whether its end will be seen."""
+        return self._pidfd >= 0
+
+    def exists(self, pid: int) -> None:
+        """The process is there: send it the signals that came too early."""
+        self.pid = pid
+        pending, self._pending = self._pending, []
+        for number in pending:
+            self.signal(number)
+
+    def here(self, pid: int, selector: selectors.BaseSelector, ended: Callable[[int], None]) -> None:
+        """The process exists: have ``ended`` called when it ends."""
+        if self.page is not None:
+            self.page.close_fd()
+        if self._pidfd < 0:
+            self._pidfd = _watch_process(pid)
+            if self._pidfd >= 0:
+                selector.register(self._pidfd, selectors.EVENT_READ, ended)
+        self.exists(pid)
+
+    def signal(self, number: int) -> None:
+        """Signal the process, by its pidfd where there is one: that cannot name a stranger."""
+        if self.gone:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if self._pidfd >= 0:
+                signal.pidfd_send_signal(self._pidfd, number)
+            elif self.pid is not None:
+                os.kill(self.pid, number)
+            else:
+                self._pending.append(number)
+
+    def unwatch(self, selector: selectors.BaseSelector) -> None:
+        """Close the pidfd."""
+        if self._pidfd >= 0:
+            selector.unregister(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
 
     def let_go(self) -> None:
         """Close what only a process that is being made needs."""
@@ -255,7 +300,7 @@ class Nursery:
         if kind == Kind.SPAWNED:
             child = peer.children.get(tag)
             if child is not None:
-                child.pid = message[2]
+                child.exists(message[2])
                 child.let_go()
                 self._note_birth(child, message[2])
                 child.parent.spawned(child, message[2])
@@ -351,7 +396,7 @@ class Nursery:
         self._server = None
 
 
-def watch_process(pid: int) -> int:
+def _watch_process(pid: int) -> int:
     """Return a descriptor that becomes readable when process ``pid`` ends, -1 where there is none to be had."""
     if hasattr(os, "pidfd_open"):
         with contextlib.suppress(OSError):  # no descriptor left, or gone again: the fork server reports its end

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import selectors
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .nursery import Child, Parent, watch_process
+from .nursery import Child, Parent
 from .process_identity import process_state
 from .process_setup import DUMP_SIGNAL, LOG_DUMP_SIGNAL
 from .program import Program
@@ -30,10 +26,7 @@ LOOK_SECONDS = 0.02
 
 
 class ServicePeer(Child):
-    """The session with one process of a service.
-
-    ``gone`` is whether the process is known to have ended. ``family`` are descendants that nobody but us would end.
-    """
+    """The session with one process of a service; ``family`` are descendants that nobody but us would end."""
 
     def __init__(self, parent: Parent, replica: Replica, attempt: int) -> None:
         super().__init__(parent)
@@ -43,48 +36,8 @@ class ServicePeer(Child):
         self.name = f"service {replica.name}"
         self.is_program = is_program(replica.spec)
         self.about = ("program" if self.is_program else "service", replica.name, replica.number, attempt)
-        self.gone = False
         self.words: LastWords | None = None
         self.family: set[psutil.Process] = set()
-        self._pidfd = -1
-        self._pending: list[int] = []
-
-    @property
-    def watched(self) -> bool:
-        """Whether its end will be seen."""
-        return self._pidfd >= 0
-
-    def here(self, pid: int, selector: selectors.BaseSelector, ended: Callable[[int], None]) -> None:
-        """The process exists: have ``ended`` called when it ends, and send it the signals that came too early."""
-        self.pid = pid
-        if self.page is not None:
-            self.page.close_fd()
-        if self._pidfd < 0:
-            self._pidfd = watch_process(pid)
-            if self._pidfd >= 0:
-                selector.register(self._pidfd, selectors.EVENT_READ, ended)
-        pending, self._pending = self._pending, []
-        for number in pending:
-            self.signal(number)
-
-    def signal(self, number: int) -> None:
-        """Signal the process, by its pidfd where there is one: that cannot name a stranger."""
-        if self.gone:
-            return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if self._pidfd >= 0:
-                signal.pidfd_send_signal(self._pidfd, number)
-            elif self.pid is not None:
-                os.kill(self.pid, number)
-            else:
-                self._pending.append(number)
-
-    def unwatch(self, selector: selectors.BaseSelector) -> None:
-        """Close the pidfd."""
-        if self._pidfd >= 0:
-            selector.unregister(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
 
 
 def is_program(spec: ServiceSpec) -> bool:
