@@ -1,7 +1,7 @@
 """What one keeper leaves to the next of its services, as a document that can be JSON. Pure.
 
-Moments are in seconds since the epoch. ``Handover.epoch`` is what made them of the writer's monotonic clock, so that a
-keeper of the same boot gets its deadlines back whatever has happened to the system's clock meanwhile; another one
+Moments are in seconds since the epoch. A record's ``epoch`` is what made them of its writer's monotonic clock, so that
+a keeper of the same boot gets its deadlines back whatever has happened to the system's clock meanwhile; another one
 has the clock alone, and believes no more of a delay than was left of it (``due_in``, ``hold_in``).
 """
 
@@ -145,6 +145,7 @@ class ServiceRecord:
     count: int = 1
     stop_signal: int = 15
     stop_timeout: float = 10.0
+    epoch: float | None = None
     replicas: tuple[ReplicaRecord, ...] = ()
 
     def to_data(self) -> dict[str, Any]:
@@ -156,6 +157,7 @@ class ServiceRecord:
             "count": self.count,
             "stop_signal": self.stop_signal,
             "stop_timeout": self.stop_timeout,
+            "epoch": self.epoch,
             "replicas": [replica.to_data() for replica in self.replicas],
         }
 
@@ -174,6 +176,7 @@ class ServiceRecord:
             count=min(_whole(data, "count", declared), REPLICAS_LIMIT),
             stop_signal=stop_signal if 1 <= stop_signal <= 64 else 15,
             stop_timeout=min(_seconds(data, "stop_timeout", 10.0), 86400.0),
+            epoch=_moment(data, "epoch"),
             replicas=tuple(replicas[number] for number in sorted(replicas)),
         )
 
@@ -183,18 +186,19 @@ class GroupRecord:
     """A group, and the moments of the restarts that count towards its failure."""
 
     name: str
+    epoch: float | None = None
     restarts: tuple[float, ...] = ()
 
     def to_data(self) -> dict[str, Any]:
         """Return the fields, for JSON."""
-        return {"name": self.name, "restarts": list(self.restarts)}
+        return {"name": self.name, "epoch": self.epoch, "restarts": list(self.restarts)}
 
     @classmethod
     def from_data(cls, data: object) -> Self | None:
         """Read what ``to_data`` returned, as tolerant as ``ReplicaRecord.from_data``."""
         if not isinstance(data, Mapping) or not _text(data, "name"):
             return None
-        return cls(_text(data, "name"), _several(data.get("restarts"), _number))
+        return cls(_text(data, "name"), _moment(data, "epoch"), _several(data.get("restarts"), _number))
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,13 +207,11 @@ class Handover:
 
     services: tuple[ServiceRecord, ...] = ()
     groups: tuple[GroupRecord, ...] = ()
-    epoch: float | None = None
 
     def to_data(self) -> dict[str, Any]:
         """Return the document, for JSON."""
         return {
             "version": VERSION,
-            "epoch": self.epoch,
             "services": [service.to_data() for service in self.services],
             "groups": [group.to_data() for group in self.groups],
         }
@@ -223,7 +225,6 @@ class Handover:
         return cls(
             services=tuple(services.values()),
             groups=_several(data.get("groups"), GroupRecord.from_data),
-            epoch=_moment(data, "epoch"),
         )
 
 

@@ -17,8 +17,8 @@ LAYERS = {
     "words": "errors losses service_model model messages",
     "pure": "fields ratelimit strategies policy lifecycle ledger backlog roster commands timers dispatch blame "
     "core frames session service_states service_spec replica service_commands service_groups "
-    "service_exits service_handover launch_queue service_changes service_stopping service_watch supervisor "
-    "notification hazards loglines since origins shapes fingerprint checkpoint_format outcomes store",
+    "service_exits service_handover launch_queue service_changes service_stopping service_watch service_adoption "
+    "supervisor notification hazards loglines since origins shapes fingerprint checkpoint_format outcomes store",
     "io": "descriptors limits rotation logbuffer logreader logs reporting keeper_log output process_identity "
     "filesystems places file_locking lock_file instance pidfile checkpoint home page arena payload spool "
     "link postmortem process_setup orphans families sdnotify notify_socket survey logprocess logwriter "

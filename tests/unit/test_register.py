@@ -16,7 +16,7 @@ from poolkeeper.register import Register
 from poolkeeper.service_handover import Handover, ServiceRecord
 from tests.helpers import a_program, wait_until
 
-HANDOVER = Handover((ServiceRecord("web", wanted=True),), epoch=5.0)
+HANDOVER = Handover((ServiceRecord("web", wanted=True, epoch=5.0),))
 
 
 def a_home(path: Path) -> Home:
