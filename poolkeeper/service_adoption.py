@@ -28,6 +28,7 @@ class Adoption:
         self._watch = watch
         self._groups = groups
         self._left: dict[str, GroupRecord] = {}
+        self._unseen: set[Replica] = set()
 
     # -- leaving ------------------------------------------------------------------------------------------------------
 
@@ -147,6 +148,17 @@ class Adoption:
         self._changes.restore(replica, ServiceState.STARTING, now)
         self._watch.resumed(replica, now)
 
+    def seen(self, replica: Replica) -> None:
+        """The process of a replica is there: from the take-over on it is watched as any other."""
+        if replica in self._unseen:
+            self._unseen.remove(replica)
+            if replica.state is not ServiceState.STOPPING:
+                self._watch.resumed(replica, replica.watched_from)
+
+    def gone(self, replica: Replica) -> None:
+        """The process of a replica has ended."""
+        self._unseen.discard(replica)
+
     def _restore_process(self, replica: Replica, left: ReplicaRecord, epoch: float, now: float) -> None:
         replica.ready_at = None if left.ready_at is None else _past(left.ready_at, epoch, now)
         replica.told_ready = left.ready_at is not None
@@ -163,7 +175,8 @@ class Adoption:
             return
         state = ServiceState.RUNNING if replica.told_ready else ServiceState.STARTING
         self._changes.restore(replica, state, now, left.detail)
-        self._watch.resumed(replica, now)
+        replica.watched_from = now
+        self._unseen.add(replica)
         if left.ending is not None or not replica.up:
             self._stopping.request(replica, left.ending or Ending.STOP, left.why)
 

@@ -257,6 +257,7 @@ class Supervisor:
         if attempt == replica.attempt and replica.state.has_process:
             replica.pid = pid
             self._queue.granted()
+            self._adoption.seen(replica)
 
     def refused(self, replica: Replica, attempt: int, now: float, why: str) -> None:
         """The process could not be made, for no fault of the service: it waits for its turn again."""
@@ -431,6 +432,7 @@ class Supervisor:
         """A replica has no process any more; ``step`` follows unless it is down, or its group restarts."""
         why = replica.why
         self._stopping.gone(replica)
+        self._adoption.gone(replica)
         replica.pid = replica.pulse = replica.ready_at = replica.due = None
         if not replica.up:
             self._changes.move(replica, Step.DOWN, now, why or reason, exit)
