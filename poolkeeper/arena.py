@@ -44,7 +44,8 @@ class Arena:
 
     __slots__ = ("_address", "_identity", "_map", "fd", "id", "size")
 
-    _ids = count(1)
+    # From anywhere, so that a worker never takes one of this process for one that an earlier keeper has sent.
+    _ids = count(int.from_bytes(os.urandom(5)))
 
     def __init__(self, fd: int, size: int) -> None:
         self.id = next(Arena._ids)
@@ -180,6 +181,12 @@ class ArenaPool:
         arena = self._lent.pop(id, None)
         if arena is not None:
             self.recycle(arena)
+
+    def reclaim(self, needed: set[int]) -> None:
+        """The receiver is gone: take back all that it held, but for those whose descriptors are still ``needed``."""
+        for arena in list(self._lent.values()):
+            if arena.fd not in needed:
+                self.released(arena.id)
 
     def recycle(self, arena: Arena) -> None:
         """Take back an arena that nobody sees any more."""

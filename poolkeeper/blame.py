@@ -50,12 +50,12 @@ def judge(worker: Worker) -> Judgement:
         if worker.kill == (KillReason.TIMEOUT, index):
             judgement.timed_out.append(task)
         elif index == progress.executing:
-            task.attempted(worker.id)
+            task.attempted(worker.place)
             _blame(task, progress, judgement)
         elif index <= progress.finished and task.call.options.retry.at_most_once:
             judgement.ended.append(task)
         elif index == progress.started and task.returned() > MERCY:
-            task.attempted(worker.id)
+            task.attempted(worker.place)
             _blame_afterwards(task, judgement)
         else:
             judgement.innocent.append(task)

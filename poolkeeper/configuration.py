@@ -39,6 +39,7 @@ def settings_for(
     resume: str = "interrupted",
     durability: str = "process",
     keep_runs: int = 10,
+    orphan_grace: float = 300.0,
 ) -> Settings:
     """Return the settings of a keeper; raises as ``Keeper`` documents."""
     if start_method not in START_METHODS:
@@ -65,6 +66,7 @@ def settings_for(
         resume=_one_of("resume", resume, ("interrupted", "failed", "never")),
         durability=_one_of("durability", durability, ("process", "power")),
         keep_runs=_keep_runs(keep_runs),
+        orphan_grace=_orphan_grace(orphan_grace),
     )
 
 
@@ -79,6 +81,14 @@ def _keep_runs(given: Any) -> int:
         return whole_number(1)(given)
     except (TypeError, ValueError) as error:
         raise type(error)(f"keep_runs={given!r} {error}") from None
+
+
+def _orphan_grace(given: Any) -> float:
+    if isinstance(given, bool) or not isinstance(given, (int, float)):
+        raise TypeError(f"orphan_grace={given!r} must be a number of seconds")
+    if not 0 <= given < float("inf"):
+        raise ValueError(f"orphan_grace={given!r} must be a number of seconds")
+    return float(given)
 
 
 def _workers(given: int | None, start_method: str) -> int:

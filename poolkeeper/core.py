@@ -21,7 +21,7 @@ from .errors import ProtocolError
 from .ledger import Segment, Task
 from .lifecycle import WorkerEvent, WorkerState
 from .messages import Code
-from .roster import Exit, KillReason, Roster, Worker
+from .roster import Exit, KillReason, Page, Roster, Worker
 from .timers import Timers
 
 __all__ = ["Core"]
@@ -34,13 +34,13 @@ class Core:
     """All decisions of one keeper.
 
     ``max_workers`` bounds the workers that take tasks; ``max_tasks`` is how many a worker may run before it is
-    replaced, None for no bound.
+    replaced, None for no bound. ``birth`` tells this keeper's workers from those of earlier ones.
     """
 
-    def __init__(self, max_workers: int, max_tasks: int | None = None) -> None:
+    def __init__(self, max_workers: int, max_tasks: int | None = None, birth: str = "") -> None:
         self.queue = Backlog()
         self.closing = False
-        self._roster = Roster(max_workers, max_tasks)
+        self._roster = Roster(max_workers, max_tasks, birth)
         self._timers = Timers()
         self._commands: list[Command] = []
         self._dispatcher = Dispatcher(self.queue, self._roster, self._timers, self._commands)
@@ -91,6 +91,48 @@ class Core:
         """The worker's link is gone, its process is not known to be; nothing is fed until it calls back."""
         self._roster.move(worker, WorkerEvent.LINK_LOST)
 
+    def take_over(self, id: int, slot: int, birth: str) -> Worker:
+        """Return a worker of an earlier keeper: it lives, and nothing is fed to it before it has called."""
+        return self._roster.take_over(id, slot, birth)
+
+    def attached(self, worker: Worker, page: Page | None, base: int, held: Iterable[Task | None]) -> None:
+        """A worker of an earlier keeper has called and told what it holds, from index ``base`` on.
+
+        None is for what nobody waits for: it is not run if it has not been started. ``page`` is None where the worker
+        has lost it; it is fed nothing more then.
+        """
+        worker.page = page
+        worker.base = base
+        worker.inflight.extend(held)
+        for index, task in enumerate(worker.inflight, base):
+            if task is not None:
+                task.worker, task.index = worker.id, index
+            elif page is not None:
+                page.revoke(index)
+        if worker.budget is not None:
+            worker.budget -= worker.next_index - 1
+        spent = worker.budget is not None and worker.budget <= 0
+        too_many = self._roster.alive > self._roster.max_workers
+        if worker.state is not WorkerState.KILLED and (page is None or spent or too_many):
+            self._dispatcher.take_back(worker)
+            self._dispatcher.retire(worker)
+
+    def claim(self, found: Task, task: Task, now: float) -> None:
+        """Somebody waits for what a worker of an earlier keeper holds as ``found``: from now on it is ``task``."""
+        assert found.worker is not None
+        worker = self.workers[found.worker]
+        worker.inflight[found.index - worker.base] = task
+        task.worker, task.index = found.worker, found.index
+        task.attempts = found.attempts
+        if task.call.options.timeout is not None:
+            self._timers.set(worker.id, now + task.call.options.timeout)
+
+    def give_up(self, found: Task) -> None:
+        """Nobody will ask for what a worker of an earlier keeper holds."""
+        worker = self.workers.get(found.worker) if found.worker is not None else None
+        if worker is not None and worker.revoke(found.index) is None:
+            self._kill(worker, KillReason.CANCELLED, found.index)
+
     def results(
         self, worker: Worker, first: int, codes: Sequence[int] | None, values: Sequence[Any], seconds: float
     ) -> None:
@@ -103,6 +145,8 @@ class Core:
         popleft = worker.inflight.popleft
         tasks = [popleft() for _ in range(number)]
         worker.base += number
+        if worker.adopted and codes is None and None in tasks:
+            codes = [Code.VALUE] * number  # some answers are nobody's, though they are no different
         ran = number if codes is None else number - codes.count(Code.SKIPPED)
         if ran:
             learner = next((task for task in reversed(tasks) if task is not None), None)
@@ -264,7 +308,7 @@ class Core:
 
     def _ask(self, task: Task, outcome: Any, worker: Worker, seconds: float) -> None:
         if not task.withdrawn:
-            task.attempted(worker.id)
+            task.attempted(worker.place)
             task.worker = None
             self._deciding.add(task)
             self._commands.append(Decide(task, outcome, worker, seconds))

@@ -1,7 +1,8 @@
 """The fork server: a small single-threaded process that imports once, forks workers, and reports how they end.
 
 It is started as a plain subprocess in a session of its own. It is a child subreaper, so that what a dead worker
-leaves behind comes to it and is reaped. When the link to the keeper ends, it ends its workers and itself.
+leaves behind comes to it and is reaped. With an ephemeral keeper it ends, and its workers with it. A durable keeper it
+outlives, as containerd's shim outlives containerd: the workers go on, and the next keeper hears how they have ended.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import base64
 import contextlib
 import gc
 import importlib
-import json
 import math
 import multiprocessing
 import os
@@ -18,7 +18,6 @@ import select
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 import traceback
@@ -29,125 +28,33 @@ from typing import Any, NamedTuple
 from . import worker
 from .errors import ProtocolError
 from .forking import Forked, Spare, start
+from .keeper_line import KeeperLine
 from .limits import Limits
-from .link import Link, call_keeper
 from .logwriter import LogPipe, LogWriter
-from .messages import Kind, pack, unpack
+from .messages import Kind
 from .orphans import ORPHAN_SECONDS, Orphans
 from .output import redirect_output
 from .process_setup import adopt_descendants, begin_session, child_pids
-from .session import Session
+from .sources import Sources, loaded_sources
 from .worker_session import WorkerConfig
 
-__all__ = ["Launched", "launch"]
+__all__ = ["ForkServer", "main"]
 
-END_SECONDS = 5.0
 LAST_WORDS_SECONDS = 2.0
 
 SPARE_SECONDS = 0.005
 """How long after a death, or after the last one was taken, the next spare process is forked: work comes first."""
 
-# The application's path comes first, for it decides which poolkeeper is meant, also under python -I.
-_BOOTSTRAP = (
-    "import json, sys; content = json.load(sys.stdin); sys.path[:] = content['sys_path']; "
-    "from poolkeeper.forkserver import main; main(content)"
-)
-
-CALL_TIMEOUT = 10.0
-
-
-def launch(
-    config: WorkerConfig,
-    *,
-    preload: Iterable[str],
-    start_method: str,
-    environment: dict[str, str],
-    inherit_output: bool,
-    remove: Iterable[str] = (),
-) -> Launched:
-    """Start a fork server; it will call the keeper at ``config.socket``.
-
-    ``environment`` is set before the preload. ``inherit_output`` leaves it the caller's stdout and stderr.
-    ``remove`` are directories that it removes when it ends.
-    """
-    plain = config._asdict()
-    for name in ("key", "initializer"):
-        if plain[name] is not None:
-            plain[name] = base64.b64encode(plain[name]).decode()
-    content = {
-        "worker": plain,
-        "preload": list(preload),
-        "start_method": start_method,
-        "sys_path": sys.path,
-        "argv": getattr(sys, "argv", [""]),
-        "remove": list(remove),
-        # for managers and listeners of the application that tasks connect to; standard input is private
-        "authkey": base64.b64encode(multiprocessing.current_process().authkey).decode(),
-    }
-    # as multiprocessing does
-    flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
-    output = None if inherit_output else subprocess.DEVNULL
-    process = subprocess.Popen(
-        [sys.executable, *flags, "-c", _BOOTSTRAP],
-        stdin=subprocess.PIPE,
-        stdout=output,
-        stderr=output,
-        env={**os.environ, **environment},
-        start_new_session=True,
-    )
-    assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.write(json.dumps(content).encode())
-        process.stdin.close()
-    return Launched(process)
-
-
-class Launched:
-    """The keeper's handle on its fork server; ``watch_fd`` becomes readable when it ends, None where there is none."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        self.watch_fd: int | None = None
-        if hasattr(os, "pidfd_open"):
-            with contextlib.suppress(OSError):
-                self.watch_fd = os.pidfd_open(process.pid)
-
-    @property
-    def pid(self) -> int:
-        """The fork server's pid."""
-        return self._process.pid
-
-    @property
-    def exitcode(self) -> int | None:
-        """How it ended, None while it lives."""
-        return self._process.poll()
-
-    def kill(self) -> None:
-        """End it at once; its workers live on."""
-        self._process.kill()
-        self.end()
-
-    def end(self) -> None:
-        """Wait for it to end, now that its link is closed; kill it if it does not."""
-        try:
-            self._process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self.watch_fd is not None:
-            os.close(self.watch_fd)
-            self.watch_fd = None
-
 
 class ForkServer:
     """Forks on request and reports exits."""
 
-    def __init__(self, config: WorkerConfig, start_method: str) -> None:
+    def __init__(self, config: WorkerConfig, start_method: str, digest: str) -> None:
         self._config = config
         self._start_method = start_method
-        self._session = Session()
-        introduction = {"role": "forkserver", "id": 0, "pid": os.getpid()}
-        self._link: Link = call_keeper(config.socket, config.key, self._session, introduction, CALL_TIMEOUT)
+        self._digest = digest
+        self._sources: Sources = {}
+        self._line = KeeperLine(config, self._describe)
         self._workers: dict[int, tuple[str, str, BaseProcess | None, int, LogPipe | None]] = {}
         self._helpers: set[int] = set()
         self._orphans = Orphans()
@@ -168,7 +75,7 @@ class ForkServer:
             try:
                 importlib.import_module(name)
             except BaseException:
-                self._send(
+                self._line.send(
                     (Kind.NOTICE, f"preload of {name!r} failed; workers import it themselves\n{traceback.format_exc()}")
                 )
             after = _threads()
@@ -177,37 +84,56 @@ class ForkServer:
                 text = (
                     f"preload of {name!r} leaves {after - before} threads running: workers start by fork+exec instead"
                 )
-                self._send((Kind.NOTICE, text))
+                self._line.send((Kind.NOTICE, text))
+        if self._config.orphan_grace is not None:
+            loaded_sources(self._sources)
 
     def run(self) -> None:
-        """Serve until the keeper is gone."""
+        """Serve until the keeper has ended, or nobody needs this fork server any more."""
         signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, self._asked_to_end)
+        signal.signal(signal.SIGURG, lambda *_: self._line.summoned())
         self._helpers.update(child_pids())  # what the preload has started
         gc.collect()
         gc.freeze()
-        early, self._link.early = self._link.early, []
-        if early:
-            self._take(early)
+        self._take(self._line.early())
         poll = select.poll()
-        poll.register(self._link.fileno(), select.POLLIN)
         poll.register(self._wake.fileno(), select.POLLIN)
         if self._logs is not None:
             self._logs.watch(poll)
-        while not self._ending:
+        linked: int | None = None
+        while not self._ending and not self._line.ended:
             if self._reap() or self._orphans:
                 self._orphans.sweep(self._known())
             self._keep_spare()
+            if self._line.fd is None and self._is_forsaken():
+                return
+            if self._line.call_if_due():
+                self._take(self._line.early())
+                self._rally()
+            linked = _watch_instead(poll, linked, self._line.fd)
             ready = dict(poll.poll(self._timeout()))
             if self._wake.fileno() in ready:
                 with contextlib.suppress(BlockingIOError):
                     self._wake.recv(4096)
-            if self._link.fileno() in ready:
-                frames, alive = self._link.receive()
-                self._take(frames)
-                if not alive:
-                    return
+            if linked in ready:
+                self._take(self._line.receive())
+
+    def _describe(self) -> dict[str, Any]:
+        """Return what a keeper must know that has not started this fork server."""
+        children = [(tag, role, pid) for pid, (tag, role, *_) in self._workers.items()]
+        return {"children": children, "digest": self._digest, "sources": self._sources}
+
+    def _rally(self) -> None:
+        """Tell the workers that a keeper is there to be called."""
+        for pid in self._workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGURG)
+
+    def _is_forsaken(self) -> bool:
+        """Whether no keeper has come for long, and no process is left that one would come for."""
+        return not self._workers and self._line.lost_for() >= (self._config.orphan_grace or 0.0)
 
     def _asked_to_end(self, *_: object) -> None:
         self._ending = True
@@ -234,14 +160,12 @@ class ForkServer:
         if self._logs is not None:
             self._logs.finish(LAST_WORDS_SECONDS)
 
-    def _take(self, frames: Iterable[Any]) -> None:
-        for frame in frames:
-            if not self._session.receive(frame):
-                continue
-            fds = self._link.take_fds(frame)
-            for message in unpack(frame.body):
-                if message[0] == Kind.SPAWN:
-                    self._spawn(message[1], message[2], message[3], fds.pop(0), fds.pop(0))
+    def _take(self, messages: Iterable[tuple[tuple[Any, ...], list[int]]]) -> None:
+        for message, fds in messages:
+            if message[0] == Kind.SPAWN:
+                self._spawn(message[1], message[2], message[3], fds.pop(0), fds.pop(0))
+            elif message[0] == Kind.ADOPT:
+                multiprocessing.current_process().authkey = message[1]
 
     def _spawn(self, tag: str, role: str, arguments: tuple[Any, ...], page: int, link: int) -> None:
         output: LogPipe | None = None
@@ -259,7 +183,7 @@ class ForkServer:
             os.close(link)
             if output is not None:
                 output.close()
-            self._send((Kind.SPAWN_FAILED, tag, f"{tag} could not be started: {type(error).__name__}: {error}"))
+            self._line.send((Kind.SPAWN_FAILED, tag, f"{tag} could not be started: {type(error).__name__}: {error}"))
             return
         os.close(link)
         if self._start_method != "loky":
@@ -268,7 +192,7 @@ class ForkServer:
         if self._logs is not None and output is not None:
             self._logs.announce(output, pid)
         self._workers[pid] = (tag, role, process, page, output)
-        self._send((Kind.SPAWNED, tag, pid))
+        self._line.send((Kind.SPAWNED, tag, pid))
 
     def _exec(self, tag: str, role: str, arguments: tuple[Any, ...], page: int) -> tuple[int, BaseProcess | None]:
         """Start a process that inherits nothing, through loky."""
@@ -306,7 +230,7 @@ class ForkServer:
     def _leave(self) -> None:
         """In a new process: let go of what belongs to the fork server."""
         signal.set_wakeup_fd(-1)
-        self._link.close()
+        self._line.close()
         self._wake.close()
         self._woken.close()
         if self._spare is not None:
@@ -367,7 +291,7 @@ class ForkServer:
         if self._logs is not None and output is not None and role == "worker":
             self._logs.hold(output, report)  # until its last words can be read
         else:
-            self._send(report)
+            self._line.send(report)
         if self._spare is None and self._start_method == "forkserver":
             self._spare_at = min(self._spare_at, time.monotonic() + SPARE_SECONDS)
 
@@ -382,18 +306,26 @@ class ForkServer:
 
     def _timeout(self) -> float | None:
         """Send what the log writer has held back; return the milliseconds until there may be more to do."""
-        waits = [self._orphans.timeout()]
+        waits = [self._orphans.timeout(), self._line.timeout()]
+        if self._line.fd is None and not self._workers:
+            waits.append(max(0.0, ((self._config.orphan_grace or 0.0) - self._line.lost_for()) * 1000))
         if self._spare_at < math.inf:
             waits.append(max(0.0, (self._spare_at - time.monotonic()) * 1000))
         if self._logs is not None:
             for report in self._logs.tend():
-                self._send(report)
+                self._line.send(report)
             waits.append(self._logs.timeout())
         return min((wait for wait in waits if wait is not None), default=None)
 
-    def _send(self, message: tuple[Any, ...]) -> None:
-        with contextlib.suppress(OSError):  # a keeper that is gone shows as the end of the link
-            self._link.send(self._session.send(pack([message])))
+
+def _watch_instead(poll: select.poll, old: int | None, new: int | None) -> int | None:
+    """Have ``poll`` look at descriptor ``new`` in the place of ``old``; return it."""
+    if new != old:
+        if old is not None:
+            poll.unregister(old)
+        if new is not None:
+            poll.register(new, select.POLLIN)
+    return new
 
 
 def _kill_group(pid: int) -> None:
@@ -443,7 +375,7 @@ def main(content: dict[str, Any]) -> None:
     plain["limits"] = Limits(*plain["limits"])
     multiprocessing.current_process().authkey = base64.b64decode(content["authkey"])
     try:
-        server = ForkServer(WorkerConfig(**plain), content["start_method"])
+        server = ForkServer(WorkerConfig(**plain), content["start_method"], content["digest"])
     except (OSError, ProtocolError):
         os._exit(1)  # the keeper is gone already
     try:

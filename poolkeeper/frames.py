@@ -46,7 +46,10 @@ BODY_LIMIT = 1 << 30
 
 
 class FrameKind(IntEnum):
-    """What a frame is for; DATA alone is numbered, acknowledged and resent."""
+    """What a frame is for; DATA alone is numbered, acknowledged and resent.
+
+    ATTACH is what a caller tells a keeper that knows nothing of it yet, ahead of what it sends again.
+    """
 
     CHALLENGE = 1
     HELLO = 2
@@ -54,6 +57,7 @@ class FrameKind(IntEnum):
     REFUSE = 4
     DATA = 5
     ACK = 6
+    ATTACH = 7
 
 
 _KINDS = {kind.value: kind for kind in FrameKind}

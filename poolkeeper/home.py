@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import stat
@@ -22,6 +23,8 @@ __all__ = ["Home"]
 
 SOCKET_PATH_LIMIT = 107
 KEY_BYTES = 32
+
+SHORT = "/tmp"  # noqa: S108 - what is made there is private, and looked at before it is used
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Home:
                     raise lock.already_running()
             (path / "logs").mkdir(mode=0o700, exist_ok=True)
             key = _key_in(path / "authkey")
-            return cls(path, lock is None, _socket_path(path), key, lock)
+            return cls(path, lock is None, _socket_path(path, ephemeral=lock is None), key, lock)
         except OSError as error:
             if lock is not None:
                 lock.release()
@@ -173,9 +176,26 @@ def _write_private(path: Path, content: bytes) -> None:
         raise
 
 
-def _socket_path(home: Path) -> str:
+def _socket_path(home: Path, *, ephemeral: bool) -> str:
+    """Return where to listen; in the home, or elsewhere where that is too long.
+
+    For a durable keeper that is the same place each time: what has survived the one before it calls there.
+    """
     path = str(home / "keeper.sock")
-    if len(os.fsencode(path)) <= SOCKET_PATH_LIMIT:
-        Path(path).unlink(missing_ok=True)
-        return path
-    return os.path.join(tempfile.mkdtemp(prefix="pk-", dir="/tmp"), "keeper.sock")
+    if len(os.fsencode(path)) > SOCKET_PATH_LIMIT:
+        path = os.path.join(_short_directory(home, ephemeral=ephemeral), "keeper.sock")
+    Path(path).unlink(missing_ok=True)
+    return path
+
+
+def _short_directory(home: Path, *, ephemeral: bool) -> str:
+    if not ephemeral:
+        digest = hashlib.blake2b(os.fsencode(home), digest_size=8).hexdigest()
+        path = os.path.join(SHORT, f"pk-{os.geteuid()}-{digest}")
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        about = os.lstat(path)
+        if stat.S_ISDIR(about.st_mode) and about.st_uid == os.geteuid() and stat.S_IMODE(about.st_mode) == 0o700:
+            return path
+        emit("WARNING", f"{path} is somebody else's; what survives this keeper will not find the next one by itself")
+    return tempfile.mkdtemp(prefix="pk-", dir=SHORT)

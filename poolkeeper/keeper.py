@@ -14,12 +14,13 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from .adoption import RECOVERY_SECONDS, Adoption
 from .commands import Command, Decide, Fail, Feed, Kill, Nudge, Retire, Settle, Spawn
 from .core import Core
 from .errors import PoolkeeperError, ProtocolError
@@ -31,6 +32,7 @@ from .logs import emit
 from .loop import LONGEST_WAIT, Loop, Ready
 from .nursery import Nursery
 from .page import CANCEL
+from .pidfile import ChildRecord, PidfileDocument, survivors
 from .postmortem import Postmortem
 from .reporting import flush, report
 from .settings import Settings
@@ -79,13 +81,15 @@ class KeeperRuntime:
         self.run_id = home.path.name
         self.stowage = Stowage(home.path, settings.queue_bytes)
         self._home = home
-        self._core = Core(settings.max_workers, settings.max_tasks)
+        self._birth = os.urandom(6).hex()
+        self._core = Core(settings.max_workers, settings.max_tasks, self._birth)
         self._inbox: deque[Task | Segment] = deque()
         self._calls: deque[Callable[[], None]] = deque()
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._retired_at: float | None = None
         self.recorder: Recorder | None = None
+        self._adoption: Adoption | None = None
         self._supervision: Supervision | None = None
         self._register: Register | None = None
         self._control: Control | None = None
@@ -114,7 +118,8 @@ class KeeperRuntime:
             arena_directory=str(home.path),
             limits=settings.limits,
             checkpoints=str(home.checkpoints),
-            incarnation=os.urandom(6).hex(),
+            incarnation=self._birth,
+            orphan_grace=None if home.ephemeral else settings.orphan_grace,
         )
         core = self._core
         if not home.ephemeral:
@@ -126,13 +131,13 @@ class KeeperRuntime:
             if self.recorder is not None:
                 undo.callback(self.recorder.close)
         self._nursery = Nursery(settings, config, selector, home, self._register)
-        self._workforce = Workforce(settings, core, self._nursery, selector, self.stowage)
+        self._workforce = Workforce(settings, core, self._nursery, selector, self.stowage, self._birth)
         self._board = Switchboard(home.socket, home.key, selector, self._introduce)
         undo.callback(self._nursery.close)
         undo.callback(self._board.close)  # first: a fork server that is still calling would wait for an answer
         self._postmortem = Postmortem(home.logs)
         self._traffic = Traffic(
-            core, self._board, self._workforce, self.stowage, self._postmortem, self._wake_if_sleeping
+            core, self._board, self._workforce, self.stowage, self._postmortem, self._wake_if_sleeping, self._birth
         )
         self._traffic.recorder = self.recorder
         self._actions: dict[type[Command], Callable[[Any], None]] = {
@@ -146,8 +151,26 @@ class KeeperRuntime:
             Decide: self._ask_policy,
         }
         self._workforce.open(self._board)
-        self._nursery.open(self._board)
+        survivors = () if self._register is None else _survivors(self._register.inherited)
+        server = next((child.identity.pid for child in survivors if child.role == "forkserver"), None)
+        self._nursery.open(self._board, expected=server)
+        if self.recorder is not None:
+            self._adopt(self.recorder, survivors)
         _require_descriptors(self._loop.descriptor)
+
+    def _adopt(self, recorder: Recorder, survivors: Iterable[ChildRecord]) -> None:
+        """Look after the workers that an earlier keeper has left."""
+        deadline = time.monotonic() + RECOVERY_SECONDS
+        adoption = self._adoption = Adoption(self._core, recorder, self, self._traffic.deliver, deadline)
+        self._workforce.adoption = self._traffic.adoption = adoption
+        for child in survivors:
+            number = child.id.rpartition("-")[2]
+            if child.role == "worker" and number.isdecimal():
+                peer = self._workforce.expect(int(number), child.slot or 0, child.id, child.identity)
+                if peer is not None:
+                    adoption.expect(peer.worker)
+            elif child.role == "forkserver":
+                child.identity.signal(signal.SIGURG)
 
     def _open_recorder(self, settings: Settings, home: Home) -> Recorder | None:
         from .recording import open_recorder
@@ -299,6 +322,7 @@ class KeeperRuntime:
         """Cancel all that no worker has started; what a worker is being started for counts as started."""
         with self._lock:
             self._take_inbox()
+            self._give_out()
             self._carry_out()
             withdrawn = self._core.abandon()
             started = sum(worker.state is WorkerState.STARTING for worker in self._core.workers.values())
@@ -338,6 +362,9 @@ class KeeperRuntime:
 
     def _close(self) -> None:
         self._core.close()
+        if self._adoption is not None:
+            for found in self._adoption.abandon():
+                self._core.give_up(found)
         if self._supervision is not None:
             self._supervision.supervisor.stop_all(time.monotonic(), "the keeper ends")
 
@@ -351,6 +378,8 @@ class KeeperRuntime:
         """Return how many tasks wait and how many run, and the workers."""
         with self._lock:
             queued = len(self._core.queue) + len(self._inbox)
+            if self._adoption is not None:
+                queued += self._adoption.waiting
             running = 0
             rows = []
             for peer in self._workforce:
@@ -392,10 +421,15 @@ class KeeperRuntime:
         self._traffic.announce()
 
     def _carry_out(self) -> None:
-        for command in self._core.decide(time.monotonic()):
+        now = time.monotonic()
+        self._nursery.tend(now)
+        if self._adoption is not None:
+            self._adoption.tend(now)
+        for command in self._core.decide(now):
             self._actions[type(command)](command)
         if self._supervision is not None:
             self._supervision.carry_out()
+        self._traffic.acknowledge_recorded()
         self._board.send_due()
 
     def has_news(self) -> bool:
@@ -423,17 +457,30 @@ class KeeperRuntime:
         if self._retired_at is not None:
             deadline = _earlier(deadline, self._retired_at + LEAVE_SECONDS)
         deadline = _earlier(deadline, self._board.deaf_until)
+        deadline = _earlier(deadline, self._nursery.next_deadline())
+        if self._adoption is not None:
+            deadline = _earlier(deadline, self._adoption.next_deadline())
         return None if deadline is None else min(max(0.0, deadline - time.monotonic()), LONGEST_WAIT)
 
     def _take_inbox(self) -> None:
         inbox = self._inbox
         number = len(inbox)
         if number:
-            self._core.submit([inbox.popleft() for _ in range(number)])
+            tasks: list[Any] = [inbox.popleft() for _ in range(number)]
+            if self._adoption is not None and self._adoption.concerns:
+                tasks = self._adoption.sift(tasks, time.monotonic())
+            self._core.submit(tasks)
+
+    def _give_out(self) -> None:
+        """Let nothing wait for survivors any more."""
+        if self._adoption is not None:
+            self._adoption.give_out()
 
     def _finished(self) -> bool:
         core = self._core
         if not core.closing or self._inbox or self._calls or core.outstanding:
+            return False
+        if self._adoption is not None and self._adoption.waiting:
             return False
         if self._supervision is not None and not self._supervision.supervisor.down:
             return False
@@ -454,7 +501,7 @@ class KeeperRuntime:
         if role == "worker":
             return self._workforce.introduce(hello)
         if role == "forkserver":
-            return self._nursery.server
+            return self._nursery.introduce(hello)
         if role == "control":
             return self._introduce_client()
         if role == "service" and self._supervision is not None:
@@ -496,6 +543,7 @@ class KeeperRuntime:
         failure.__cause__ = error
         with self._lock:
             self._take_inbox()
+            self._give_out()
             pending = self._core.abandon()
             for worker in self._core.workers.values():
                 pending.extend(task for task in worker.inflight if task is not None)
@@ -548,6 +596,19 @@ def _earlier(first: float | None, second: float | None) -> float | None:
     if first is None or second is None:
         return second if first is None else first
     return min(first, second)
+
+
+def _survivors(document: PidfileDocument | None) -> tuple[ChildRecord, ...]:
+    """Return the processes of an earlier keeper that are known to live."""
+    if document is None:
+        return ()
+    try:
+        return survivors(document)
+    except OSError as error:
+        report(
+            "WARNING", f"the processes of the keeper before cannot be looked at; they are found when they call: {error}"
+        )
+        return ()
 
 
 def _raise(error: Exception) -> None:

@@ -130,10 +130,10 @@ class Task:
         self.history: History | None = None
         self.withdrawn = False
 
-    def attempted(self, worker: int) -> None:
-        """An attempt on ``worker`` has ended without success, and there may be another."""
+    def attempted(self, place: str) -> None:
+        """An attempt has ended without success at a worker's ``place``, and there may be another."""
         if self.first_place is None:
-            self.origin: str = f"{worker}.{self.index}"
+            self.origin: str = f"{place}.{self.index}"
 
     @property
     def first_place(self) -> str | None:

@@ -20,7 +20,7 @@ from .errors import ProtocolError
 from .frames import PROTOCOL, Frame, FrameKind, FrameReader, decode_json, encode, encode_json, proof
 from .session import Session
 
-__all__ = ["FDS_LIMIT", "Handshake", "Link", "call_keeper"]
+__all__ = ["FDS_LIMIT", "Handshake", "Link", "call_keeper", "draw"]
 
 RECEIVE_SIZE = 1 << 17
 FDS_LIMIT = 120
@@ -29,6 +29,11 @@ FDS_LIMIT = 120
 _CMSG_CLOEXEC = int(socket.MSG_CMSG_CLOEXEC) if hasattr(socket, "MSG_CMSG_CLOEXEC") else 0
 _CTRUNC = int(socket.MSG_CTRUNC)
 _CMSG_SPACE = socket.CMSG_SPACE(FDS_LIMIT * array.array("i").itemsize)
+
+
+def draw() -> float:
+    """Return a random number from 0 to 1: no forked sibling has the same, and the user's seed stays where it is."""
+    return int.from_bytes(os.urandom(4)) / 2**32
 
 
 class Link:
@@ -148,9 +153,12 @@ class Handshake:
             raise ProtocolError(f"a caller speaks protocol {hello.get('protocol')!r}, this keeper speaks {PROTOCOL}")
         return hello
 
-    def welcome(self, hello: dict[str, Any], received: int) -> bytes:
-        """Return the frame by which the keeper proves itself and says up to where it has received."""
-        content = {"received": received}
+    def welcome(self, hello: dict[str, Any], received: int, *, attach: bool = False) -> bytes:
+        """Return the frame by which the keeper proves itself and says up to where it has received.
+
+        ``attach`` asks for an ATTACH frame: this keeper knows nothing of the caller yet.
+        """
+        content = {"received": received, "attach": attach}
         mac = proof(self._key, "keeper", bytes.fromhex(str(hello["nonce"])), encode_json(content))
         return encode(FrameKind.WELCOME, encode_json({**content, "proof": mac}))
 
@@ -166,12 +174,14 @@ def call_keeper(
     introduction: dict[str, Any],
     timeout: float,
     before_resend: Callable[[], None] = lambda: None,
+    attach: Callable[[], tuple[bytes, tuple[int, ...]]] | None = None,
 ) -> Link:
     """Connect to the keeper's socket, pass the handshake, resend what it misses, and return the blocking link.
 
     ``timeout`` is in seconds for each step. ``before_resend`` is called when the session's outbox holds exactly what is
-    to be sent again; what it raises ends the call. Raises OSError when nobody answers, ProtocolError when
-    whoever answers is not the keeper.
+    to be sent again; what it raises ends the call. ``attach`` returns what a keeper must know that has taken over from
+    another one, and the descriptors that go beside it. Raises OSError when nobody answers, ProtocolError when
+    whoever answers is not the keeper, or is another one and there is no ``attach``.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     link = Link(sock)
@@ -180,7 +190,8 @@ def call_keeper(
         sock.connect(path)
         challenge = decode_json(_await(link, FrameKind.CHALLENGE).body)
         nonce = os.urandom(32)
-        hello = {**introduction, **_about_us(), "nonce": nonce.hex(), "received": session.received}
+        standing = {"received": session.received, "acknowledged": session.acknowledged}
+        hello = {**introduction, **_about_us(), **standing, "nonce": nonce.hex()}
         hello["proof"] = proof(key, "caller", bytes.fromhex(challenge["nonce"]), encode_json(hello))
         link.send(encode(FrameKind.HELLO, encode_json(hello)))
         link.reader.authenticated = True
@@ -191,6 +202,11 @@ def call_keeper(
         sock.settimeout(None)
         resend = session.resume(int(welcome["received"]))
         before_resend()
+        if welcome.get("attach"):
+            if attach is None:
+                raise ProtocolError("another keeper than the one that this process belongs to has answered")
+            body, beside = attach()
+            link.send(encode(FrameKind.ATTACH, body, fds=len(beside)), beside)
         for frame, fds in resend:
             link.send(frame, fds)
     except BaseException:

@@ -4,7 +4,8 @@ Keeper to worker:
 
 - ``(DEFINE, call, name, pickled callable, sys.path or None)``
 - ``(TASKS, first index, call, payloads, infos or None)``: consecutive indices; an info is
-  ``(key, attempt, origin)``, where the origin is that of ``ledger.Task``
+  ``(key, attempt, origin, claim)``, where the origin is that of ``ledger.Task``, and the claim is what a later keeper
+  knows the task by, None where it cannot
 - ``(CHUNK, index, call, payload of the items, plain, starred, careful, attempt, (number of the map, first position))``
 - ``(RELEASE, arenas)``: the keeper has no view of them any more
 - ``(RETIRE,)``: leave when all before this is done
@@ -20,10 +21,18 @@ Worker to keeper:
 - ``(RECYCLE, why)``: the worker asks to be replaced
 - ``(NOTICE, text)``: what the user should know, as from services and the fork server
 
+Worker to a keeper that has not made it, in an ATTACH frame with the descriptor of its page (none: it is lost)::
+
+    {"id", "birth", "slot": as the earlier keeper has made it, "base": index of the first task that is not acknowledged,
+     "held": [(call's name, attempt, claim) or None, ...] from there on, "started": whether it has been initialized,
+     "recycling": whether it has asked to be replaced, "sources": see ``sources``}
+
 Service to keeper: ``(HERE, pid)``, ``(STARTED,)`` before the callable is called, ``(READY,)``, ``(STATUS, text)``,
 ``(PROGRESS, 0, done, total)``, ``(LAST_WORDS, reason, message, detail)``. It is told nothing: a signal stops it.
 
-Keeper to fork server: ``(SPAWN, tag, role, arguments)`` with two descriptors beside the frame, the page and the link.
+Keeper to fork server: ``(SPAWN, tag, role, arguments)`` with two descriptors beside the frame, the page and the link;
+``(FAREWELL,)``: end, and all that is left with it (a link that ends without that is a keeper that was lost);
+``(ADOPT, authkey)``: from a keeper that has taken over, multiprocessing's key for the processes to come.
 Fork server to keeper: ``(SPAWNED, tag, pid)``, ``(SPAWN_FAILED, tag, why)``,
 ``(EXITED, tag, exit code, peak memory in bytes)``, ``(NOTICE, text)``.
 """
@@ -63,6 +72,8 @@ class Kind(IntEnum):
     LAST_WORDS = 20
     REQUEST = 21
     REPLY = 22
+    FAREWELL = 23
+    ADOPT = 24
 
 
 WINDOW_LIMIT = 2048
@@ -93,11 +104,11 @@ class Progress(NamedTuple):
         return self.started if self.started > self.finished else None
 
 
-def pack(messages: Sequence[tuple[Any, ...]]) -> bytes:
-    """Return the body of a DATA frame."""
+def pack(messages: Sequence[Any]) -> bytes:
+    """Return the body of a DATA frame; that of an ATTACH frame is a list of one dict."""
     return pickle.dumps(messages, 5)
 
 
-def unpack(body: bytes | memoryview) -> list[tuple[Any, ...]]:
-    """Return the messages of a DATA frame. Only for frames of a peer that has authenticated."""
+def unpack(body: bytes | memoryview) -> list[Any]:
+    """Return what ``pack`` was given. Only for frames of a peer that has authenticated."""
     return pickle.loads(body)  # type: ignore[no-any-return]

@@ -8,20 +8,24 @@ socket pair, so that nobody has to call before the work begins; the keeper's soc
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import selectors
 import socket
+import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .forkserver import Launched, launch
+from .errors import ProtocolError
 from .home import Home
+from .launching import Inherited, ServerProcess, Start, launch
 from .link import FDS_LIMIT
 from .messages import Kind
 from .page import KeeperPage
 from .reporting import report
 from .roster import Exit
 from .settings import Settings
-from .switchboard import Listener, Peer, Switchboard
+from .sources import changed_sources
+from .switchboard import Heir, Peer, Switchboard
 from .worker_session import WorkerConfig
 
 if TYPE_CHECKING:
@@ -30,6 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["UNKNOWN", "Child", "Nursery", "Parent", "watch_process"]
 
 UNKNOWN = Exit(None, None)
+
+PATIENCE_SECONDS = 0.5
+"""How long a new keeper waits for the fork server of the one before it, before it starts its own."""
 
 
 class Child(Peer):
@@ -57,7 +64,7 @@ class Child(Peer):
             self.their_end = None
 
 
-class Parent(Listener, Protocol):
+class Parent(Heir, Protocol):
     """Who has asked for a process, and hears from it and of it."""
 
     def spawned(self, child: Any, pid: int) -> None:
@@ -73,8 +80,33 @@ class Parent(Listener, Protocol):
         """The fork server has died: if the process lives, nobody will report its end."""
 
 
+class Server(Peer):
+    """A fork server, the session with it, and the processes that it has made.
+
+    ``children`` are those that somebody asks for, by tag; ``strangers`` the pids of those of an earlier keeper that
+    nobody has claimed yet. ``process`` is None until one that an earlier keeper has started has called.
+    """
+
+    name = "the fork server"
+
+    def __init__(self, nursery: Nursery, process: ServerProcess) -> None:
+        super().__init__(nursery)
+        self.process = process
+        self.children: dict[str, Child] = {}
+        self.strangers: dict[str, int] = {}
+
+    @property
+    def needed(self) -> bool:
+        """Whether it has any process to look after."""
+        return bool(self.children or self.strangers)
+
+
 class Nursery:
-    """Owns the fork server: starts it, asks it for processes, and starts another when it has died."""
+    """Owns the fork servers: the one that makes processes, and those of earlier keepers whose processes still run.
+
+    One is started when a process is needed. A keeper that takes over goes on with the fork server that it finds, if
+    it would have started the same one and none of its code has changed; else that only looks after what it has made.
+    """
 
     def __init__(
         self,
@@ -84,34 +116,64 @@ class Nursery:
         home: Home,
         register: Register | None,
     ) -> None:
-        self._settings = settings
-        self._config = config
+        self._start = Start(
+            config,
+            preload=settings.preload,
+            start_method=settings.start_method,
+            environment=settings.environment,
+            inherit_output=settings.inherit_output,
+            remove=home.temporary if home.ephemeral else (),
+        )
+        self._birth = config.incarnation
+        self._durable = not home.ephemeral
         self._selector = selector
-        self._remove = home.temporary
         self._register = register
         self._board: Switchboard
-        self._children: dict[str, Child] = {}
-        self._process: Launched | None = None
-        self.server = self._new_server()
+        self._server: Server | None = None
+        self._servers: dict[int, Server] = {}
+        self._expected: dict[tuple[str, int], Child] = {}
+        self._waiting: list[tuple[Child, str, tuple[Any, ...]]] = []
+        self._patience: float | None = None
 
-    def open(self, board: Switchboard) -> None:
-        """Start the fork server, which will call at ``board``."""
+    def open(self, board: Switchboard, *, expected: int | None = None) -> None:
+        """Start the fork server, which will call at ``board``; or wait a little for the one with pid ``expected``."""
         self._board = board
-        self._launch()
+        if expected is None:
+            self._launch()
+        else:
+            self._patience = time.monotonic() + PATIENCE_SECONDS
 
     @property
     def pid(self) -> int | None:
-        """The fork server's pid, None while there is none."""
-        return None if self._process is None else self._process.pid
+        """The pid of the fork server that makes processes, None while there is none."""
+        return None if self._server is None else self._server.process.pid
+
+    def next_deadline(self) -> float | None:
+        """Return when ``tend`` has to be called."""
+        return self._patience
+
+    def tend(self, now: float) -> None:
+        """Start a fork server if the one that was expected has not called in time."""
+        if self._patience is not None and now >= self._patience:
+            self._end_patience()
 
     def will_report(self, child: Child) -> bool:
         """Whether the fork server that has made ``child`` is there to say how it ends."""
-        return self._process is not None and self._children.get(child.tag) is child
+        return any(server.children.get(child.tag) is child for server in self._servers.values())
+
+    def expect(self, child: Child) -> None:
+        """Look after a process that an earlier keeper has made: its fork server, if that lives, reports its end."""
+        assert child.pid is not None
+        self._note_birth(child, child.pid)
+        for server in self._servers.values():
+            if server.strangers.get(child.tag) == child.pid:
+                del server.strangers[child.tag]
+                server.children[child.tag] = child
+                return
+        self._expected[child.tag, child.pid] = child
 
     def spawn(self, child: Child, role: str, arguments: tuple[Any, ...]) -> None:
         """Ask for a process that plays ``role``; raises OSError where the system refuses what it takes."""
-        if self._process is None:
-            self._launch()
         ours: socket.socket | None = None
         try:
             child.page = KeeperPage()
@@ -122,37 +184,79 @@ class Nursery:
                 ours.close()
             child.let_go()
             raise
-        self._children[child.tag] = child
-        self.server.fds += (child.page.fd, child.their_end.fileno())
-        self._board.post(self.server, (Kind.SPAWN, child.tag, role, arguments))
-        if len(self.server.fds) + 2 > FDS_LIMIT:
-            self._board.send(self.server)
+        if self._server is None and self._patience is not None:
+            self._waiting.append((child, role, arguments))
+        else:
+            self._order(self._server or self._launch(), child, role, arguments)
 
-    def connected(self, peer: Peer, hello: dict[str, Any]) -> None:
-        """The fork server has called."""
+    def _order(self, server: Server, child: Child, role: str, arguments: tuple[Any, ...]) -> None:
+        assert child.page is not None
+        assert child.their_end is not None
+        server.children[child.tag] = child
+        server.fds += (child.page.fd, child.their_end.fileno())
+        self._board.post(server, (Kind.SPAWN, child.tag, role, arguments))
+        if len(server.fds) + 2 > FDS_LIMIT:
+            self._board.send(server)
 
-    def disconnected(self, peer: Peer) -> None:
-        """The fork server has died: it holds its link for as long as it lives."""
-        self.lost()
+    # -- what fork servers say ----------------------------------------------------------------------------------------
 
-    def message(self, peer: Peer, message: tuple[Any, ...], fds: list[int]) -> None:
-        """The fork server has said something."""
+    def introduce(self, hello: dict[str, Any]) -> Server:
+        """Return whose session a fork server resumes; raises ProtocolError for one that cannot be ours."""
+        pid = int(hello["pid"])
+        server = self._servers.get(pid)
+        if server is None:
+            if hello.get("birth") == self._birth or not self._durable:
+                raise ProtocolError(f"process {pid} is no fork server of this keeper")
+            try:
+                server = Server(self, Inherited(pid))
+            except OSError as error:
+                raise ProtocolError(f"the fork server {pid} of an earlier keeper is gone") from error
+            server.attached = False
+            self._add(server)
+        return server
+
+    def connected(self, peer: Server, hello: dict[str, Any]) -> None:
+        """A fork server has called."""
+
+    def attached(self, peer: Server, content: dict[str, Any], fds: list[int]) -> None:
+        """A fork server of an earlier keeper says what it has made, and what it is."""
+        for tag, _role, pid in content["children"]:
+            child = self._expected.pop((tag, pid), None)
+            if child is None:
+                peer.strangers[tag] = pid
+            else:
+                peer.children[tag] = child
+        changed = changed_sources(content["sources"])
+        if self._server is None and content["digest"] == self._start.digest and not changed:
+            self._server = peer
+            authkey = bytes(multiprocessing.current_process().authkey)
+            self._board.post(peer, (Kind.ADOPT, authkey))
+            self._end_patience()
+        else:
+            self._dismiss_if_done(peer)
+
+    def disconnected(self, peer: Server) -> None:
+        """A fork server has died: it holds its link for as long as it lives."""
+        self._lost(peer)
+
+    def message(self, peer: Server, message: tuple[Any, ...], fds: list[int]) -> None:
+        """A fork server has said something."""
         kind = message[0]
         if kind == Kind.NOTICE:
             report("WARNING", message[1])
             return
         tag = message[1]
         if kind == Kind.SPAWNED:
-            child = self._children.get(tag)
+            child = peer.children.get(tag)
             if child is not None:
                 child.pid = message[2]
                 child.let_go()
-                if self._register is not None:
-                    role, name, slot, attempt = child.about
-                    self._register.born(tag, role, name, message[2], slot, attempt)
+                self._note_birth(child, message[2])
                 child.parent.spawned(child, message[2])
             return
-        child = self._children.pop(tag, None)
+        peer.strangers.pop(tag, None)
+        child = peer.children.pop(tag, None)
+        self._dismiss_if_done(peer)
         if child is None:
             return
         child.let_go()
@@ -163,60 +267,82 @@ class Nursery:
 
     def buried(self, child: Child) -> None:
         """Its parent has seen a process to its end."""
+        if child.pid is not None:
+            self._expected.pop((child.tag, child.pid), None)
         if self._register is not None:
             self._register.gone(child.tag)
 
-    def lost(self) -> None:
-        """The fork server has died. What it has made lives on; another is started when it is needed."""
-        if self._process is None:
+    def _note_birth(self, child: Child, pid: int) -> None:
+        if self._register is not None:
+            role, name, slot, attempt = child.about
+            self._register.born(child.tag, role, name, pid, slot, attempt)
+
+    # -- their lives --------------------------------------------------------------------------------------------------
+
+    def _launch(self) -> Server:
+        self._patience = None
+        server = self._server = Server(self, launch(self._start))
+        self._add(server)
+        return server
+
+    def _add(self, server: Server) -> None:
+        process = server.process
+        self._servers[process.pid] = server
+        if self._register is not None:
+            self._register.born(f"forkserver-{process.pid}", "forkserver", "the fork server", process.pid)
+        if process.watch_fd is not None:
+            self._selector.register(process.watch_fd, selectors.EVENT_READ, lambda _: self._lost(server))
+
+    def _end_patience(self) -> None:
+        """Have made what waits for a fork server, by the one that has come or by one of our own."""
+        self._patience = None
+        waiting, self._waiting = self._waiting, []
+        server = self._server or self._launch()
+        for child, role, arguments in waiting:
+            self._order(server, child, role, arguments)
+
+    def _dismiss_if_done(self, server: Server) -> None:
+        """Let a fork server of an earlier keeper end that this one makes no use of, when its last process has gone."""
+        if server is not self._server and not server.needed and server.attached:
+            self._board.post(server, (Kind.FAREWELL,))
+
+    def _lost(self, server: Server) -> None:
+        """A fork server has died. What it has made lives on; another is started when it is needed."""
+        process = server.process
+        if self._servers.pop(process.pid, None) is not server:
             return
-        process, self._process = self._process, None
         if process.watch_fd is not None:
             self._selector.unregister(process.watch_fd)
         process.kill()  # before its link is closed, which it would take for the end of the keeper
-        self._board.detach(self.server)
+        self._board.detach(server)
         if self._register is not None:
-            self._register.gone("forkserver")
-        report("WARNING", "the fork server has ended; another is started when a worker is needed")
-        self.server = self._new_server()
-        children = list(self._children.values())
-        self._children.clear()
-        for child in children:
+            self._register.gone(f"forkserver-{process.pid}")
+        if server is self._server:
+            self._server = None
+            report("WARNING", "the fork server has ended; another is started when a worker is needed")
+        for child in list(server.children.values()):
             child.let_go()
             child.parent.orphaned(child, f"the fork server has ended (exit code {process.exitcode})")
 
-    def close(self) -> None:
-        """Let the fork server end, and with it every process that is left."""
-        self._board.detach(self.server)
-        for child in self._children.values():
+    def close(self, *, leave: bool = False) -> None:
+        """Let the fork servers end, and with them every process that is left; or ``leave`` all of them as they are."""
+        for child, _, _ in self._waiting:
             child.let_go()
-        self._children.clear()
-        if self._process is not None:
-            self._process.end()
-            self._process = None
-
-    def _new_server(self) -> Peer:
-        server = Peer(self)
-        server.name = "the fork server"
-        return server
-
-    def _launch(self) -> None:
-        settings = self._settings
-        self._process = launch(
-            self._config,
-            preload=settings.preload,
-            start_method=settings.start_method,
-            environment=settings.environment,
-            inherit_output=settings.inherit_output,
-            remove=self._remove,
-        )
-        if self._register is not None:
-            self._register.born("forkserver", "forkserver", "the fork server", self._process.pid)
-        if self._process.watch_fd is not None:
-            self._selector.register(self._process.watch_fd, selectors.EVENT_READ, self._ended)
-
-    def _ended(self, _: int) -> None:
-        self.lost()
+        for server in self._servers.values():
+            if self._durable and not leave:
+                self._board.post(server, (Kind.FAREWELL,))
+                self._board.send(server)
+                self._board.flush(server)
+            self._board.detach(server)
+            for child in server.children.values():
+                child.let_go()
+        for server in self._servers.values():
+            if leave:
+                server.process.leave()
+            else:
+                server.process.end()
+        self._servers.clear()
+        self._server = None
 
 
 def watch_process(pid: int) -> int:

@@ -52,10 +52,10 @@ class WorkerPage:
 
 
 class KeeperPage(WorkerPage):
-    """The keeper's side."""
+    """The keeper's side; of a fresh page, or of the one behind ``fd``, which it closes in the end."""
 
-    def __init__(self) -> None:
-        self.fd = new_page()
+    def __init__(self, fd: int | None = None) -> None:
+        self.fd = new_page() if fd is None else fd
         super().__init__(self.fd)
 
     def observe(self) -> Progress:

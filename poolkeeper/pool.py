@@ -52,7 +52,7 @@ class Keeper(KeeperView):
         threads_per_worker: for OpenMP, OpenBLAS and MKL, where the environment does not say; None: cpus // max_workers.
         worker: limits of each worker.
         resources: counted tokens; reserved for a later release.
-        orphan_grace: seconds that an idle worker waits for a lost keeper; reserved for a later release.
+        orphan_grace: seconds that the idle worker of a durable keeper waits for another one when its own is lost.
         resume: what a durable keeper takes over of the last run: "interrupted": all of it if that was interrupted, and
             nothing if it was finished; "failed": all but its failures, which run again; "never": nothing.
         durability: what the journal of a durable keeper survives: "process": whatever becomes of processes; "power":
@@ -107,6 +107,7 @@ class Keeper(KeeperView):
             resume=resume,
             durability=durability,
             keep_runs=keep_runs,
+            orphan_grace=orphan_grace,
         )
         self.name = name
         self.run_id = run_id

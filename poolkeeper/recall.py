@@ -53,6 +53,11 @@ class Recall:
         """How many outcomes there are."""
         return sum(map(len, self._places.values()))
 
+    def knows(self, name: str, code: str, identity: str | int, arguments: str) -> bool:
+        """Whether ``find`` has anything to look for."""
+        place = self._places.get((name, code), {}).get(identity)
+        return place is not None and place.arguments == arguments
+
     def find(self, name: str, code: str, identity: str | int, arguments: str) -> Outcome | None:
         """Return what is recorded for this task, if anything is and all agrees."""
         places = self._places.get((name, code))

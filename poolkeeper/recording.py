@@ -74,6 +74,7 @@ class Recorder:
         self._open: dict[int, str] = {}
         self._keyed: dict[str | None, KeptShelf] = {}
         self._by_call: dict[int, KeptShelf] = {}
+        self._adopted: dict[tuple[str, str], KeptShelf] = {}
         self._taken = count()
         self._answered = 0
         self._reason: str | None = None
@@ -181,6 +182,28 @@ class Recorder:
         future.answered = True
         self._answered += 1
         self._journal.record(_Failure(future, error, self._deliver_failure))
+
+    def when_recorded(self, call: Callable[[], None]) -> None:
+        """Have ``call`` called, on the journal's thread, when all that it was given before is recorded."""
+        self._journal.record(_Milestone(call))
+
+    # -- what workers of an earlier keeper hold -----------------------------------------------------------------------
+
+    def knows(self, name: str, code: str, identity: str | int, arguments: str) -> bool:
+        """Whether the outcome of this task is recorded."""
+        return self._recall is not None and self._recall.knows(name, code, identity, arguments)
+
+    def answered_elsewhere(self) -> None:
+        """A task that was submitted has the outcome of one that nobody had asked for."""
+        self._answered += 1
+
+    def adopted(self, name: str, code: str) -> KeptShelf:
+        """Return a shelf for outcomes that nobody has asked for in this run."""
+        shelf = self._adopted.get((name, code))
+        if shelf is None:
+            with self._lock:
+                shelf = self._adopted[name, code] = self._new_shelf(name, code)
+        return shelf
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -328,6 +351,23 @@ class _Failure:
     def done(self) -> None:
         """It is recorded."""
         self._deliver(self._future, self._error)
+
+
+class _Milestone:
+    """Nothing to be recorded, but all before it is when it is done."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Return nothing."""
+        return iter(())
+
+    def done(self) -> None:
+        """Its turn has come."""
+        self._call()
 
 
 def open_recorder(folder: Path, *args: Any) -> Recorder | None:

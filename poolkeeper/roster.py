@@ -25,6 +25,9 @@ UNEXPLAINED_ATTEMPTS = 7
 FIRST_BACKOFF = 0.05
 """Seconds after a failed start before the next; doubled by each further one, seven times at most."""
 
+NO_ROUND = -1
+"""The round of a worker that an earlier keeper has started."""
+
 _TAKES_TASKS = frozenset({WorkerState.STARTING, WorkerState.READY, WorkerState.DETACHED})
 
 
@@ -62,16 +65,18 @@ class Worker:
     ``inflight`` holds what was fed and not answered, None where it was revoked; its first entry has index ``base``.
     ``alone`` is a worker that is fed nothing more until it is empty. ``budget`` is how many tasks it may still be fed,
     None for any number, and ``target`` how many it may hold. ``stuck`` says that it has been seen to make no headway
-    since its last answer, when ``checked`` was the index started last.
+    since its last answer, when ``checked`` was the index started last. ``birth`` is the incarnation of the keeper that
+    has made it.
     """
 
     __slots__ = (
-        "alone", "base", "budget", "checked", "exit", "id", "inflight", "kill", "known", "mourned", "page", "pid",
-        "slot", "start_round", "state", "stuck", "target",
+        "alone", "base", "birth", "budget", "checked", "exit", "id", "inflight", "kill", "known", "mourned", "page",
+        "pid", "slot", "start_round", "state", "stuck", "target",
     )  # fmt: skip
 
-    def __init__(self, id: int, slot: int, budget: int | None = None, start_round: int = 0) -> None:
+    def __init__(self, id: int, slot: int, budget: int | None = None, start_round: int = 0, birth: str = "") -> None:
         self.id = id
+        self.birth = birth
         self.slot = slot
         self.start_round = start_round
         self.state = WorkerState.STARTING
@@ -88,6 +93,16 @@ class Worker:
         self.kill: tuple[KillReason, int] | None = None
         self.exit: Exit | None = None
         self.mourned: list[Task] = []
+
+    @property
+    def adopted(self) -> bool:
+        """Whether an earlier keeper has made it."""
+        return self.start_round == NO_ROUND
+
+    @property
+    def place(self) -> str:
+        """What tells it from all other workers, those of earlier keepers included."""
+        return f"{self.birth}.{self.id}"
 
     @property
     def next_index(self) -> int:
@@ -121,7 +136,8 @@ class Roster:
     which fail for one reason at one time count once.
     """
 
-    def __init__(self, max_workers: int, max_tasks: int | None = None) -> None:
+    def __init__(self, max_workers: int, max_tasks: int | None = None, birth: str = "") -> None:
+        self._birth = birth
         self.max_workers = max_workers
         self.max_tasks = max_tasks
         self.workers: dict[int, Worker] = {}
@@ -149,13 +165,24 @@ class Roster:
             while slot in taken:
                 slot += 1
             taken.add(slot)
-            worker = Worker(self._next_id, slot, self.max_tasks, self._round)
+            worker = Worker(self._next_id, slot, self.max_tasks, self._round, self._birth)
             self._next_id += 1
             self.workers[worker.id] = worker
             self.alive += 1
             self.starting += 1
             recruits.append(worker)
         return recruits
+
+    def take_over(self, id: int, slot: int, birth: str) -> Worker:
+        """Return a worker that an earlier keeper has made and that has not called yet; ``id`` stays, if it is free."""
+        if id in self.workers:
+            id = self._next_id
+        self._next_id = max(self._next_id, id + 1)
+        worker = Worker(id, slot, self.max_tasks, NO_ROUND, birth)
+        worker.state = WorkerState.DETACHED
+        self.workers[id] = worker
+        self.alive += 1
+        return worker
 
     def move(self, worker: Worker, event: WorkerEvent) -> None:
         """Take note of what has happened to ``worker``; raises IllegalTransition."""

@@ -7,10 +7,13 @@ Rules:
 3. Acknowledgements are cumulative and ride on every frame; an ACK frame is sent only when nothing else goes out.
 4. After a reconnect both peers tell the highest sequence that they have received; what lies behind it is resent.
 5. What travels beside a frame (descriptors of arenas) stays with its outbox entry, so that a resend carries it again.
+6. What was received may be withheld from acknowledgement until it is recorded: whoever has sent it keeps it until then.
+7. A keeper that takes over from another begins where the caller says that it stands: behind what was acknowledged.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -32,14 +35,16 @@ class Outgoing(NamedTuple):
 class Session:
     """One side of a session between the keeper and a worker or fork server.
 
-    ``received`` is the highest sequence taken in, ``sent`` the highest given out.
+    ``received`` is the highest sequence taken in, ``sent`` the highest given out; a session that is taken over begins
+    with other numbers than 0.
     """
 
-    def __init__(self) -> None:
-        self.received = 0
-        self.sent = 0
-        self._acknowledged_to_peer = 0
+    def __init__(self, received: int = 0, sent: int = 0) -> None:
+        self.received = received
+        self.sent = sent
+        self._acknowledged_to_peer = received
         self._outbox: deque[Outgoing] = deque()
+        self._withheld: deque[int] = deque()
 
     @property
     def outbox(self) -> Sequence[Outgoing]:
@@ -47,9 +52,30 @@ class Session:
         return self._outbox
 
     @property
+    def acknowledged(self) -> int:
+        """The highest sequence that the peer has acknowledged."""
+        return self.sent - len(self._outbox)
+
+    @property
+    def acknowledgeable(self) -> int:
+        """The highest sequence that may be acknowledged: all up to it is safe here."""
+        return self._withheld[0] - 1 if self._withheld else self.received
+
+    @property
     def owes_ack(self) -> bool:
         """Whether something was received that no frame of ours has acknowledged yet."""
-        return self.received > self._acknowledged_to_peer
+        return self.acknowledgeable > self._acknowledged_to_peer
+
+    def withhold(self) -> int:
+        """Do not acknowledge what was received last, nor what comes behind it, until it is given to ``release``."""
+        if not self._withheld or self._withheld[-1] != self.received:
+            self._withheld.append(self.received)
+        return self.received
+
+    def release(self, sequence: int) -> None:
+        """What was received as ``sequence``, and withheld, may be acknowledged."""
+        with contextlib.suppress(ValueError):
+            self._withheld.remove(sequence)
 
     def send(self, body: bytes, fds: tuple[int, ...] = ()) -> bytes:
         """Number ``body``, keep it until acknowledged, and return the frame to put on the link."""
@@ -61,8 +87,8 @@ class Session:
 
     def acknowledge(self) -> bytes:
         """Return an ACK frame for all that was received."""
-        self._acknowledged_to_peer = self.received
-        return encode(FrameKind.ACK, acknowledged=self.received)
+        self._acknowledged_to_peer = self.acknowledgeable
+        return encode(FrameKind.ACK, acknowledged=self._acknowledged_to_peer)
 
     def receive(self, frame: Frame) -> bool:
         """Take in a DATA or ACK frame; return whether it carries a body that is new.
@@ -91,9 +117,8 @@ class Session:
         return [(self._encode(outgoing), outgoing.fds) for outgoing in self._outbox]
 
     def _encode(self, outgoing: Outgoing) -> bytes:
-        frame = encode(FrameKind.DATA, outgoing.body, outgoing.sequence, self.received, len(outgoing.fds))
-        self._acknowledged_to_peer = self.received
-        return frame
+        self._acknowledged_to_peer = acknowledged = self.acknowledgeable
+        return encode(FrameKind.DATA, outgoing.body, outgoing.sequence, acknowledged, len(outgoing.fds))
 
     def _take_acknowledgement(self, acknowledged: int) -> None:
         if acknowledged > self.sent:

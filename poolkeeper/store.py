@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-__all__ = ["Entry", "Recalled", "Shelf", "Store"]
+__all__ = ["Entry", "Recalled", "Shelf", "Store", "claim_of"]
 
 
 class Recalled(NamedTuple):
@@ -37,6 +37,11 @@ class Entry(NamedTuple):
     shelf: Any
     identity: str | int
     arguments: str | None
+
+
+def claim_of(entry: Entry) -> tuple[str, str, str | int, str]:
+    """Return what tells one recorded task from all others, in this keeper and in later ones."""
+    return entry.shelf.name, entry.shelf.code, entry.identity, entry.arguments  # type: ignore[return-value]
 
 
 class Store(Protocol):

@@ -242,6 +242,10 @@ class Supervision:
         """A process has called again."""
         self._here(peer, int(hello["pid"]))
 
+    def attached(self, peer: ServicePeer, content: dict[str, Any], fds: list[int]) -> None:
+        """A service of an earlier keeper tells what it is."""
+        raise ProtocolError(f"{peer.name} belongs to another keeper")
+
     def disconnected(self, peer: ServicePeer) -> None:
         """A link is gone, which proves nothing: programs have none."""
 

@@ -24,7 +24,7 @@ from .messages import Kind, pack, unpack
 from .reporting import report
 from .session import Session
 
-__all__ = ["Listener", "Peer", "Switchboard"]
+__all__ = ["Heir", "Listener", "Peer", "Switchboard"]
 
 ACK_FRAMES = 16
 """Frames that may stay unacknowledged while nothing else goes out to carry the acknowledgement."""
@@ -33,6 +33,8 @@ DEAF_SECONDS = 0.1
 """How long to wait with accepting when the process has no descriptor left."""
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+_WITHIN_A_SESSION = frozenset({FrameKind.DATA, FrameKind.ACK, FrameKind.ATTACH})
 
 STRANGERS = 256
 """Connections that have not authenticated yet, at most; beyond, the oldest is closed."""
@@ -51,10 +53,21 @@ class Listener(Protocol):
         """The link to ``peer`` is gone."""
 
 
+class Heir(Listener, Protocol):
+    """Who also looks after processes that an earlier keeper has made."""
+
+    def attached(self, peer: Any, content: dict[str, Any], fds: list[int]) -> None:
+        """``peer`` has said what it is and holds; the descriptors beside are the first of ``fds``, to be taken out."""
+
+
 class Peer:
-    """The keeper's end of the session with one process, across all its links."""
+    """The keeper's end of the session with one process, across all its links.
+
+    ``attached`` is False for a process that an earlier keeper has made, until it has said what it is.
+    """
 
     name = "a peer"
+    attached = True
 
     def __init__(self, listener: Listener) -> None:
         self.listener = listener
@@ -157,12 +170,16 @@ class Switchboard:
 
     def _connect(self, peer: Peer, caller: _Caller, hello: dict[str, Any]) -> None:
         self._drain(peer)
+        if not peer.attached:
+            peer.session = Session(received=int(hello["acknowledged"]), sent=int(hello["received"]))
+            peer.told = peer.session.received
         resend = peer.session.resume(int(hello["received"]))
         del self._callers[caller.link]
         self.detach(peer)
         link = peer.link = caller.link
         self._selector.modify(link.socket, selectors.EVENT_READ, partial(self._hear, peer))
-        sent = link.send(caller.handshake.welcome(hello, peer.session.received))
+        welcome = caller.handshake.welcome(hello, peer.session.received, attach=not peer.attached)
+        sent = link.send(welcome)
         for frame, fds in resend:
             sent = link.send(frame, fds)
         if not sent:
@@ -220,17 +237,29 @@ class Switchboard:
         link = peer.link
         assert link is not None
         for frame in frames:
-            if frame.kind is not FrameKind.DATA and frame.kind is not FrameKind.ACK:
+            if frame.kind not in _WITHIN_A_SESSION:
                 raise ProtocolError(f"{frame.kind.name} came within a session")
             fds = link.take_fds(frame) if frame.fds else []
             try:
-                if peer.session.receive(frame):
+                if frame.kind is FrameKind.ATTACH:
+                    self._attach(peer, frame, fds)
+                elif not peer.attached:
+                    raise ProtocolError(f"{frame.kind.name} came before ATTACH")
+                elif peer.session.receive(frame):
                     self.mark(peer)  # an acknowledgement may be due
                     for message in unpack(frame.body):
                         peer.listener.message(peer, message, fds)
             finally:
                 for fd in fds:
                     os.close(fd)
+
+    def _attach(self, peer: Peer, frame: Frame, fds: list[int]) -> None:
+        if not peer.attached:
+            (content,) = unpack(frame.body)
+            peer.attached = True
+            heir: Any = peer.listener  # nobody else has such peers
+            heir.attached(peer, content, fds)
+            self.mark(peer)
 
     def post(self, peer: Peer, message: tuple[Any, ...]) -> None:
         """Have ``peer`` told ``message`` with the next ``send_due``."""
@@ -255,6 +284,8 @@ class Switchboard:
 
     def send(self, peer: Peer) -> None:
         """Put what ``peer`` is to be told into one frame, or acknowledge what it has sent if that is overdue."""
+        if not peer.attached:
+            return  # what it is to be told gets its number when it is known where its session stands
         released = peer.releases()
         if released:
             peer.outgoing.insert(0, (Kind.RELEASE, released))  # first, that the next result may use the arena again
@@ -264,17 +295,24 @@ class Switchboard:
             messages, peer.outgoing = peer.outgoing, []
             fds, peer.fds = tuple(peer.fds), []
             frame = session.send(pack(messages), fds)
-        elif session.received - peer.told >= ACK_FRAMES:
+        elif session.acknowledgeable - peer.told >= ACK_FRAMES:
             frame = session.acknowledge()
         else:
             return
-        peer.told = session.received
+        peer.told = session.acknowledgeable
         if peer.link is not None:
             try:
                 if not peer.link.send(frame, fds):
                     self._watch_writable(peer, True)
             except OSError:
                 self._stop_writing(peer)
+
+    def flush(self, peer: Peer, seconds: float = 1.0) -> None:
+        """Wait until what was sent to ``peer`` is on its way, but no longer than ``seconds``."""
+        if peer.link is not None and peer.link.blocked:
+            with contextlib.suppress(OSError):
+                peer.link.socket.settimeout(seconds)
+                peer.link.flush()
 
     def _flush(self, peer: Peer) -> None:
         if peer.link is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError
 from functools import partial
@@ -17,10 +18,12 @@ from .messages import Code, Kind
 from .payload import Large, map_large
 from .postmortem import Postmortem
 from .spool import Counted, Spilled, Stowage
-from .switchboard import Switchboard
+from .store import claim_of
+from .switchboard import Peer, Switchboard
 from .workforce import WorkerPeer, Workforce
 
 if TYPE_CHECKING:
+    from .adoption import Adoption
     from .recording import Recorder
 
 __all__ = ["Job", "Traffic"]
@@ -55,8 +58,13 @@ class Traffic:
         stowage: Stowage,
         postmortem: Postmortem,
         wake_if_sleeping: Callable[[], None],
+        birth: str,
     ) -> None:
+        self._birth = birth
         self.recorder: Recorder | None = None
+        self.adoption: Adoption | None = None
+        self._unrecorded: list[tuple[Peer, int]] = []
+        self._recorded: deque[list[tuple[Peer, int]]] = deque()
         self._core = core
         self._board = board
         self._workforce = workforce
@@ -82,13 +90,15 @@ class Traffic:
             self._feed_chunk(peer, command.first, first)
             return
         payloads = [task.payload for task in tasks]
-        infos = None
-        if len(tasks) == 1:
+        infos: list[Any] | None = None
+        if self.recorder is not None:
+            infos = [(task.key, task.attempts + task.deaths, task.first_place, _claim(task)) for task in tasks]
+        elif len(tasks) == 1:
             attempt = first.attempts + first.deaths
             if first.key is not None or attempt > 1:
-                infos = [(first.key, attempt, first.first_place)]
+                infos = [(first.key, attempt, first.first_place, None)]
         elif any([task.key is not None for task in tasks]):  # noqa: C419 - half as long as a generator
-            infos = [(task.key, 1, None) for task in tasks]
+            infos = [(task.key, 1, None, None) for task in tasks]
         if _LIGHT.issuperset(map(type, payloads)):
             self._board.post(peer, (Kind.TASKS, command.first, call.id, payloads, infos))
             return
@@ -103,7 +113,7 @@ class Traffic:
         if not segment.plain:
             items = [self._outbound(peer, item) for item in items]
         attempt = chunk.attempts + chunk.deaths
-        place = (segment.job.number, chunk.start)
+        place = (f"{self._birth}.{segment.job.number}", chunk.start)
         message = (
             Kind.CHUNK, index, chunk.call.id, items, segment.plain, segment.starred, chunk.careful, attempt, place
         )  # fmt: skip
@@ -135,6 +145,8 @@ class Traffic:
         """A worker has said something."""
         worker = peer.worker
         kind = message[0]
+        if self.recorder is not None and kind == Kind.RESULTS:
+            self._unrecorded.append((peer, peer.session.withhold()))
         if kind == Kind.RESULTS:
             _, first, codes, values, seconds = message
             if codes is not None and Code.ARENA in codes:
@@ -149,6 +161,17 @@ class Traffic:
             self._workforce.release(peer, message[1])
         else:
             self._workforce.hear_worker(peer, message)
+
+    def acknowledge_recorded(self) -> None:
+        """Have the answers acknowledged that the journal has by now, and the others as soon as it has them."""
+        while self._recorded:
+            for peer, sequence in self._recorded.popleft():
+                peer.session.release(sequence)
+                self._board.mark(peer)
+        if self._unrecorded:
+            assert self.recorder is not None
+            unrecorded, self._unrecorded = self._unrecorded, []
+            self.recorder.when_recorded(partial(self._recorded.append, unrecorded))
 
     def _map_results(self, peer: WorkerPeer, codes: list[int], values: list[Any], fds: list[int]) -> None:
         released = partial(self._released, peer)
@@ -183,6 +206,8 @@ class Traffic:
             if type(future.payload) not in _LIGHT:
                 self._stowage.drop(future.payload)
             future.payload = None
+        if self.adoption is not None and self.adoption.has_foundlings:
+            futures, values = self.adoption.answered(futures, values)
         if self.recorder is not None:
             futures, values = self.recorder.settle(futures, values)
         self.deliver(futures, values)
@@ -268,3 +293,11 @@ class Traffic:
             jobs, self._jobs = self._jobs, []
             for job in jobs:
                 job.announce()
+
+
+def _claim(task: Task) -> tuple[Any, ...] | None:
+    """Return what a later keeper knows a task by, None where it cannot."""
+    entry = task.entry if isinstance(task, TaskFuture) else None
+    if entry is None or entry.arguments is None or entry.shelf.code is None:
+        return None
+    return claim_of(entry)

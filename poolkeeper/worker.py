@@ -23,13 +23,14 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import task_context
-from .arena import Arena
+from .arena import Arena, identity
 from .errors import PayloadError
 from .messages import Code, Kind
 from .output import flush_c_output
 from .page import CANCEL, FINISHED, ITEM, MARKS, STARTED, STARTED_AT, WorkerPage, new_page
 from .payload import dumps, dumps_exception, dumps_in_band, is_plain, loads, to_arena
 from .process_setup import settle_in, unblock_signals
+from .sources import Sources, loaded_sources
 from .task_context import NoService, wants_context
 from .worker_session import Mapped, Retired, WorkerConfig, WorkerSession
 
@@ -77,9 +78,10 @@ class _Call:
 class _Worker(NoService):
     """One worker: the surroundings of its tasks, and the loop that runs them."""
 
-    def __init__(self, config: WorkerConfig, id: int, slot: int, page_fd: int) -> None:
+    def __init__(self, config: WorkerConfig, id: int, slot: int, birth: str, page_fd: int) -> None:
         self.config = config
         self.worker = str(id)
+        self.birth = birth
         self.slot = slot
         self.name = ""
         self.attempt = 1
@@ -88,10 +90,16 @@ class _Worker(NoService):
         self.index = 0
         self.resumptions: list[Resumption] = []
         self._call: _Call | None = None
-        self._items: tuple[int, int, list[Any]] | None = None
+        self._items: tuple[str, int, list[Any]] | None = None
         self.page = WorkerPage(page_fd)
-        os.close(page_fd)
-        self.out = WorkerSession(config, id)
+        self._page_fd = page_fd  # for a keeper that takes over
+        self._page_identity = identity(page_fd)
+        if config.orphan_grace is None:
+            os.close(page_fd)
+        self.out = WorkerSession(config, id, birth)
+        self.out.describe = self._describe
+        self._started = config.initializer is None
+        self._sources: Sources = {}
         self.calls: dict[int, _Call] = {}
         self._wake = -1
         self._progress_at = 0.0
@@ -157,10 +165,10 @@ class _Worker(NoService):
         """Return what stays the same for each attempt at the running task."""
         if self._items is not None:
             number, start, values = self._items
-            return f"once\0{self.config.incarnation}\0map {number}\0{start + len(values)}"
+            return f"once\0map {number}\0{start + len(values)}"
         if self.key is not None:
             return f"task\0{self._call.module if self._call else ''}\0{self.name}\0{self.key}"
-        return f"once\0{self.config.incarnation}\0{self.origin or f'{self.worker}.{self.index}'}"
+        return f"once\0{self.origin or f'{self.birth}.{self.worker}.{self.index}'}"
 
     def _has_succeeded(self) -> None:
         """What the task has saved is kept until its result is on its way."""
@@ -175,9 +183,10 @@ class _Worker(NoService):
         self.resumptions.clear()
 
     def nudged(self, *_: object) -> None:
-        """SIGURG: a task takes longer than expected, or is asked to stop."""
+        """SIGURG: a task takes longer than expected, or is asked to stop; or another keeper has come."""
         with contextlib.suppress(Retired):
             self.out.flush()
+            self.out.summoned()
         if self._wake >= 0:
             os.eventfd_write(self._wake, 1)
 
@@ -207,7 +216,19 @@ class _Worker(NoService):
         except BaseException:
             self.out.send((Kind.START_FAILED, "the initializer raised\n" + traceback.format_exc()))
             raise Retired from None
+        self._started = True
         self.out.send((Kind.STARTED,))
+
+    def _describe(self) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """Return what a keeper must know that has not made this worker, and the descriptor of its page."""
+        content = {
+            "id": self.out.id,
+            "slot": self.slot,
+            "started": self._started,
+            "recycling": self._recycling,
+            "sources": self._sources,
+        }
+        return content, (self._page_fd,) if identity(self._page_fd) == self._page_identity else ()
 
     def _handle(self, message: tuple[Any, ...]) -> None:
         kind = message[0]
@@ -235,6 +256,8 @@ class _Worker(NoService):
             try:
                 return call.load()
             finally:
+                if self.config.orphan_grace is not None:
+                    loaded_sources(self._sources)
                 times[STARTED_AT] = time.monotonic()
         return call.function
 
@@ -271,7 +294,7 @@ class _Worker(NoService):
                 index += 1
                 continue
             if infos is not None:
-                self.key, self.attempt, self.origin = infos[index - first]
+                self.key, self.attempt, self.origin, _ = infos[index - first]
             try:
                 if function is None:
                     function = self._load_function(call)
@@ -459,14 +482,14 @@ def _without_our_frames(error: BaseException) -> BaseException:
     return error.with_traceback(trace)
 
 
-def main(config: WorkerConfig, id: int, slot: int, page: int | str, link: int) -> None:
-    """Be worker ``id``: the target of a multiprocessing process.
+def main(config: WorkerConfig, id: int, slot: int, birth: str, page: int | str, link: int) -> None:
+    """Be worker ``id`` of the keeper ``birth``: the target of a multiprocessing process.
 
     ``page`` is the descriptor of the page, or a path that opens it in a process that did not inherit it. ``link`` is
     the descriptor of the first link, -1 where the worker has to call.
     """
     settle_in(f"worker-{id}", config.logs, config.limits, inherit_output=config.inherit_output)
-    worker = _Worker(config, id, slot, os.open(page, os.O_RDWR) if isinstance(page, str) else page)
+    worker = _Worker(config, id, slot, birth, os.open(page, os.O_RDWR) if isinstance(page, str) else page)
     signal.signal(signal.SIGURG, worker.nudged)
     unblock_signals()
     os.register_at_fork(after_in_child=worker.out.leave_to_parent)
@@ -479,7 +502,7 @@ def main(config: WorkerConfig, id: int, slot: int, page: int | str, link: int) -
 def rehearse(config: WorkerConfig) -> None:
     """Take the first steps of a worker with nobody listening, so that their memory pages are this process' own."""
     ours, theirs = socket.socketpair()
-    worker = _Worker(config, 0, 0, new_page())
+    worker = _Worker(config._replace(orphan_grace=None), 0, 0, "", new_page())
     worker.out.begin(theirs.detach())
     worker._run_tasks(1, _Call("", dumps_in_band(abs)), [(1,), dumps_in_band(((1,), {}))], None)  # noqa: SLF001
     worker.out.flush()

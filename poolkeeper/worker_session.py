@@ -10,19 +10,24 @@ and before a descriptor is sent it is looked at.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
+import signal
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from .arena import Arena, ArenaPool, ReleaseQueue, identity
+from .backoff import Backoff
 from .errors import ProtocolError
 from .frames import Frame
+from .holdings import Holdings
 from .limits import Limits
-from .link import FDS_LIMIT, Link, call_keeper
+from .link import FDS_LIMIT, Link, call_keeper, draw
 from .messages import Kind, pack, unpack
 from .payload import Large, loads_view, map_large
 from .session import Session
@@ -31,6 +36,10 @@ __all__ = ["Mapped", "Retired", "WorkerConfig", "WorkerSession"]
 
 CALL_TIMEOUT = 5.0
 CALL_ATTEMPTS = 6
+FIRST_RETRY = 0.02
+LONGEST_RETRY = 1.0
+
+_GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
 class WorkerConfig(NamedTuple):
@@ -39,6 +48,8 @@ class WorkerConfig(NamedTuple):
     ``socket`` is the keeper's address and ``key`` the secret to prove; ``logs`` is the directory for the interpreter's
     last words, and for all output unless ``inherit_output``. ``max_memory`` is in bytes, ``max_age`` in seconds.
     ``checkpoints`` is the directory for checkpoints; ``incarnation`` tells this keeper from earlier ones of its name.
+    ``orphan_grace`` is how many seconds an idle process waits for another keeper when this one is lost; None: not at
+    all.
     """
 
     socket: str
@@ -52,6 +63,7 @@ class WorkerConfig(NamedTuple):
     limits: Limits = Limits()
     checkpoints: str = ""
     incarnation: str = ""
+    orphan_grace: float | None = None
 
 
 class Retired(Exception):
@@ -81,11 +93,18 @@ class WorkerSession:
     """The worker's end of the session: results that are held back, and everything else that goes to the keeper.
 
     ``inbox`` holds what has been taken in and not been handled yet: the messages of one frame in each entry.
+    ``describe`` returns what a keeper must know of this worker that has not made it, and the descriptor of its page.
     """
 
-    def __init__(self, config: WorkerConfig, id: int) -> None:
+    def __init__(self, config: WorkerConfig, id: int, birth: str = "") -> None:
         self.config = config
         self.id = id
+        self.birth = birth
+        self.describe: Callable[[], tuple[dict[str, Any], tuple[int, ...]]]
+        self._holdings = Holdings() if config.orphan_grace is not None else None
+        self._backoff = Backoff(FIRST_RETRY, LONGEST_RETRY)
+        self._call_at = 0.0
+        self._idle_since: float | None = None
         self.session = Session()
         self.link: Link | None = None
         self.inbox: deque[list[tuple[Any, ...]]] = deque()
@@ -184,6 +203,8 @@ class WorkerSession:
         if self.released:
             messages.append((Kind.RELEASE, self.released.take()))
         frame = self.session.send(pack(messages), fds)
+        if self._holdings is not None:
+            self._holdings.answered(message, self.session)
         try:
             if self.link is None:
                 raise ConnectionResetError
@@ -199,15 +220,16 @@ class WorkerSession:
         if fd < 0:
             self.connect()
             return
+        self._identity = identity(fd)
         self.link = Link(socket.socket(fileno=fd))
         self.link.reader.authenticated = True
         self.send((Kind.HERE, os.getpid()))
 
     def receive(self) -> None:
-        """Wait for what comes next and take it in; raises Retired where the keeper has closed the link."""
+        """Wait for what comes next and take it in; raises Retired where there is no keeper to wait for."""
         link = self.link
         if link is None:
-            self.reconnect(None)
+            self._await_keeper()
             return
         try:
             frames, alive = link.receive()
@@ -221,7 +243,49 @@ class WorkerSession:
             self.reconnect(link)
             return
         if not alive and self.link is link:
+            if self._holdings is None:
+                raise Retired
+            self.reconnect(link)
+
+    def _await_keeper(self) -> None:
+        """Be idle without a keeper: call now and then, leave when none has come in time."""
+        self.reconnect(None)
+        if self.link is not None or self._holdings is None:
+            return
+        now = time.monotonic()
+        self._idle_since = now if self._idle_since is None else self._idle_since
+        grace = self.config.orphan_grace or 0.0
+        if now - self._idle_since >= grace:
             raise Retired
+        wait = max(0.001, min(self._call_at, self._idle_since + grace) - now)
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGURG,))
+        try:
+            if self.link is None and _await_signal(signal.SIGURG, wait):
+                self._call_at = 0.0
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGURG,))
+
+    def summoned(self) -> None:
+        """A signal has come, perhaps because another keeper is there: call it if the one that we had is gone."""
+        if self._holdings is None or self.forked:
+            return
+        self._call_at = 0.0
+        with self._lock:
+            if self._busy:
+                return  # what is being sent finds out by itself
+            self._busy = True
+            try:
+                if self.link is None or self._is_broken(self.link):
+                    self._call()
+            finally:
+                self._busy = False
+
+    def _is_broken(self, link: Link) -> bool:
+        if identity(link.fileno()) != self._identity:
+            return True
+        poll = select.poll()
+        poll.register(link.fileno(), select.POLLIN)
+        return any(events & _GONE for _, events in poll.poll(0))
 
     def _take_in(self, link: Link, frames: Iterable[Frame]) -> None:
         """Put new messages into the inbox, large arguments mapped."""
@@ -234,6 +298,8 @@ class WorkerSession:
             messages = unpack(frame.body)
             if fds:
                 self._map_arenas(messages, fds)
+            if self._holdings is not None:
+                self._holdings.taken(messages)
             self.inbox.append(messages)
 
     def _map_arenas(self, messages: list[tuple[Any, ...]], fds: list[int]) -> None:
@@ -261,23 +327,15 @@ class WorkerSession:
                 self._busy = busy
 
     def _call(self) -> None:
-        """Resume the session over a new link."""
+        """Resume the session over a new link, with this keeper or another one."""
         self._give_up_link()
-        introduction = {"role": "worker", "id": self.id, "pid": os.getpid()}
+        if self._holdings is not None:
+            self._try_to_call()
+            return
         delay = 0.01
         for attempt in range(CALL_ATTEMPTS):
             try:
-                link = call_keeper(
-                    self.config.socket, self.config.key, self.session, introduction, CALL_TIMEOUT, self._check_outbox
-                )
-                try:
-                    early, link.early = link.early, []
-                    self._take_in(link, early)
-                except BaseException:
-                    link.close()
-                    raise
-                self._identity = identity(link.fileno())
-                self.link = link
+                self._connect()
                 return
             except (FileNotFoundError, ConnectionRefusedError):
                 raise Retired from None
@@ -287,17 +345,73 @@ class WorkerSession:
                 time.sleep(delay)
                 delay *= 2
 
+    def _try_to_call(self) -> None:
+        """Call where a keeper may answer, unless it is too early for that: the work goes on without one."""
+        if time.monotonic() < self._call_at:
+            return
+        try:
+            self._connect()
+        except (OSError, ProtocolError):
+            self._call_at = time.monotonic() + self._backoff.next(draw())
+        else:
+            self._backoff.reset()
+            self._idle_since = None
+
+    def _connect(self) -> None:
+        introduction = {"role": "worker", "id": self.id, "birth": self.birth, "pid": os.getpid()}
+        attach = None if self._holdings is None else self._attachment
+        link = call_keeper(
+            self.config.socket, self.config.key, self.session, introduction, CALL_TIMEOUT, self._check_outbox, attach
+        )
+        try:
+            early, link.early = link.early, []
+            self._take_in(link, early)
+        except BaseException:
+            link.close()
+            raise
+        self._identity = identity(link.fileno())
+        self.link = link
+
+    def _attachment(self) -> tuple[bytes, tuple[int, ...]]:
+        """Return what a keeper must know that has not made this worker; the one before it holds nothing any more."""
+        assert self._holdings is not None
+        self.arenas.reclaim({fd for outgoing in self.session.outbox for fd in outgoing.fds})
+        self.released.take()
+        base, held = self._holdings.unacknowledged(self.session)
+        content, fds = self.describe()
+        return pack([{**content, "base": base, "held": held}]), fds
+
     def _give_up_link(self) -> None:
         link, self.link = self.link, None
         if link is None:
             return
         if identity(link.fileno()) == self._identity:
+            self._drain(link)
             link.close()
         else:  # a task has closed our descriptor, and may have opened something of its own with that number
             link.socket.detach()
+
+    def _drain(self, link: Link) -> None:
+        """Take in what a keeper has sent before it was lost: it can be worked on until there is another."""
+        if self._holdings is None:
+            return
+        with contextlib.suppress(OSError, ProtocolError):
+            link.socket.setblocking(False)
+            alive = True
+            while alive:
+                frames, alive = link.receive()
+                self._take_in(link, frames)
 
     def _check_outbox(self) -> None:
         """Leave rather than send again what a task has closed since it was sent first, or somebody else's file."""
         needed = {fd for outgoing in self.session.outbox for fd in outgoing.fds}
         if not self.arenas.holds(needed):
             raise Retired
+
+
+def _await_signal(number: int, seconds: float) -> bool:
+    """Wait for a signal that is blocked, and take it; return whether it has come."""
+    if not hasattr(signal, "sigtimedwait"):
+        time.sleep(seconds)
+        return False
+    return signal.sigtimedwait((number,), seconds) is not None

@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .arena import ReleaseQueue
 from .commands import Kill, Nudge, Retire, Spawn
@@ -23,12 +23,18 @@ from .ledger import Task
 from .lifecycle import WorkerState
 from .messages import Kind
 from .nursery import UNKNOWN, Child, Nursery, Parent, watch_process
+from .page import KeeperPage
 from .payload import Large
+from .process_identity import ProcessIdentity
 from .reporting import report
 from .roster import Exit, Worker
 from .settings import Settings
+from .sources import changed_sources
 from .spool import Stowage
 from .switchboard import Switchboard
+
+if TYPE_CHECKING:
+    from .adoption import Adoption
 
 __all__ = ["WorkerPeer", "Workforce"]
 
@@ -68,8 +74,18 @@ class Workforce:
     """Owns the workers of one keeper and tells the core what becomes of them; runs under the keeper's lock."""
 
     def __init__(
-        self, settings: Settings, core: Core, nursery: Nursery, selector: selectors.BaseSelector, stowage: Stowage
+        self,
+        settings: Settings,
+        core: Core,
+        nursery: Nursery,
+        selector: selectors.BaseSelector,
+        stowage: Stowage,
+        birth: str,
     ) -> None:
+        self._birth = birth
+        self._survivors: dict[int, WorkerPeer] = {}
+        self.adoption: Adoption | None = None
+        """Takes what the workers of an earlier keeper hold."""
         self._settings = settings
         self._core = core
         self._nursery = nursery
@@ -101,7 +117,7 @@ class Workforce:
         worker = command.worker
         peer = self._peers[worker.id] = WorkerPeer(self, worker)
         try:
-            self._nursery.spawn(peer, "worker", (worker.id, worker.slot))
+            self._nursery.spawn(peer, "worker", (worker.id, worker.slot, worker.birth))
         except OSError as error:
             self.refused(peer, f"the system refuses a new process or descriptor: {error}")
             return
@@ -140,14 +156,65 @@ class Workforce:
 
     def introduce(self, hello: dict[str, Any]) -> WorkerPeer:
         """Return whose session a caller resumes; raises ProtocolError for one who is not ours."""
+        if hello.get("birth") != self._birth:
+            return self._introduce_survivor(hello)
         peer = self._peers.get(hello["id"])
         if peer is None:
             raise ProtocolError(f"worker {hello['id']} is not one of this keeper's")
         return peer
 
+    def _introduce_survivor(self, hello: dict[str, Any]) -> WorkerPeer:
+        pid, id, birth = int(hello["pid"]), int(hello["id"]), str(hello["birth"])
+        peer = self._survivors.get(pid)
+        if peer is None:
+            if self.adoption is None:
+                raise ProtocolError(f"worker {id} belongs to another keeper")
+            peer = self._take_over(id, id, f"worker-{id}", pid)
+            self.adoption.expect(peer.worker)
+        peer.worker.birth = birth
+        return peer
+
+    def expect(self, id: int, slot: int, tag: str, identity: ProcessIdentity) -> WorkerPeer | None:
+        """Look after a worker of an earlier keeper, and have it call; return None if it is gone."""
+        peer = self._take_over(id, slot, tag, identity.pid)
+        if peer.pidfd >= 0 and not identity.is_alive():  # looked at behind the pidfd: it cannot be anybody else's now
+            self._gone(peer, UNKNOWN)
+            return None
+        self.signal(peer, signal.SIGURG)
+        return peer
+
+    def _take_over(self, id: int, slot: int, tag: str, pid: int) -> WorkerPeer:
+        worker = self._core.take_over(id, slot, "")
+        peer = self._survivors[pid] = self._peers[worker.id] = WorkerPeer(self, worker)
+        peer.attached = False
+        peer.tag = tag
+        peer.pid = worker.pid = pid
+        self._watch(peer, pid)
+        self._nursery.expect(peer)
+        return peer
+
+    def attached(self, peer: WorkerPeer, content: dict[str, Any], fds: list[int]) -> None:
+        """A worker of an earlier keeper tells what it holds."""
+        assert self.adoption is not None
+        worker = peer.worker
+        worker.slot = content["slot"]
+        if fds:
+            peer.page = KeeperPage(fds.pop(0))
+            peer.page.close_fd()
+        held = self.adoption.take_in(worker, content["base"], content["held"])
+        self._core.attached(worker, peer.page, content["base"], held)
+        if content["started"]:
+            self._core.hello(worker)
+        changed = changed_sources(content["sources"])
+        if changed:
+            report("INFO", f"worker {worker.id} is replaced: {changed[0]} has changed", worker=worker.id)
+        if changed or content["recycling"]:
+            self._core.recycle(worker)
+
     def connected(self, peer: WorkerPeer, hello: dict[str, Any]) -> None:
         """A worker has called again."""
-        self._here(peer, int(hello["pid"]))
+        if peer.attached:
+            self._here(peer, int(hello["pid"]))
 
     def _here(self, peer: WorkerPeer, pid: int) -> None:
         """A link works: the process can be watched now, and it can be fed unless it initializes first."""
@@ -155,16 +222,19 @@ class Workforce:
         worker.pid = pid
         if peer.page is not None:
             peer.page.close_fd()
-        if peer.pidfd < 0:
-            peer.pidfd = watch_process(pid)
-            if peer.pidfd >= 0:
-                self._selector.register(peer.pidfd, selectors.EVENT_READ, partial(self._ended, peer))
+        self._watch(peer, pid)
         if peer.killed:
             self.signal(peer, signal.SIGKILL)
         if worker.state is WorkerState.READY:
             self._core.link_lost(worker)  # it has called again before the end of its link was seen
         if self._settings.initializer is None or worker.state is not WorkerState.STARTING:
             self._core.hello(worker)
+
+    def _watch(self, peer: WorkerPeer, pid: int) -> None:
+        if peer.pidfd < 0:
+            peer.pidfd = watch_process(pid)
+            if peer.pidfd >= 0:
+                self._selector.register(peer.pidfd, selectors.EVENT_READ, partial(self._ended, peer))
 
     def disconnected(self, peer: WorkerPeer) -> None:
         """A link is gone: a worker that lives calls back."""
@@ -242,6 +312,8 @@ class Workforce:
             pass
         self._core.died(worker, time.monotonic(), exit)
         del self._peers[worker.id]
+        if worker.pid is not None and self._survivors.pop(worker.pid, None) is not None and self.adoption is not None:
+            self.adoption.gone(worker)
         self._board.detach(peer)
         self._nursery.buried(peer)
         if peer.pidfd >= 0:

@@ -1,0 +1,241 @@
+"""Work that an earlier keeper has handed out and that still goes on, until the application asks for it again.
+
+Its workers call, and tell what they hold: claims, by which a task is known across keepers. What the application
+submits is looked up among them. As long as not all survivors have called, recorded tasks wait, for one of them may be
+at work on it; but not for long, for a survivor may also be silent for hours.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from .core import Core
+from .futures import Keeps, TaskFuture, Unread
+from .holdings import Held
+from .ledger import Call, Options, Task
+from .messages import Code
+from .recording import Recorder
+from .roster import Worker
+from .store import Entry, claim_of
+
+__all__ = ["Adoption"]
+
+RECOVERY_SECONDS = 2.0
+"""How long recorded tasks wait for survivors that have not called."""
+
+Claim = tuple[Any, ...]
+
+
+class _Foundling(TaskFuture):
+    """A task that some worker holds, and that nobody has asked for yet; ``heir`` is who has when it was too late."""
+
+    heir: TaskFuture | None = None
+
+    def __init__(self, adoption: Adoption, name: str, keeper: Keeps) -> None:
+        super().__init__(Call(name, b"", Options()), None, None, keeper)
+        self.withdrawn = True
+        self._adoption = adoption
+
+    def settle_unobserved(self, value: Any) -> bool:
+        """Not without ``settle``."""
+        return False
+
+    def settle(self, value: Any) -> bool:
+        """It is recorded: pass it on."""
+        super().settle(value)
+        self._adoption.recorded(self, value)
+        return False
+
+
+class Adoption:
+    """What the workers of an earlier keeper hold; under the keeper's lock, but for ``recorded``.
+
+    Args:
+        core: which knows these workers.
+        recorder: the journal.
+        keeper: of the futures.
+        deliver: settles futures with their results; from any thread.
+        deadline: until when recorded tasks wait, in seconds of the monotonic clock.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        recorder: Recorder,
+        keeper: Keeps,
+        deliver: Callable[[list[TaskFuture], Sequence[Any]], None],
+        deadline: float,
+    ) -> None:
+        self._core = core
+        self._recorder = recorder
+        self._keeper = keeper
+        self._deliver = deliver
+        self._deadline: float | None = deadline
+        self._awaited: set[Worker] = set()
+        self._waiting: dict[TaskFuture, None] = {}
+        self._asked: dict[Claim, TaskFuture] = {}
+        self._found: dict[Claim, _Foundling] = {}
+        self._failed: dict[_Foundling, Unread] = {}
+        self._lock = threading.Lock()
+        self.attached = 0
+        self.running = 0
+
+    # -- survivors ----------------------------------------------------------------------------------------------------
+
+    def expect(self, worker: Worker) -> None:
+        """A worker is known to live, and has not called yet."""
+        self._awaited.add(worker)
+
+    def gone(self, worker: Worker) -> None:
+        """A worker of an earlier keeper has ended; what it held, and had not answered, is nobody's."""
+        self._awaited.discard(worker)
+        for claim, found in list(self._found.items()):
+            if found.worker == worker.id and not found.answered and found not in self._failed:
+                del self._found[claim]
+
+    def take_in(self, worker: Worker, base: int, held: Iterable[Held | None]) -> list[Task | None]:
+        """Return the tasks behind what a worker holds, None for those that nobody can want."""
+        self._awaited.discard(worker)
+        self.attached += 1
+        tasks: list[Task | None] = []
+        for index, what in enumerate(held, base):
+            task = None if what is None or what[2] is None else self._task(worker, index, Held(*what))
+            tasks.append(task)
+            self.running += task is not None
+        return tasks
+
+    def _task(self, worker: Worker, index: int, held: Held) -> Task | None:
+        claim = held.claim
+        assert claim is not None
+        if claim in self._found or self._recorder.knows(*claim):
+            return None  # it has an outcome, or another worker is at it
+        asked = self._asked.pop(claim, None)
+        if asked is not None:
+            if asked.withdrawn or asked.worker is not None:
+                return None
+            del self._waiting[asked]
+            asked.attempts = held.attempt
+            return asked
+        name, code, identity, arguments = claim
+        found = self._found[claim] = _Foundling(self, held.name, self._keeper)
+        found.entry = Entry(self._recorder.adopted(name, code), identity, arguments)
+        found.attempts = held.attempt
+        found.worker, found.index = worker.id, index
+        return found
+
+    # -- what the application asks for --------------------------------------------------------------------------------
+
+    @property
+    def concerns(self) -> bool:
+        """Whether what is submitted has to be looked at."""
+        return bool(self._found) or self.is_open
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there may be survivors that hold what the application asks for, and they are worth waiting for."""
+        return self._deadline is not None and bool(self._awaited)
+
+    def next_deadline(self) -> float | None:
+        """Return when ``tend`` has to be called."""
+        return self._deadline if self._waiting else None
+
+    def tend(self, now: float) -> None:
+        """Let what has waited for survivors go its way, when they have all called or it has been long enough."""
+        if self._deadline is not None and now >= self._deadline:
+            self._deadline = None
+        if self._waiting and not self.is_open:
+            self.give_out()
+
+    def give_out(self) -> None:
+        """Have all that waits run."""
+        waiting, self._waiting = self._waiting, {}
+        self._asked.clear()
+        self._core.submit(waiting)
+
+    def sift(self, tasks: list[Any], now: float) -> list[Any]:
+        """Return what of ``tasks`` is to run: not what some worker holds, nor what one may hold."""
+        rest = []
+        for task in tasks:
+            entry = task.entry if isinstance(task, TaskFuture) else None
+            if entry is None or entry.arguments is None or entry.shelf.code is None:
+                rest.append(task)
+                continue
+            claim = claim_of(entry)
+            found = self._found.pop(claim, None)
+            if found is not None and (found.answered or found in self._failed or found.worker is not None):
+                self._hand_over(found, task, rest, now)
+            elif self.is_open:
+                self._asked[claim] = task
+                self._waiting[task] = None
+            else:
+                rest.append(task)
+        return rest
+
+    def _hand_over(self, found: _Foundling, task: TaskFuture, rest: list[Any], now: float) -> None:
+        failure = self._failed.pop(found, None)
+        if failure is not None:
+            if task.call.options.retries_failures:
+                task.attempts = found.attempts + 1
+                rest.append(task)
+            else:
+                task.attempts = found.attempts
+                self._settle(task, failure)
+        elif found.answered:
+            task.attempts, task.answered = found.attempts, True
+            self._recorder.answered_elsewhere()
+            with self._lock:
+                if not found.done():
+                    found.heir = task
+                    return
+            self._deliver([task], [found._result])  # noqa: SLF001 - it is our own
+        else:
+            self._core.claim(found, task, now)
+
+    def _settle(self, task: TaskFuture, value: Any) -> None:
+        futures, values = self._recorder.settle([task], [value])
+        self._deliver(futures, values)
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks wait for survivors."""
+        return len(self._waiting)
+
+    @property
+    def has_foundlings(self) -> bool:
+        """Whether some worker holds, or has answered, what nobody has asked for."""
+        return bool(self._found)
+
+    def abandon(self) -> list[Task]:
+        """Return what somebody works on and nobody has asked for: the keeper ends."""
+        return [found for found in self._found.values() if not found.answered and found not in self._failed]
+
+    # -- answers ------------------------------------------------------------------------------------------------------
+
+    def answered(self, futures: list[TaskFuture], values: Sequence[Any]) -> tuple[list[TaskFuture], Sequence[Any]]:
+        """Return the answers that are to be recorded and delivered.
+
+        A failure that nobody has asked for is kept as it is: whether it is final is for those to say who ask.
+        """
+        if not any(type(future) is _Foundling for future in futures):
+            return futures, values
+        kept: list[TaskFuture] = []
+        kept_values = []
+        for future, value in zip(futures, values, strict=True):
+            if isinstance(future, _Foundling):
+                if type(value) is Unread and value.code == Code.EXCEPTION:
+                    self._failed[future] = value
+                    continue
+                assert future.entry is not None
+                future.entry.shelf.expect()
+            kept.append(future)
+            kept_values.append(value)
+        return kept, kept_values
+
+    def recorded(self, found: _Foundling, value: Any) -> None:
+        """The outcome of a foundling is recorded; on the journal's thread."""
+        with self._lock:
+            heir = found.heir
+        if heir is not None:
+            self._deliver([heir], [value])

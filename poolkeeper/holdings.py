@@ -1,0 +1,84 @@
+"""What a worker has been fed, as a later keeper must be told: the tasks whose answers are not acknowledged. Pure.
+
+A keeper that takes over can make nothing of a result alone: the indices were given out by the one before it. So a
+worker remembers of each task what a later keeper knows it by, until the answer is acknowledged.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from .messages import Kind
+from .session import Session
+
+__all__ = ["Held", "Holdings"]
+
+
+class Held(NamedTuple):
+    """What is known of one task: its call's name, the attempt, and its claim (see ``messages``)."""
+
+    name: str
+    attempt: int
+    claim: tuple[Any, ...] | None
+
+
+class _Fed(NamedTuple):
+    first: int
+    number: int
+    call: int
+    infos: list[tuple[Any, ...]] | None
+
+
+class Holdings:
+    """The tasks of one worker, from the first on whose answer is not acknowledged."""
+
+    def __init__(self) -> None:
+        self._base = 1
+        self._fed: deque[_Fed] = deque()
+        self._answers: deque[tuple[int, int]] = deque()
+        self._names: dict[int, str] = {}
+
+    def taken(self, messages: Iterable[tuple[Any, ...]]) -> None:
+        """Take note of what the keeper has sent."""
+        for message in messages:
+            kind = message[0]
+            if kind == Kind.TASKS:
+                self._fed.append(_Fed(message[1], len(message[3]), message[2], message[4]))
+            elif kind == Kind.CHUNK:
+                self._fed.append(_Fed(message[1], 1, message[2], None))
+            elif kind == Kind.DEFINE:
+                self._names[message[1]] = message[2]
+
+    def answered(self, message: tuple[Any, ...], session: Session) -> None:
+        """Take note of an answer that ``session`` has just numbered, and forget what is acknowledged."""
+        kind = message[0]
+        if kind == Kind.RESULTS:
+            self._answers.append((session.sent, message[1] + len(message[3])))
+        elif kind == Kind.CHUNK_RESULT:
+            self._answers.append((session.sent, message[1] + 1))
+        else:
+            return
+        self._trim(session.acknowledged)
+
+    def unacknowledged(self, session: Session) -> tuple[int, list[Held | None]]:
+        """Return the index of the first task whose answer is not acknowledged, and what is known of it and the rest.
+
+        None stands for what no later keeper can know.
+        """
+        self._trim(session.acknowledged)
+        held: list[Held | None] = []
+        for first, number, call, infos in self._fed:
+            name = self._names.get(call, "")
+            for position in range(max(0, self._base - first), number):
+                info = None if infos is None else infos[position]
+                held.append(None if info is None or info[3] is None else Held(name, info[1], info[3]))
+        return self._base, held
+
+    def _trim(self, acknowledged: int) -> None:
+        answers, fed = self._answers, self._fed
+        while answers and answers[0][0] <= acknowledged:
+            self._base = answers.popleft()[1]
+        while fed and fed[0].first + fed[0].number <= self._base:
+            fed.popleft()

@@ -1,0 +1,207 @@
+"""How the keeper starts its fork server, and holds the one that an earlier keeper has started."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from .worker_session import WorkerConfig
+
+__all__ = ["Inherited", "Launched", "ServerProcess", "Start", "launch"]
+
+END_SECONDS = 5.0
+
+# The application's path comes first, for it decides which poolkeeper is meant, also under python -I.
+_BOOTSTRAP = (
+    "import json, sys; content = json.load(sys.stdin); sys.path[:] = content['sys_path']; "
+    "from poolkeeper.forkserver import main; main(content)"
+)
+
+
+class Start:
+    """What a fork server is started with; ``digest`` is the same for two keepers that could have the same one.
+
+    Args:
+        config: of the workers.
+        preload: modules to import.
+        start_method: "forkserver" or "loky".
+        environment: set before the preload.
+        inherit_output: leaves it the caller's stdout and stderr.
+        remove: directories that it removes when it ends.
+    """
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        *,
+        preload: Iterable[str],
+        start_method: str,
+        environment: dict[str, str],
+        inherit_output: bool,
+        remove: Iterable[str] = (),
+    ) -> None:
+        plain = config._asdict()
+        for name in ("key", "initializer"):
+            if plain[name] is not None:
+                plain[name] = base64.b64encode(plain[name]).decode()
+        self.environment = environment
+        self.inherit_output = inherit_output
+        self._content: dict[str, Any] = {
+            "worker": plain,
+            "preload": list(preload),
+            "start_method": start_method,
+            "sys_path": sys.path,
+            "argv": getattr(sys, "argv", [""]),
+            "remove": list(remove),
+        }
+        told = {**self._content, "worker": {**plain, "incarnation": ""}, "environment": environment}
+        about = [json.dumps(told, sort_keys=True, default=str), sys.executable, sys.version, os.getcwd()]
+        self.digest = hashlib.sha256("\0".join(about).encode()).hexdigest()
+
+    def content(self) -> bytes:
+        """Return what it reads from its standard input, which is private."""
+        # for managers and listeners of the application that tasks connect to
+        authkey = base64.b64encode(multiprocessing.current_process().authkey).decode()
+        return json.dumps({**self._content, "digest": self.digest, "authkey": authkey}).encode()
+
+
+def launch(start: Start) -> Launched:
+    """Start a fork server; it will call the keeper."""
+    # as multiprocessing does
+    flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
+    output = None if start.inherit_output else subprocess.DEVNULL
+    process = subprocess.Popen(
+        [sys.executable, *flags, "-c", _BOOTSTRAP],
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=output,
+        env={**os.environ, **start.environment},
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(start.content())
+        process.stdin.close()
+    return Launched(process)
+
+
+class ServerProcess(Protocol):
+    """The keeper's handle on a fork server; ``watch_fd`` becomes readable when it ends, None where there is none."""
+
+    watch_fd: int | None
+
+    @property
+    def pid(self) -> int:
+        """Its pid."""
+
+    @property
+    def exitcode(self) -> int | None:
+        """How it ended, None while it lives, or where that is not known."""
+
+    def kill(self) -> None:
+        """End it at once; its workers live on."""
+
+    def end(self) -> None:
+        """Wait for it to end, having been told to; kill it if it does not."""
+
+    def leave(self) -> None:
+        """Let go of it; it lives on."""
+
+
+class Launched:
+    """A fork server that this keeper has started."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self.watch_fd = _pidfd(process.pid)
+
+    @property
+    def pid(self) -> int:
+        """Its pid."""
+        return self._process.pid
+
+    @property
+    def exitcode(self) -> int | None:
+        """How it ended, None while it lives."""
+        return self._process.poll()
+
+    def kill(self) -> None:
+        """End it at once; its workers live on."""
+        self._process.kill()
+        self.end()
+
+    def end(self) -> None:
+        """Wait for it to end, having been told to; kill it if it does not."""
+        try:
+            self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._close()
+
+    def leave(self) -> None:
+        """Let go of it; it lives on."""
+        self._process.returncode = 0  # or the module would warn that it still runs
+        self._close()
+
+    def _close(self) -> None:
+        if self.watch_fd is not None:
+            os.close(self.watch_fd)
+            self.watch_fd = None
+
+
+class Inherited:
+    """A fork server that an earlier keeper has started; raises ProcessLookupError where it is gone."""
+
+    exitcode: int | None = None
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        os.kill(pid, 0)
+        self.watch_fd = _pidfd(pid)
+
+    def kill(self) -> None:
+        """End it at once; its workers live on."""
+        self._kill()
+        self.end()
+
+    def end(self) -> None:
+        """Wait for it to end, having been told to; kill it if it does not."""
+        if self.watch_fd is not None:
+            if not select.select([self.watch_fd], [], [], END_SECONDS)[0]:
+                self._kill()
+                select.select([self.watch_fd], [], [], END_SECONDS)
+            os.close(self.watch_fd)
+            self.watch_fd = None
+        with contextlib.suppress(ChildProcessError):  # it is ours where this keeper was re-exec'd
+            os.waitpid(self.pid, os.WNOHANG)
+
+    def leave(self) -> None:
+        """Let go of it; it lives on."""
+        if self.watch_fd is not None:
+            os.close(self.watch_fd)
+            self.watch_fd = None
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if self.watch_fd is not None:
+                signal.pidfd_send_signal(self.watch_fd, signal.SIGKILL)
+            else:
+                os.kill(self.pid, signal.SIGKILL)
+
+
+def _pidfd(pid: int) -> int | None:
+    if hasattr(os, "pidfd_open"):
+        with contextlib.suppress(OSError):
+            return os.pidfd_open(pid)
+    return None

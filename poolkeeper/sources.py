@@ -1,0 +1,57 @@
+"""The source files that a process has loaded, and whether they are still what they were.
+
+A process that outlives its keeper runs the code that it has imported. What belongs to the interpreter or is installed
+is told by version; the user's own files, and ours where they are being worked on, by time of change and size.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+
+__all__ = ["Sources", "changed_sources", "loaded_sources"]
+
+Sources = dict[str, tuple[int, int]]
+"""Time of change in nanoseconds, and size in bytes, by path."""
+
+
+def loaded_sources(known: Sources | None = None) -> Sources:
+    """Return the files behind the modules that this process has loaded; what is ``known`` is not looked at again."""
+    found: Sources = {} if known is None else known
+    installed = _installed()
+    for module in list(sys.modules.values()):
+        path = getattr(module, "__file__", None)
+        if not isinstance(path, str) or path in found or path.startswith(installed):
+            continue
+        try:
+            status = os.stat(path)
+        except OSError:  # an archive, or gone already
+            continue
+        found[path] = (status.st_mtime_ns, status.st_size)
+    return found
+
+
+def changed_sources(sources: Sources) -> list[str]:
+    """Return the files that are not what they were when they were loaded, or gone."""
+    changed = []
+    for path, seen in sources.items():
+        try:
+            status = os.stat(path)
+        except OSError:
+            changed.append(path)
+            continue
+        if (status.st_mtime_ns, status.st_size) != tuple(seen):
+            changed.append(path)
+    return changed
+
+
+_INSTALLED: tuple[str, ...] = ()
+
+
+def _installed() -> tuple[str, ...]:
+    global _INSTALLED  # noqa: PLW0603 - sysconfig is slow to ask, and what it says does not change
+    if not _INSTALLED:
+        names = ("stdlib", "platstdlib", "purelib", "platlib")
+        _INSTALLED = tuple({os.path.join(path, "") for path in map(sysconfig.get_path, names) if path})
+    return _INSTALLED
