@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import NamedTuple
 
 from .event_log import EventLog
@@ -94,6 +93,13 @@ class Register:
         """Whether ``inherited`` was written since this machine has started."""
         boot = self._keeper.boot_id
         return bool(boot) and self.inherited is not None and self.inherited.keeper.boot_id == boot
+
+    @property
+    def has_services(self) -> bool:
+        """Whether an earlier keeper has left services, or processes of them."""
+        left = self.inherited
+        roles = ("service", "program")
+        return left is not None and (bool(left.services.services) or any(one.role in roles for one in left.children))
 
     def describe(self, services: Handover) -> None:
         """Take note of what is to be known of services besides their processes."""

@@ -82,11 +82,12 @@ class Adoption:
     def describe_groups(self) -> tuple[GroupRecord, ...]:
         """Return which restarts of each group still count."""
         epoch = self._changes.epoch
-        return tuple(
+        known = tuple(
             GroupRecord(group.name, epoch, tuple(round(moment + epoch, 3) for moment in group.restarts))
             for group in self._groups
             if group.restarts
         )
+        return known + tuple(self._left.values())
 
     # -- taking over --------------------------------------------------------------------------------------------------
 
