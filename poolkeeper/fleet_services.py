@@ -41,6 +41,7 @@ class FleetServices:
                 self.handles[name] = earlier
             else:
                 self.handles[name] = self._keeper.declare_service(spec)
+        self._keeper.disown_services()
         self._token.on_cancel(self._wake)
 
     def _hear(self, event: ServiceEvent) -> None:

@@ -126,6 +126,11 @@ class InstanceLock:
             logs.emit("WARNING", f"{self._file.path} cannot say who has the lock: {self._file.unwritten}")
         return taken
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether whoever had the lock before this object took it has ended without giving it up."""
+        return self._file.abandoned
+
     def release(self) -> None:
         """Give the lock up; does nothing unless this object has it, in the process that took it."""
         self._file.release()

@@ -127,7 +127,7 @@ class KeeperRuntime:
             from .register import Register
 
             self._register = Register(home, self.name or "", self.run_id)
-            undo.callback(self._register.close)
+            undo.callback(self._register.close, keep=bool(self._register.survivors))
             self.recorder = self._open_recorder(settings, home)
             if self.recorder is not None:
                 undo.callback(self.recorder.close)
@@ -156,6 +156,8 @@ class KeeperRuntime:
         self._nursery.open(self._board, [child.identity.pid for child in survivors if child.role == "forkserver"])
         if self.recorder is not None:
             self._adopt(self.recorder, survivors)
+        if self._register is not None and self._register.has_services:
+            self._supervision = self._new_supervision()
         _require_descriptors(self._loop.descriptor)
 
     def _adopt(self, recorder: Recorder, survivors: Iterable[ChildRecord]) -> None:
@@ -309,6 +311,7 @@ class KeeperRuntime:
             self.call_soon,
             self._register,
             self.settings.max_workers,
+            self._birth,
         )
 
     def expect_callbacks(self) -> None:
@@ -369,7 +372,7 @@ class KeeperRuntime:
             for found in self._adoption.abandon():
                 self._core.give_up(found)
         if self._supervision is not None:
-            self._supervision.supervisor.stop_all(time.monotonic(), "the keeper ends")
+            self._supervision.stop_all("the keeper ends")
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until all is done and every process is gone; return whether that is so."""
@@ -485,7 +488,7 @@ class KeeperRuntime:
             return False
         if self._adoption is not None and self._adoption.waiting:
             return False
-        if self._supervision is not None and not self._supervision.supervisor.down:
+        if self._supervision is not None and not self._supervision.down:
             return False
         if not core.workers:
             return True
@@ -507,8 +510,8 @@ class KeeperRuntime:
             return self._nursery.introduce(hello)
         if role == "control":
             return self._introduce_client()
-        if role == "service" and self._supervision is not None:
-            return self._supervision.introduce(hello)
+        if role == "service" and (self._supervision is not None or self._register is not None):
+            return self.supervision.introduce(hello)
         raise ProtocolError(f"nobody here speaks to a caller that is {role!r}")
 
     def _introduce_client(self) -> Peer:

@@ -59,6 +59,14 @@ class LaunchQueue:
             self._opens = now + FIRST_PAUSE * 2 ** min(self._refusals, 7)
             self._refusals += 1
 
+    def close(self, until: float) -> None:
+        """Hand out nothing before ``until``, unless ``open`` comes first."""
+        self._opens = max(self._opens, until)
+
+    def open(self) -> None:
+        """Hand out again."""
+        self._opens = 0.0
+
     def granted(self) -> None:
         """The system has given a process: the next pause is short again."""
         self._refusals = 0

@@ -39,6 +39,8 @@ class LockFile:
         self.path = path
         self.unwritten: OSError | None = None
         """Why the content could not be written, if the lock was taken without."""
+        self.abandoned = False
+        """Whether whoever had the lock before has ended without giving it up."""
         self._descriptor: int | None = None
         self._owner = 0
 
@@ -64,6 +66,7 @@ class LockFile:
                             os.close(descriptor)
                             return False
                         if self._is_current(descriptor):
+                            self.abandoned = os.fstat(descriptor).st_size > 0
                             self.unwritten = _write(descriptor, content)
                             self._keep(descriptor)
                             return True

@@ -31,6 +31,8 @@ from .switchboard import Heir, Peer, Switchboard
 from .worker_session import WorkerConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .register import Register
 
 __all__ = ["UNKNOWN", "Child", "Nursery", "Parent"]
@@ -181,6 +183,8 @@ class Nursery:
         self._waiting: list[tuple[Child, str, tuple[Any, ...]]] = []
         self._patience: float | None = None
         self._awaited: set[int] = set()
+        self.on_listed: Callable[[int, list[tuple[str, str, int]]], None] = lambda pid, children: None
+        """Is told the pid of a fork server that an earlier keeper has left, and its children: tag, role, pid."""
 
     def open(self, board: Switchboard, expected: Collection[int] = ()) -> None:
         """Start the fork server, which will call at ``board``; or wait a little for those with pids ``expected``."""
@@ -219,6 +223,10 @@ class Nursery:
                 server.children[child.tag] = child
                 return
         self._expected[child.tag, child.pid] = child
+
+    def expect_report(self, child: Child) -> None:
+        """Pass on how a process has ended that an earlier keeper has had made: it is known to be gone, or may be."""
+        self._expected[child.tag, child.pid or 0] = child
 
     def spawn(self, child: Child, role: str, arguments: tuple[Any, ...]) -> None:
         """Ask for a process that plays ``role``; raises OSError where the system refuses what it takes."""
@@ -274,6 +282,7 @@ class Nursery:
                 peer.strangers[tag] = pid
             else:
                 peer.children[tag] = child
+        self.on_listed(peer.process.pid, content["children"])
         changed = changed_sources(content["sources"])
         if self._server is None and content["digest"] == self._start.digest and not changed:
             self._server = peer
@@ -306,7 +315,7 @@ class Nursery:
                 child.parent.spawned(child, message[2])
             return
         peer.strangers.pop(tag, None)
-        child = peer.children.pop(tag, None)
+        child = peer.children.pop(tag, None) or self._late(tag)
         self._dismiss_if_done(peer)
         if child is None:
             return
@@ -316,10 +325,15 @@ class Nursery:
         elif kind == Kind.EXITED:
             child.parent.exited(child, Exit(message[2], message[3]))
 
+    def _late(self, tag: str) -> Child | None:
+        """Return the process behind a report that comes after the end of its keeper."""
+        key = next((key for key in self._expected if key[0] == tag), None)
+        return None if key is None else self._expected.pop(key)
+
     def buried(self, child: Child) -> None:
         """Its parent has seen a process to its end."""
-        if child.pid is not None:
-            self._expected.pop((child.tag, child.pid), None)
+        for key in [key for key, expected in self._expected.items() if expected is child]:
+            del self._expected[key]
         if self._register is not None:
             self._register.gone(child.tag)
 

@@ -23,6 +23,7 @@ from typing import Any, Literal, Self
 from . import logs
 from .errors import PoolkeeperError
 from .process_identity import PROC, ProcessIdentity
+from .service_handover import Handover
 
 __all__ = [
     "ChildRecord",
@@ -41,6 +42,8 @@ SIZE_LIMIT = 16 * 2**20
 LONGEST_BACKOFF = 5.0
 SHARE = 20.0
 """A write is followed by a pause of so many times its length."""
+
+_NO_SERVICES = Handover()
 
 ChildRole = Literal["forkserver", "worker", "service", "logwriter"]
 
@@ -103,6 +106,7 @@ class PidfileDocument:
         fleet: the file that declares the fleet, if it runs one.
         argv: the arguments of the fleet.
         children: the processes that it has started.
+        services: what is to be known of services besides their processes.
     """
 
     keeper: ProcessIdentity
@@ -113,6 +117,7 @@ class PidfileDocument:
     fleet: str | None = None
     argv: tuple[str, ...] = ()
     children: tuple[ChildRecord, ...] = ()
+    services: Handover = _NO_SERVICES
 
     def to_json(self) -> bytes:
         """Return the content of the pidfile."""
@@ -127,6 +132,7 @@ class PidfileDocument:
             "fleet": self.fleet,
             "argv": list(self.argv),
             "children": [child.to_dict() for child in self.children],
+            "services": self.services.to_data(),
         }
         return json.dumps(fields).encode() + b"\n"
 
@@ -160,6 +166,7 @@ class PidfileDocument:
             fleet=_text(data, "fleet") or None,
             argv=tuple(argument for argument in argv if isinstance(argument, str)) if isinstance(argv, list) else (),
             children=tuple(map(ChildRecord.from_dict, children)),
+            services=Handover.from_data(data.get("services")),
         )
 
 

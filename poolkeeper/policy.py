@@ -39,6 +39,7 @@ from .strategies import (
     callable_strategy,
     decide,
     is_known,
+    looks_back,
     named,
     stop_after_burst,
 )
@@ -250,6 +251,11 @@ class RestartPolicy:
     def is_known(self) -> bool:
         """Whether asking it runs no code of the user's."""
         return is_known(self.stop) and is_known(self.wait)
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether the moments of earlier exits may matter to it."""
+        return looks_back(self.stop)
 
     def after_exit(
         self,

@@ -222,6 +222,12 @@ class Keeper(KeeperView):
             raise PoolkeeperError('start_method="inline" runs tasks only: a service needs a process of its own')
         return declare(self._runtime, spec)
 
+    def disown_services(self) -> None:
+        """Stop what an earlier keeper has left of services that are not declared: none will be any more."""
+        runtime = self._runtime
+        if isinstance(runtime, KeeperRuntime) and runtime.has_services:
+            runtime.ask(runtime.supervision.disown)
+
     def on(self, kind: str, callback: Callable[[ServiceEvent], object]) -> None:
         """Call ``callback(event)`` for each event of a kind, in another thread.
 

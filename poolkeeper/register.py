@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import NamedTuple
 
 from .event_log import EventLog
 from .home import Home
 from .logs import emit
-from .pidfile import ChildRecord, PidfileDocument, PidfileError, PidfileWriter, read_pidfile
+from .pidfile import ChildRecord, PidfileDocument, PidfileError, PidfileWriter, read_pidfile, survivors
 from .process_identity import ProcessIdentity, identify
+from .service_handover import Handover
 from .service_model import ServiceEvent
 
 __all__ = ["Register"]
@@ -29,7 +29,13 @@ class _Entry(NamedTuple):
 
 
 class Register:
-    """Keeps the files of one keeper's home up to date, from threads of their own."""
+    """Keeps the files of one keeper's home up to date, from threads of their own.
+
+    ``inherited`` is what the pidfile of an earlier keeper says, None where there is none that makes sense;
+    ``survivors`` are those of its children that are alive. They stay in the pidfile until ``born`` has taken them
+    over or ``gone`` knows of their end, so that a keeper that dies early loses none. ``crashed`` is whether the earlier
+    keeper has ended without a word: there may be children of which no pidfile tells.
+    """
 
     def __init__(self, home: Home, name: str, run_id: str) -> None:
         self._home = home
@@ -37,18 +43,38 @@ class Register:
         self._run_id = run_id
         self._since = datetime.now(UTC)
         self._keeper = identify() or ProcessIdentity(os.getpid(), 0)
+        self.crashed = home.lock is not None and home.lock.abandoned
+        self.inherited = self._inherit()
+        self.survivors = () if self.inherited is None else _living(self.inherited)
+        self._left = {child.identity.pid: child for child in self.survivors}
+        self._services = Handover() if self.inherited is None else self.inherited.services
         self._entries: dict[str, _Entry] = {}
         self._identities: dict[str, ProcessIdentity | None] = {}
-        self.inherited = _inherited(home.path / PIDFILE)
-        """What the keeper before this one has written, if it was lost."""
         self._pidfile = PidfileWriter(home.path / PIDFILE)
         self._events = EventLog(home.path)
         self._pidfile.update(self._document)
 
+    def _inherit(self) -> PidfileDocument | None:
+        """Return what an earlier keeper has left; whatever is there in its place is no reason to fail."""
+        path = self._home.path / PIDFILE
+        try:
+            document = read_pidfile(path)
+            if (document.name, document.run_id) != (self._name, self._run_id):
+                raise PidfileError(f"{path} is of another keeper, {document.name}/{document.run_id}")
+            if document.keeper != self._keeper and document.keeper.is_alive():  # the home was copied, as it seems
+                raise PidfileError(f"{path} is of a keeper that lives, process {document.keeper.pid}")
+        except FileNotFoundError:
+            return None
+        except (OSError, PidfileError) as error:
+            emit("WARNING", f"what an earlier keeper has left is found by its calls alone: {error}")
+            return None
+        return document
+
     def born(
         self, tag: str, role: str, name: str, pid: int, slot: int | None = None, attempt: int | None = None
     ) -> None:
-        """Take note of a new child; ``tag`` is its own for good."""
+        """Take note of a new child, or of one that is taken over; ``tag`` is its own for good."""
+        self._left.pop(pid, None)
         self._entries[tag] = _Entry(role, name, pid, slot, attempt)
         self._pidfile.update(self._document)
 
@@ -57,13 +83,42 @@ class Register:
         if self._entries.pop(tag, None) is not None:
             self._pidfile.update(self._document)
 
+    def lost(self, pid: int) -> None:
+        """Take note that a child of an earlier keeper has ended that was not taken over."""
+        if self._left.pop(pid, None) is not None:
+            self._pidfile.update(self._document)
+
+    @property
+    def same_boot(self) -> bool:
+        """Whether ``inherited`` was written since this machine has started."""
+        boot = self._keeper.boot_id
+        return bool(boot) and self.inherited is not None and self.inherited.keeper.boot_id == boot
+
+    @property
+    def has_services(self) -> bool:
+        """Whether an earlier keeper has left services, or processes of them."""
+        left = self.inherited
+        roles = ("service", "program")
+        return left is not None and (bool(left.services.services) or any(one.role in roles for one in left.children))
+
+    def describe(self, services: Handover) -> None:
+        """Take note of what is to be known of services besides their processes."""
+        self._services = services
+        self._pidfile.update(self._document)
+
     def tell(self, event: ServiceEvent) -> None:
         """Record an event."""
         self._events.write(event)
 
-    def close(self) -> None:
-        """Finish, with no pidfile left: there is no keeper any more, and no child of it."""
-        self._pidfile.close(remove=True)
+    def close(self, *, keep: bool = False) -> None:
+        """Finish. Without ``keep`` no pidfile is left: there is no keeper any more, and no child of it.
+
+        Args:
+            keep: leave the pidfile, up to date, for a later keeper of this name and run.
+        """
+        if keep:
+            self._pidfile.update(self._document)
+        self._pidfile.close(remove=not keep)
         self._events.close()
 
     def abandon_in_child(self) -> None:
@@ -85,6 +140,7 @@ class Register:
                 children.append(
                     ChildRecord(tag, entry.role, entry.name, identity, slot=entry.slot, attempt=entry.attempt)
                 )
+        children.extend(list(self._left.values()))
         return PidfileDocument(
             keeper=self._keeper,
             name=self._name,
@@ -93,18 +149,13 @@ class Register:
             since=self._since,
             argv=tuple(sys.argv),
             children=tuple(children),
+            services=self._services,
         )
 
 
-def _inherited(path: Path) -> PidfileDocument | None:
-    """Return what an earlier keeper has left at ``path``; what is no pidfile is said and ignored."""
+def _living(document: PidfileDocument) -> tuple[ChildRecord, ...]:
     try:
-        return read_pidfile(path)
-    except FileNotFoundError:
-        return None
-    except (PidfileError, OSError) as error:
-        emit(
-            "WARNING",
-            f"the pidfile of the keeper before cannot be used; its processes are found when they call: {error}",
-        )
-        return None
+        return survivors(document)
+    except OSError as error:  # no descriptor to look with; those that live will call
+        emit("WARNING", f"it cannot be seen which children of an earlier keeper are alive: {error}")
+        return ()

@@ -55,17 +55,18 @@ class Force(Enum):
 class Replica:
     """What the supervisor knows of one replica.
 
-    ``up`` is whether it shall run. ``attempt`` counts its processes; what is heard of an earlier one is ignored.
-    ``detail`` says why it is in its state, or what it waits for, or what the service itself has to say. ``why`` is why
-    its process is to end, "" as long as it is not. All moments are in seconds of the monotonic clock: ``watched_from``
-    is when it was launched or got ready, or when the keeper last woke from a sleep; ``hold`` is when its group allows
-    it to start again, None unless it is restarted along with others.
+    ``up`` is whether it shall run, ``resumes`` whether it shall under the next keeper, though not under this one, which
+    is about to leave. ``attempt`` counts its processes; what is heard of an earlier one is ignored. ``detail`` says why
+    it is in its state, or what it waits for, or what the service itself has to say. ``why`` is why its process is to
+    end, "" as long as it is not; ``healthy`` is for how many seconds its last process was ready. All moments are in
+    seconds of the monotonic clock: ``watched_from`` is when it was launched or got ready, or when the keeper last woke
+    from a sleep; ``hold`` is when its group allows it to start again, None unless it is restarted along with others.
     """
 
     __slots__ = (
-        "attempt", "detail", "due", "ending", "exits", "force", "force_at", "hold", "id", "launched", "number", "pid",
-        "pulse", "ready_at", "record", "removed", "restarts", "service", "state", "told_ready", "up", "waiting_since",
-        "watched_from", "why",
+        "attempt", "detail", "due", "ending", "exits", "force", "force_at", "healthy", "hold", "id", "launched",
+        "number", "pid", "pulse", "ready_at", "record", "removed", "restarts", "resumes", "service", "state",
+        "told_ready", "up", "waiting_since", "watched_from", "why",
     )  # fmt: skip
 
     def __init__(self, id: int, service: Service, number: int) -> None:
@@ -74,6 +75,7 @@ class Replica:
         self.number = number
         self.state = ServiceState.STOPPED
         self.up = False
+        self.resumes = False
         self.removed = False
         self.attempt = 0
         self.restarts = 0
@@ -86,6 +88,7 @@ class Replica:
         self.launched = 0.0
         self.watched_from = 0.0
         self.ready_at: float | None = None
+        self.healthy = 0.0
         self.told_ready = False
         self.due: float | None = None
         self.hold: float | None = None
@@ -117,14 +120,15 @@ class Replica:
 class Service:
     """A declared service and its replicas, by number.
 
-    ``wanted`` is whether somebody has started it and nobody has stopped it since. ``dependents`` are the services that
-    are after it.
+    ``wanted`` is whether somebody has started it and nobody has stopped it since, ``resumes`` as for ``Replica``.
+    ``dependents`` are the services that are after it.
     """
 
     def __init__(self, spec: ServiceSpec) -> None:
         self.spec = spec
         self.name = spec.name
         self.wanted = False
+        self.resumes = False
         self.replicas: list[Replica] = []
         self.after: list[Service] = []
         self.dependents: list[Service] = []

@@ -8,7 +8,7 @@ are not OTP's children any more: a restart leaves them as they are.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from .replica import Replica, Service
@@ -35,6 +35,15 @@ class Group:
         """Yield every service in this group and the groups within."""
         for child in self.children:
             yield from _services_of(child)
+
+    @property
+    def restarts(self) -> tuple[float, ...]:
+        """When its members were restarted, as far as that counts."""
+        return tuple(self._restarts)
+
+    @restarts.setter
+    def restarts(self, moments: Iterable[float]) -> None:
+        self._restarts = deque(sorted(moments))
 
     def stands(self, now: float) -> bool:
         """Count a restart; return whether the group stands it. One that does not starts afresh, if it does."""
@@ -102,6 +111,9 @@ class Groups:
                 before.extend(_last_before(around, child))
             child = around
         return before
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self._by_name.values())
 
     def of(self, service: Service) -> Group | None:
         """Return the innermost group that ``service`` is in."""

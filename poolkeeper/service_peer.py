@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import selectors
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .nursery import Child, Parent
-from .process_identity import process_state
+from .process_identity import ProcessIdentity, process_state
 from .process_setup import DUMP_SIGNAL, LOG_DUMP_SIGNAL
 from .program import Program
 from .replica import Replica
+from .roster import Exit
 from .service_exits import LastWords
 from .service_spec import ServiceSpec
 
 if TYPE_CHECKING:
     import psutil
 
-__all__ = ["ServicePeer", "StackDumps", "is_program"]
+__all__ = ["Origin", "ServiceParent", "ServicePeer", "StackDumps", "is_program"]
 
 STACKS_BYTES = 65536
 
@@ -25,19 +27,86 @@ LOOK_SECONDS = 0.02
 """How often to look whether a process has written its stacks."""
 
 
-class ServicePeer(Child):
-    """The session with one process of a service; ``family`` are descendants that nobody but us would end."""
+class ServiceParent(Parent, Protocol):
+    """Who looks after the process of a service."""
 
-    def __init__(self, parent: Parent, replica: Replica, attempt: int) -> None:
+    def seen_to_end(self, peer: Any) -> None:
+        """The process has ended, by its pidfd."""
+
+
+class Origin(NamedTuple):
+    """Which process of which replica a process is."""
+
+    service: str
+    number: int
+    attempt: int
+
+    @classmethod
+    def of(cls, tag: str) -> Origin | None:
+        """Return what the tag of a service's process says; None for any other."""
+        name, _, attempt = tag.rpartition("#")
+        service, _, number = name.partition(":")
+        if not service or not attempt.isdecimal() or not (number or "0").isdecimal():
+            return None
+        return cls(service, int(number or 0), int(attempt))
+
+
+class ServicePeer(Child):
+    """The session with one process of a service.
+
+    ``birth`` the keeper that has it made, "" for an earlier
+    one. ``family`` are descendants that nobody but us would end.
+    One that an earlier keeper has made has no ``replica`` until its service is declared; what it says before is kept:
+    ``content`` of its ATTACH frame, the messages ``heard``, and its ``exit``.
+    """
+
+    parent: ServiceParent
+    replica: Replica
+
+    def __init__(self, parent: ServiceParent, tag: str, origin: Origin, *, is_program: bool) -> None:
         super().__init__(parent)
-        self.replica = replica
-        self.attempt = attempt
-        self.tag = f"{replica.name}#{attempt}"
-        self.name = f"service {replica.name}"
-        self.is_program = is_program(replica.spec)
-        self.about = ("program" if self.is_program else "service", replica.name, replica.number, attempt)
+        self.tag = tag
+        self.origin = origin
+        self.attempt = origin.attempt
+        label = tag.rpartition("#")[0]
+        self.name = f"service {label}"
+        self.is_program = is_program
+        self.about = ("program" if is_program else "service", label, origin.number, origin.attempt)
+        self.birth = ""
         self.words: LastWords | None = None
         self.family: set[psutil.Process] = set()
+        self.content: dict[str, Any] = {}
+        self.heard: list[tuple[Any, ...]] = []
+        self.exit: Exit | None = None
+
+    @classmethod
+    def for_replica(cls, parent: ServiceParent, replica: Replica, attempt: int, birth: str) -> ServicePeer:
+        """Return the session with a process that the keeper ``birth`` is to make."""
+        origin = Origin(replica.service.name, replica.number, attempt)
+        peer = cls(parent, f"{replica.name}#{attempt}", origin, is_program=is_program(replica.spec))
+        peer.replica = replica
+        peer.birth = birth
+        return peer
+
+    def belong_to(self, parent: ServiceParent) -> None:
+        """Have ``parent`` hear of it from now on."""
+        self.parent = self.listener = parent
+
+    def is_here(self, pid: int, selector: selectors.BaseSelector) -> None:
+        """The process exists: have the parent told when it ends."""
+        self.here(pid, selector, self._has_ended)
+
+    def found(self, identity: ProcessIdentity, selector: selectors.BaseSelector) -> bool:
+        """Watch a process of an earlier keeper; return whether it is that very process, and lives."""
+        self.is_here(identity.pid, selector)
+        if identity.is_alive():  # held by its pidfd by now, so that nobody else can get the pid in between
+            return True
+        self.unwatch(selector)
+        self.gone = True
+        return False
+
+    def _has_ended(self, _: int) -> None:
+        self.parent.seen_to_end(self)
 
 
 def is_program(spec: ServiceSpec) -> bool:

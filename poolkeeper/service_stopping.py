@@ -83,6 +83,16 @@ class Stopping:
             self._push(replica, now, KILL_AGAIN_SECONDS, Force.KILLED)
         self._changes.command(Destroy(replica))
 
+    def resume(self, replica: Replica, ending: Ending, now: float, *, forced: bool) -> None:
+        """Go on with the end of a process, which an earlier keeper may have asked for, or only have meant to."""
+        replica.ending = ending
+        if forced:
+            self._push(replica, now, KILL_AGAIN_SECONDS, Force.KILLED)
+            self._changes.command(Destroy(replica))
+        else:
+            self._push(replica, now, replica.spec.stop_timeout, Force.ASKED)
+            self._changes.command(Ask(replica))
+
     def look(self, replica: Replica, now: float) -> None:
         """The time of a process that is STOPPING may be over: first its stacks are written down, then it is killed."""
         if replica.force_at is None or now < replica.force_at:

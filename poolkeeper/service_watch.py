@@ -38,18 +38,22 @@ class Watch:
 
     def launched(self, replica: Replica, now: float) -> None:
         """Watch a process that is asked for."""
-        replica.launched = replica.watched_from = now
+        replica.launched = now
         replica.told_ready = False
-        if replica.spec.start_timeout is not None:
-            self._timers.set(replica.id, now + replica.spec.start_timeout)
-        if _limits_memory(replica.spec.worker):
-            self._timers.set(SAMPLING, now + SAMPLE_SECONDS)
+        self._watch_start(replica, now)
 
     def ready(self, replica: Replica, now: float) -> None:
         """Watch a service that runs from now on."""
         replica.ready_at = replica.watched_from = now
         self._timers.cancel(replica.id)
         self._set(replica)
+
+    def resumed(self, replica: Replica, now: float) -> None:
+        """Watch a process that was launched by an earlier keeper; it has as much time as if that were now."""
+        self._watch_start(replica, now)
+        if replica.state is ServiceState.RUNNING:
+            self._timers.cancel(replica.id)
+            self._set(replica)
 
     def look(self, replica: Replica, now: float) -> None:
         """A timer of a replica that starts or runs is due."""
@@ -81,6 +85,13 @@ class Watch:
         else:
             reason = f"memory of {memory} bytes exceeds max_memory={limits.max_memory}"
             self._stopping.request(replica, Ending.RECYCLE, reason)
+
+    def _watch_start(self, replica: Replica, now: float) -> None:
+        replica.watched_from = now
+        if replica.spec.start_timeout is not None:
+            self._timers.set(replica.id, now + replica.spec.start_timeout)
+        if _limits_memory(replica.spec.worker):
+            self._timers.set(SAMPLING, now + SAMPLE_SECONDS)
 
     def _look_at_start(self, replica: Replica, now: float) -> None:
         timeout = replica.spec.start_timeout

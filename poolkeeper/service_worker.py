@@ -20,26 +20,31 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from . import task_context
 from .arena import identity
-from .errors import PayloadError, ProtocolError
+from .errors import PayloadError
 from .limits import Limits
-from .link import Link, call_keeper
-from .messages import Kind, pack
+from .messages import Kind
 from .page import BEAT, WorkerPage, new_page
 from .payload import dumps_in_band, loads
 from .process_setup import settle_in, unblock_signals
 from .program import Program
+from .service_line import ServiceLine, leave_words
 from .service_model import ExitReason
-from .session import Session
+from .sources import Sources, loaded_sources
 from .task_context import wants_context
 from .worker import leave
 from .worker_session import WorkerConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .resumption import Resumption
 
 __all__ = ["ServiceDefinition", "main", "rehearse"]
 
-CALL_TIMEOUT = 5.0
+LOOK_SECONDS = 1.0
+"""How often a heartbeat looks whether there is another keeper."""
+IDLE_SECONDS = 10.0
+"""The same for a service that waits."""
 PROGRESS_SECONDS = 0.1
 DETAIL_BYTES = 16384
 """How much of a traceback travels to the keeper; all of it goes to the log."""
@@ -48,11 +53,12 @@ DETAIL_BYTES = 16384
 class ServiceDefinition(NamedTuple):
     """What a process needs to know to be a service; travels to it through the fork server.
 
-    ``blob`` is the pickled ``(target, args, kwargs)``. ``program`` says that the target replaces the process; it gets
-    ``variables`` in its environment.
+    ``birth`` is the incarnation of the keeper that has it made, ``blob`` the pickled ``(target, args, kwargs)``.
+    ``program`` says that the target replaces the process; it gets ``variables`` in its environment.
     """
 
     tag: str
+    birth: str
     service: str
     name: str
     replica: int
@@ -81,87 +87,105 @@ class _Service:
         self.slot = definition.replica
         self.attempt = definition.attempt
         self._config = config
+        self._definition = definition
         self._page = WorkerPage(page)
         os.close(page)
-        self._session = Session()
-        self._link: Link | None = None
         self._lock = threading.Lock()
         self._stopping = False
         self._looks = False
+        self._stage = "starting"
+        self._status: str | None = None
+        self._sources: Sources = {}
+        self._look_at = 0.0
+        self._summoned = False
         self._progress_at = 0.0
         self._stop_signal = definition.stop_signal
         self._speaker = 0
         self.forked = False
         self._pipe = os.pipe()
         self._pipe_identity = identity(self._pipe[0])
-        self._link_identity: tuple[int, int] | None = None
         self.resumed: Resumption | None = None
-        if link >= 0:
-            self._link = Link(socket.socket(fileno=link))
-            self._link.reader.authenticated = True
-            self._link_identity = identity(link)
-        if not self.say((Kind.HERE, os.getpid())):
-            os._exit(1)  # the keeper does not wait for this process any more, or is gone
+        introduction = {"role": "service", "id": self.worker, "birth": definition.birth, "pid": os.getpid()}
+        self._line = ServiceLine(config, introduction, link, self._describe)
+        if not self.say((Kind.HERE, os.getpid())) and self._line.is_unwanted():
+            os._exit(1)
 
     # -- to the keeper --------------------------------------------------------------------------------------------
 
-    def say(self, message: tuple[Any, ...]) -> bool:
-        """Tell the keeper, if it is there, and return whether it is; any thread may.
-
-        A stop signal that comes meanwhile takes effect afterwards, for half a frame would be worse than none.
-        """
+    def say(self, message: tuple[Any, ...], *, last: bool = False) -> bool:
+        """Tell the keeper, if it is there, and return whether it is; any thread may."""
         if self.forked:
             return False
         with self._lock:
-            self._speaker = threading.get_ident()
-            try:
-                return self._say(message)
-            finally:
-                self._speaker = 0
-                if self._stopping and not self._looks and threading.current_thread() is threading.main_thread():
-                    self._looks = True  # asked once, as by the signal itself
-                    raise _Asked(0)
+            told = self._undisturbed(lambda: self._line.say(message, last=last))
+        if self._summoned:  # meanwhile
+            self._look_for_keeper()
+        return told
 
-    def _say(self, message: tuple[Any, ...]) -> bool:
-        frame = self._session.send(pack([message]))
-        link, self._link = self._link, None
-        if link is not None and identity(link.fileno()) != self._link_identity:
-            link.socket.detach()  # closed by the callable, and the number may be its own file's by now
-        elif link is not None:
-            try:
-                self._hear(link)
-                link.send(frame)
-            except (OSError, ProtocolError):
-                link.close()
-            else:
-                self._link = link
-                return True
+    def _undisturbed(self, act: Callable[[], bool]) -> bool:
+        """Speak to the keeper, under the lock.
+
+        A stop signal that comes meanwhile takes effect afterwards, for half a frame would be worse than none.
+        """
+        self._speaker = threading.get_ident()
         try:
-            self._call()  # what is unacknowledged goes out with it
-        except (OSError, ProtocolError):
-            return False
-        return True
+            return act()
+        finally:
+            self._speaker = 0
+            if self._stopping and not self._looks and threading.current_thread() is threading.main_thread():
+                self._looks = True  # asked once, as by the signal itself
+                raise _Asked(0)
 
-    def _call(self) -> None:
-        introduction = {"role": "service", "id": self.worker, "pid": os.getpid()}
-        self._link = call_keeper(self._config.socket, self._config.key, self._session, introduction, CALL_TIMEOUT)
-        self._link_identity = identity(self._link.fileno())
+    def summoned(self, *_: object) -> None:
+        """SIGURG: another keeper may be there."""
+        self._line.summoned()
+        self._summoned = True
+        self._look_for_keeper()
 
-    def _hear(self, link: Link) -> None:
-        """Take in the acknowledgements that have come."""
-        poll = select.poll()
-        poll.register(link.fileno(), select.POLLIN)
-        while poll.poll(0):
-            frames, alive = link.receive()
-            for frame in frames:
-                self._session.receive(frame)
-            if not alive:
-                raise ConnectionResetError
+    def _look_for_keeper(self) -> None:
+        """Call the keeper that has come to the place of ours, unless somebody speaks, who will find out."""
+        if self.forked or not self._lock.acquire(blocking=False):
+            return
+        self._summoned = False
+        try:
+            self._undisturbed(self._line.look)
+        finally:
+            self._lock.release()
+
+    def _look_now_and_then(self, now: float) -> None:
+        if now >= self._look_at and self._config.orphan_grace is not None:
+            self._look_at = now + LOOK_SECONDS
+            self._look_for_keeper()
+
+    def _describe(self) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """Return what a keeper must know that has not made this process, and a page to share with it.
+
+        The page is a new one: of the first no descriptor is left that the callable could close.
+        """
+        definition = self._definition
+        content = {
+            "tag": self.worker,
+            "birth": definition.birth,
+            "service": self.name,
+            "replica": self.slot,
+            "attempt": self.attempt,
+            "stage": self._stage,
+            "status": self._status,
+            "sources": loaded_sources(self._sources),
+        }
+        fd = new_page()
+        try:
+            page, before = WorkerPage(fd), self._page
+            self._page = page
+            page.times[BEAT] = max(page.times[BEAT], before.times[BEAT])
+        except BaseException:
+            os.close(fd)
+            raise
+        return content, (fd,)
 
     def close(self) -> None:
         """Close what it has opened."""
-        if self._link is not None:
-            self._link.close()
+        self._line.close()
         for end in self._pipe:
             os.close(end)
 
@@ -170,12 +194,7 @@ class _Service:
         self.forked = True
         self._lock = threading.Lock()  # another thread may have held it
         signal.signal(self._stop_signal, signal.SIG_DFL)
-        if self._link is not None:
-            if identity(self._link.fileno()) == self._link_identity:
-                self._link.close()
-            else:
-                self._link.socket.detach()
-            self._link = None
+        self._line.close()
         self._new_pipe()
 
     # -- what the context asks ------------------------------------------------------------------------------------
@@ -210,20 +229,35 @@ class _Service:
                 continue
             poll = select.poll()
             poll.register(self._pipe[0], select.POLLIN)
-            poll.poll(min(left, 86400.0) * 1000)
+            if self._config.orphan_grace is None:
+                poll.poll(min(left, 86400.0) * 1000)
+            else:
+                poll.poll(min(left, IDLE_SECONDS) * 1000)
+                self._look_now_and_then(time.monotonic())
         return True
 
     def _new_pipe(self) -> None:
         self._pipe = os.pipe()
         self._pipe_identity = identity(self._pipe[0])
 
+    def started(self) -> None:
+        """The callable is about to be called."""
+        self._stage = "started"
+        if self._config.orphan_grace is not None:
+            loaded_sources(self._sources)  # as they were when they were loaded
+        self.say((Kind.STARTED,))
+
     def ready(self, status: str) -> None:
+        self._stage = "ready"
         self.say((Kind.READY,))
         if status:  # afterwards, for a change of state has words of its own
+            self._status = status
             self.say((Kind.STATUS, status))
 
     def heartbeat(self) -> None:
-        self._page.times[BEAT] = time.monotonic()
+        now = time.monotonic()
+        self._page.times[BEAT] = now
+        self._look_now_and_then(now)
 
     def progress(self, done: float, total: float | None) -> None:
         now = time.monotonic()
@@ -262,6 +296,8 @@ def main(config: WorkerConfig, plain: tuple[Any, ...], page: int | str, link: in
     task_context.enter(service)
     try:
         signal.signal(definition.stop_signal, service.asked_to_stop)
+        if config.orphan_grace is not None and definition.stop_signal != signal.SIGURG:
+            signal.signal(signal.SIGURG, service.summoned)
         unblock_signals()
         status, words = _run(service, definition) if problem is None else (1, _unsettled(problem))
         threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001 - threads that are no daemons are part of it
@@ -271,7 +307,10 @@ def main(config: WorkerConfig, plain: tuple[Any, ...], page: int | str, link: in
     _flush()
     if service.forked:
         os._exit(status)  # what was started before the fork is the parent's
-    service.say((Kind.LAST_WORDS, words[0].value, words[1], words[2]))
+    last = (words[0].value, words[1], words[2])
+    if config.orphan_grace is not None and words[0] is not ExitReason.RETURNED:
+        leave_words(config.logs, definition.tag, last)
+    service.say((Kind.LAST_WORDS, *last), last=True)
     leave(status)
 
 
@@ -279,12 +318,15 @@ def rehearse(config: WorkerConfig) -> None:
     """Take the first steps of a service with nobody listening, so that their memory pages are this process' own."""
     ours, theirs = socket.socketpair()
     definition = ServiceDefinition(
-        "", "", "", 0, 0, dumps_in_band((_flush, (), {})), tuple(sys.path), Limits(), {}, signal.SIGTERM, False, {}
+        "", "", "", "", 0, 0, dumps_in_band((_flush, (), {})), tuple(sys.path), Limits(), {}, signal.SIGTERM, False, {}
     )
     service = _Service(
-        config, ServiceDefinition(*pickle.loads(pickle.dumps(tuple(definition)))), new_page(), theirs.detach()
+        config._replace(orphan_grace=None),
+        ServiceDefinition(*pickle.loads(pickle.dumps(tuple(definition)))),
+        new_page(),
+        theirs.detach(),
     )
-    service.say((Kind.STARTED,))
+    service.started()
     target, args, kwargs = _load(definition)
     target(*args, **kwargs)
     service.close()
@@ -307,7 +349,7 @@ def _run(service: _Service, definition: ServiceDefinition) -> tuple[int, Words]:
         target, args, kwargs = _load(definition)
         if definition.program:
             _become(service, definition, target)
-        service.say((Kind.STARTED,))
+        service.started()
         try:
             target(*args, **kwargs)
         except BaseException:
@@ -350,7 +392,7 @@ def _load(definition: ServiceDefinition) -> tuple[Any, tuple[Any, ...], dict[str
 
 
 def _become(service: _Service, definition: ServiceDefinition, program: Program) -> NoReturn:
-    service.say((Kind.STARTED,))
+    service.started()
     variables = definition.variables
     if "WATCHDOG_USEC" in variables:
         variables = {**variables, "WATCHDOG_PID": str(os.getpid())}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .errors import PayloadError
@@ -114,7 +115,7 @@ class ServiceHandle:
         """Stop it, but leave it as it is if it has completed or failed, and to its keeper if that ends."""
         if not self.state.at_rest and not self.is_leaving:
             with contextlib.suppress(RuntimeError):  # the keeper has begun to end
-                self.stop()
+                self._ask(partial(self._supervision.supervisor.stop, for_good=False))
 
     def restart(self) -> None:
         """Stop its process and start another; start it if it is at rest."""
@@ -146,9 +147,7 @@ def declare(runtime: KeeperRuntime, spec: ServiceSpec) -> ServiceHandle:
     supervision = runtime.supervision
 
     def take_on() -> Service:
-        service = supervision.add(spec, blob)
-        supervision.supervisor.start(service, time.monotonic())
-        return service
+        return supervision.take_on(spec, blob)
 
     return ServiceHandle(runtime, runtime.ask(take_on))
 

@@ -31,6 +31,7 @@ __all__ = [
     "callable_strategy",
     "decide",
     "is_known",
+    "looks_back",
     "named",
     "stop_after_burst",
 ]
@@ -145,6 +146,16 @@ def is_known(strategy: object) -> bool:
         return False
     parts = [part for value in vars(strategy).values() for part in (value if isinstance(value, tuple) else (value,))]
     return all(is_known(part) for part in parts if callable(part) and not isinstance(part, type))
+
+
+def looks_back(strategy: object) -> bool:
+    """Whether ``strategy`` may ask when earlier failures were, as ``stop_after_burst`` does."""
+    if strategy is None or isinstance(strategy, NamedStrategy):
+        return False
+    if type(strategy).__module__.partition(".")[0] != "tenacity":
+        return True
+    parts = [part for value in vars(strategy).values() for part in (value if isinstance(value, tuple) else (value,))]
+    return any(looks_back(part) for part in parts if callable(part) and not isinstance(part, type))
 
 
 def callable_strategy(value: Strategy) -> Strategy:

@@ -31,10 +31,12 @@ from .reporting import report
 from .roster import Exit
 from .service_commands import Announce, Ask, Collapse, Consult, Destroy, Dump, Launch, Sample, ServiceCommand
 from .service_exits import LastWords
+from .service_handover import Handover, ServiceRecord
 from .service_model import ExitReason, ServiceEvent, ServiceState, ServiceStatus
 from .service_news import ServiceNews
 from .service_peer import ServicePeer, StackDumps, is_program
 from .service_spec import ServiceSpec
+from .service_survivors import Survivors, read_words, take_page
 from .service_worker import ServiceDefinition
 from .supervisor import Supervisor
 from .switchboard import Switchboard
@@ -66,6 +68,7 @@ class Supervision:
         call_soon: Callable[[Callable[[], None]], None],
         register: Register | None,
         max_workers: int,
+        birth: str,
     ) -> None:
         self.supervisor = supervisor
         self.news = ServiceNews(delivery, register)
@@ -78,6 +81,11 @@ class Supervision:
         self._notices = ProgramNotices(home.path, selector, supervisor, self._programs)
         self._call_soon = call_soon
         self._max_workers = max_workers
+        self._birth = birth
+        self._register = register
+        self._logs = home.logs
+        self._records: dict[str, ServiceRecord] = {}
+        self._collapsed = False
         self._peers: dict[str, ServicePeer] = {}
         self._current: dict[Replica, ServicePeer] = {}
         self._definitions: dict[Service, tuple[bytes, Limits, dict[str, str]]] = {}
@@ -92,13 +100,28 @@ class Supervision:
             Announce: lambda command: self.news.tell(command.event),
             Collapse: self._collapse,
         }
+        self._survivors: Survivors | None = None
+        if register is not None:
+            self._survivors = survivors = Survivors(register, nursery, board, selector, time.monotonic())
+            nursery.on_listed = self._listed
+            supervisor.inherit_groups(survivors.groups)
+            if survivors.roll_call is not None:
+                supervisor.hold(survivors.roll_call)
         delivery.post(_warm_up)
 
-    def add(self, spec: ServiceSpec, blob: bytes) -> Service:
-        """Take on a service, not started yet; ``blob`` is its pickled target. Raises DeclarationError."""
+    def take_on(self, spec: ServiceSpec, blob: bytes) -> Service:
+        """Take on a service, and start it or go on with what an earlier keeper has left of it.
+
+        ``blob`` is its pickled target. Raises DeclarationError.
+        """
         service = self.supervisor.add(spec)
         make_room(self._max_workers + self.supervisor.size)
         self._definitions[service] = (blob, Limits.of(spec.worker), dict(spec.worker.env or {}))
+        record, peers = (None, []) if self._survivors is None else self._survivors.claim(spec.name)
+        if record is None and not peers:
+            self.supervisor.start(service, time.monotonic())
+        else:
+            self._adopt(service, record, peers)
         return service
 
     # -- the keeper's loop --------------------------------------------------------------------------------------------
@@ -113,6 +136,8 @@ class Supervision:
                 self._ended(peer, UNKNOWN)
         for peer in self._stacks.look(now):
             self.supervisor.dumped(peer.replica, peer.attempt, now)
+        if self._survivors is not None:
+            self._survivors.tend(now)
         self.supervisor.epoch = time.time() - now
         for _ in range(TURNS):  # what one decision has led to may ask for the next
             commands = self.supervisor.decide(now)
@@ -120,18 +145,46 @@ class Supervision:
                 self._actions[type(command)](command)
             if not commands:
                 break
+        self._write_down(now)
         self.news.notify()
+
+    def _write_down(self, now: float) -> None:
+        """Have the next keeper know what has changed."""
+        records = self.supervisor.describe(now)
+        if records and self._register is not None and not self._collapsed:
+            self._records.update({record.name: record for record in records})
+            unclaimed = () if self._survivors is None else self._survivors.records
+            self._register.describe(Handover((*self._records.values(), *unclaimed), self.supervisor.describe_groups()))
+
+    @property
+    def down(self) -> bool:
+        """Whether no process is left and none is to come."""
+        return self.supervisor.down and (self._survivors is None or self._survivors.down)
+
+    def stop_all(self, reason: str) -> None:
+        """Stop everything, what depends on others first."""
+        now = time.monotonic()
+        self.supervisor.stop_all(now, reason)
+        if self._survivors is not None:
+            self._survivors.disown(now)
+
+    def disown(self) -> None:
+        """End what an earlier keeper has left and nobody has declared: nothing more will be declared."""
+        if self._survivors is not None:
+            self._survivors.disown(time.monotonic())
 
     def next_deadline(self) -> float | None:
         """Return when ``carry_out`` must be called next even if nothing happens, None if never."""
         deadlines = [self.supervisor.next_deadline(), self._stacks.next_look(), *self._gone.values()]
+        if self._survivors is not None:
+            deadlines.append(self._survivors.next_deadline())
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     # -- commands -----------------------------------------------------------------------------------------------------
 
     def _launch(self, command: Launch) -> None:
         replica = command.replica
-        peer = ServicePeer(self, replica, command.attempt)
+        peer = ServicePeer.for_replica(self, replica, command.attempt, self._birth)
         self._peers[peer.tag] = self._current[replica] = peer
         try:
             self._nursery.spawn(peer, "service", (tuple(self._definition(peer)),))
@@ -145,6 +198,7 @@ class Supervision:
         blob, limits, environment = self._definitions[replica.service]
         return ServiceDefinition(
             tag=peer.tag,
+            birth=self._birth,
             service=spec.name,
             name=replica.name,
             replica=replica.number,
@@ -227,15 +281,126 @@ class Supervision:
 
     def _collapse(self, command: Collapse) -> None:
         self.news.tell(ServiceEvent(time.time(), "fleet.failed", "", reason=command.reason))
+        self._collapsed = True  # the next keeper begins anew
+        if self._register is not None:
+            self._register.describe(Handover())
         self.supervisor.stop_all(time.monotonic(), command.reason)
+
+    # -- what an earlier keeper has left ------------------------------------------------------------------------------
+
+    def _adopt(self, service: Service, left: ServiceRecord | None, peers: list[ServicePeer]) -> None:
+        """Go on with a service."""
+        survivors, spec, now = self._survivors, service.spec, time.monotonic()
+        assert survivors is not None
+        with contextlib.suppress(OSError):  # said when the next process is made
+            self._variables(spec)  # programs that live may have something to say
+        if left is None:
+            left = ServiceRecord(spec.name, wanted=True, declared=spec.replicas, count=spec.replicas)
+        self.supervisor.epoch = time.time() - now
+        processes: dict[int, int] = {}
+        for peer in peers:
+            if not peer.gone:
+                processes[peer.origin.number] = max(peer.attempt, processes.get(peer.origin.number, 0))
+        self.supervisor.adopt(service, left, now, processes, same_boot=survivors.same_boot)
+        for peer in peers:
+            self._take_over(peer, service)
+        for replica in list(service.replicas):
+            if replica.state.has_process and replica not in self._current:
+                self.supervisor.ended(replica, replica.attempt, now, code=None)
+
+    def _take_over(self, peer: ServicePeer, service: Service) -> None:
+        """Look after a process, if the supervisor knows it."""
+        survivors = self._survivors
+        assert survivors is not None
+        replica = self.supervisor.replica(service, peer.origin.number)
+        if (
+            replica is None
+            or replica.attempt != peer.attempt
+            or not replica.state.has_process
+            or replica in self._current
+        ):
+            survivors.dismiss(peer, time.monotonic())
+            return
+        peer.replica = replica
+        peer.is_program = is_program(replica.spec)
+        peer.belong_to(self)
+        self._peers[peer.tag] = self._current[replica] = peer
+        replica.pulse = ProgramPulse() if peer.is_program else None
+        heard, peer.heard = peer.heard, []
+        if not peer.gone and peer.pid is not None:
+            self._here(peer, peer.pid)
+            self._go_on(peer)
+        for message in heard:
+            self.message(peer, message, [])
+        if peer.exit is not None:
+            self._ended(peer, peer.exit)
+        elif peer.gone:
+            self._await_report(peer)
+
+    def _go_on(self, peer: ServicePeer) -> None:
+        """Act on what a process of an earlier keeper has told of itself, as far as it has."""
+        replica, attempt, now = peer.replica, peer.attempt, time.monotonic()
+        stage, status = peer.content.get("stage"), peer.content.get("status")
+        if peer.page is not None:
+            replica.pulse = peer.page
+        if peer.is_program or stage in ("started", "ready"):
+            self.supervisor.started(replica, attempt, now)
+        if stage == "ready":
+            self.supervisor.ready(replica, attempt, now)
+        if isinstance(status, str):
+            replica.detail = status
+
+    def _listed(self, server: int, children: list[tuple[str, str, int]]) -> None:
+        """A fork server tells which processes it has made for earlier keepers, and that live."""
+        survivors = self._survivors
+        assert survivors is not None
+        for tag, role, pid in children:
+            if role == "service":
+                try:
+                    self._find(survivors, tag, pid)
+                except ProtocolError as error:
+                    report("WARNING", str(error))
+        survivors.listed(server)
+        if survivors.roll_call is None:
+            self.supervisor.hold(None)
+
+    def _find(self, survivors: Survivors, tag: str, pid: int) -> ServicePeer:
+        """Return the session with a process that is there; raises ProtocolError for one that nobody wants."""
+        peer = self._peers.get(tag)
+        if peer is not None and not peer.birth and peer.pid == pid and not peer.gone:
+            return peer
+        found = survivors.discover(tag, pid)
+        service = self.supervisor.services.get(found.origin.service)
+        if service is None:
+            return found  # it may be declared yet
+        now = time.monotonic()
+        replica = self.supervisor.replica(service, found.origin.number)
+        current = None if replica is None else self._current.get(replica)
+        if current is not None and replica is not None and current.gone and not current.birth:
+            if current.attempt == found.attempt:  # it was believed to have ended
+                self._drop(current)
+            elif current.attempt < found.attempt:
+                self._ended(current, current.exit or UNKNOWN)
+                replica = self.supervisor.found(service, found.origin.number, found.attempt, now)
+        else:
+            replica = self.supervisor.found(service, found.origin.number, found.attempt, now)
+        if replica is None or replica in self._current:
+            survivors.dismiss(found, now)
+            raise ProtocolError(f"service process {tag} is one too many, and is stopped")
+        survivors.give(found)
+        self._take_over(found, service)
+        return found
 
     # -- links --------------------------------------------------------------------------------------------------------
 
     def introduce(self, hello: dict[str, Any]) -> ServicePeer:
         """Return whose session a caller resumes; raises ProtocolError for one who is not ours."""
-        peer = self._peers.get(hello["id"])
-        if peer is None:
-            raise ProtocolError(f"service process {hello['id']} is not one of this keeper's")
+        tag = str(hello["id"])
+        if hello.get("birth") != self._birth and self._survivors is not None:
+            return self._find(self._survivors, tag, int(hello["pid"]))
+        peer = self._peers.get(tag)
+        if peer is None or peer.birth != self._birth:
+            raise ProtocolError(f"service process {tag} is not one of this keeper's")
         return peer
 
     def connected(self, peer: ServicePeer, hello: dict[str, Any]) -> None:
@@ -243,8 +408,10 @@ class Supervision:
         self._here(peer, int(hello["pid"]))
 
     def attached(self, peer: ServicePeer, content: dict[str, Any], fds: list[int]) -> None:
-        """A service of an earlier keeper tells what it is."""
-        raise ProtocolError(f"{peer.name} belongs to another keeper")
+        """A process of an earlier keeper tells what it is."""
+        peer.content = content
+        take_page(peer, fds)
+        self._go_on(peer)
 
     def disconnected(self, peer: ServicePeer) -> None:
         """A link is gone, which proves nothing: programs have none."""
@@ -268,7 +435,7 @@ class Supervision:
 
     def _here(self, peer: ServicePeer, pid: int) -> None:
         self.supervisor.spawned(peer.replica, peer.attempt, pid)
-        peer.here(pid, self._selector, partial(self._seen_to_end, peer))
+        peer.is_here(pid, self._selector)
 
     # -- what the nursery says ----------------------------------------------------------------------------------------
 
@@ -307,11 +474,21 @@ class Supervision:
 
     # -- ends ---------------------------------------------------------------------------------------------------------
 
-    def _seen_to_end(self, peer: ServicePeer, _: int) -> None:
+    def seen_to_end(self, peer: ServicePeer) -> None:
         """The pidfd says so; how it ended the fork server says in a moment, unless it is gone."""
         peer.unwatch(self._selector)
         peer.gone = True
-        self._gone[peer] = time.monotonic() + (REPORT_SECONDS if self._nursery.will_report(peer) else 0.0)
+        self._await_report(peer)
+
+    def _await_report(self, peer: ServicePeer) -> None:
+        now = time.monotonic()
+        roll_call = None if self._survivors is None else self._survivors.roll_call
+        if self._nursery.will_report(peer):
+            self._gone[peer] = now + REPORT_SECONDS
+        elif not peer.birth and roll_call is not None:
+            self._gone[peer] = roll_call
+        else:
+            self._gone[peer] = now
 
     def _ended(self, peer: ServicePeer, exit: Exit) -> None:
         if self._peers.get(peer.tag) is not peer:
@@ -319,6 +496,9 @@ class Supervision:
         while self._board.read(peer):
             pass
         stacks = self._stacks.take(peer, crashed=exit.code is not None and exit.code < 0)
+        written = read_words(self._logs, peer.tag)
+        if peer.words is None:
+            peer.words = written
         replica = peer.replica
         self._drop(peer)
         code = exit.code
@@ -354,6 +534,8 @@ class Supervision:
         """Let go of every process that is left; the nursery ends them."""
         for peer in list(self._peers.values()):
             self._drop(peer)
+        if self._survivors is not None:
+            self._survivors.close()
         self._notices.close()
 
     def announce_end(self) -> None:

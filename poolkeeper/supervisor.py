@@ -14,15 +14,18 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from .launch_queue import LaunchQueue
 from .policy import RestartRecord
 from .replica import Ending, Replica, Service
+from .service_adoption import Adoption
 from .service_changes import Changes
 from .service_commands import Collapse, Consult, Launch, ServiceCommand
 from .service_exits import LastWords, judge_exit
 from .service_groups import Group, Groups, GroupVerdict
+from .service_handover import GroupRecord, ReplicaRecord, ServiceRecord
 from .service_model import ServiceExit, ServiceState
 from .service_spec import DeclarationError, ServiceSpec
 from .service_states import Step
@@ -51,6 +54,7 @@ class Supervisor:
         self._timers = Timers()
         self._stopping = Stopping(self._changes, self._timers)
         self._watch = Watch(self._changes, self._timers, self._stopping)
+        self._adoption = Adoption(self._changes, self._timers, self._stopping, self._watch, self._groups)
         self._replicas: dict[int, Replica] = {}
         self._next_id = SAMPLING + 1
 
@@ -100,14 +104,22 @@ class Supervisor:
             self._start(needed, now)
         self._start(service, now, again=True)
 
-    def stop(self, service: Service, now: float) -> None:
-        """Stop all its replicas."""
-        service.wanted = False
+    def stop(self, service: Service, now: float, *, for_good: bool = True) -> None:
+        """Stop all its replicas; not ``for_good`` is until the next keeper."""
+        self._let_go(service, for_good=for_good)
         for replica in list(service.replicas):
-            self._stop(replica, now, "stopped by hand")
+            self._stop(replica, now, "stopped by hand" if for_good else "its fleet ends")
+
+    def _let_go(self, service: Service, *, for_good: bool) -> None:
+        service.resumes = not for_good and (service.wanted or service.resumes)
+        service.wanted = False
+        self._changes.touched.add(service)
+        for replica in service.replicas:
+            replica.resumes = not for_good and (replica.up or replica.resumes)
 
     def restart(self, service: Service, now: float) -> None:
         """Replace the process of each replica by a new one; start what is at rest, as ``start`` does."""
+        self._changes.touched.add(service)
         for replica in service.replicas:
             if replica.state in (ServiceState.STARTING, ServiceState.RUNNING) and not replica.removed:
                 self._stopping.request(replica, Ending.RESTART, "restarted by hand")
@@ -117,6 +129,7 @@ class Supervisor:
         """Have ``number`` replicas of a service: start more, or stop those with the highest numbers."""
         if number < 0:
             raise ValueError(f"service {service.name!r} cannot have {number} replicas")
+        self._changes.touched.add(service)
         staying = [replica for replica in service.replicas if not replica.removed]
         for replica in staying[number:]:
             replica.removed = True
@@ -136,9 +149,9 @@ class Supervisor:
         self._queue.recheck()
 
     def stop_all(self, now: float, reason: str = "") -> None:
-        """Stop everything, what depends on others first."""
+        """Stop everything, what depends on others first; the next keeper starts it again."""
         for service in reversed(self.services.values()):
-            service.wanted = False
+            self._let_go(service, for_good=False)
             for replica in list(service.replicas):
                 if not replica.state.at_rest:
                     self._stop(replica, now, reason)
@@ -161,6 +174,82 @@ class Supervisor:
         """Whether no process is left and none is to come."""
         return all(replica.state.at_rest for replica in self._replicas.values())
 
+    # -- from keeper to keeper ----------------------------------------------------------------------------------------
+
+    def describe(self, now: float) -> list[ServiceRecord]:
+        """Return what the next keeper should know of the services that have changed since this was asked last."""
+        touched, self._changes.touched = self._changes.touched, set()
+        return [self._adoption.describe(service, now) for service in self.services.values() if service in touched]
+
+    def describe_groups(self) -> tuple[GroupRecord, ...]:
+        """Return what the next keeper should know of groups."""
+        return self._adoption.describe_groups()
+
+    def inherit_groups(self, left: tuple[GroupRecord, ...]) -> None:
+        """Keep what an earlier keeper has left of groups until their members are declared."""
+        self._adoption.inherit_groups(left)
+
+    def adopt(
+        self, service: Service, left: ServiceRecord, now: float, processes: Mapping[int, int], *, same_boot: bool
+    ) -> None:
+        """Go on with a service, which was just added, where an earlier keeper has left it.
+
+        What was at rest stays so. Replicas that are not wanted any more end if they have a process. Of one that had a
+        process, ``ended`` is to be said if it has none any more.
+
+        Args:
+            service: not started.
+            left: what is known of it.
+            now: in seconds of the monotonic clock.
+            processes: the attempts whose processes have been found, by the numbers of their replicas.
+            same_boot: whether the monotonic clock is the earlier keeper's.
+        """
+        service.wanted = left.wanted
+        self._changes.touched.add(service)
+        self._adoption.restore_groups(service, now, same_boot=same_boot)
+        epoch = self._adoption.epoch_of(left, same_boot=same_boot)
+        count = left.count if left.declared == service.spec.replicas else service.spec.replicas
+        records = {record.number: record for record in left.replicas}
+        for number in sorted({*range(count), *records, *processes, *range(service.spec.replicas)}):
+            record, attempt = records.get(number), processes.get(number, 0)
+            stays, known = number < count, record is not None or number in processes
+            if record is None:
+                record = ReplicaRecord(number, up=service.wanted)
+            if not (stays or attempt > record.attempt or record.state.has_process):
+                record, known = ReplicaRecord(number), False
+            elif stays and record.removed:  # the declaration wants it again
+                record = replace(record, up=service.wanted, ending=record.ending if record.forced else None)
+            replica = self.replica(service, number) or self._add_replica(service, number)
+            if known:
+                self._adoption.restore(replica, record, epoch, now, attempt)
+            elif stays and service.wanted:
+                self._start_replica(replica, now, "")
+            if not stays:
+                replica.removed = True
+                self._stop(replica, now, "scaled down")
+                self._drop_if_removed(replica)
+        self._queue.recheck()
+
+    def found(self, service: Service, number: int, attempt: int, now: float) -> Replica | None:
+        """A process of an earlier keeper exists that nobody knew of; return whose it is, None if it is one too many."""
+        replica = self.replica(service, number)
+        if replica is None or replica.removed or replica.state.has_process or attempt <= replica.attempt:
+            return None
+        service.wanted = True
+        self._adoption.give_process(replica, attempt, now)
+        return replica
+
+    def replica(self, service: Service, number: int) -> Replica | None:
+        """Return the replica of ``service`` that has a number."""
+        return next((replica for replica in service.replicas if replica.number == number), None)
+
+    def hold(self, until: float | None) -> None:
+        """Launch nothing before ``until``, for it is not known yet which processes there are; None: it is known."""
+        if until is None:
+            self._queue.open()
+        else:
+            self._queue.close(until)
+
     # -- what processes do --------------------------------------------------------------------------------------------
 
     def spawned(self, replica: Replica, attempt: int, pid: int) -> None:
@@ -168,6 +257,7 @@ class Supervisor:
         if attempt == replica.attempt and replica.state.has_process:
             replica.pid = pid
             self._queue.granted()
+            self._adoption.seen(replica)
 
     def refused(self, replica: Replica, attempt: int, now: float, why: str) -> None:
         """The process could not be made, for no fault of the service: it waits for its turn again."""
@@ -215,8 +305,8 @@ class Supervisor:
         if self._stopping.requested(replica) is Ending.RESTART:  # people want a new process, however the old one ends
             again = True
         error = exit.describe() if exit.failure else None
-        healthy = 0.0 if replica.ready_at is None else now - replica.ready_at
-        consult = Consult(replica, attempt, replica.launched, now, error, healthy)
+        replica.healthy = 0.0 if replica.ready_at is None else now - replica.ready_at
+        consult = Consult(replica, attempt, replica.launched, now, error, replica.healthy)
         self._vacate(replica, Step.AGAIN if again else Step.END, now, exit.describe(), exit)
         if replica.state is ServiceState.BACKOFF and replica.due is None:
             self._changes.command(consult)
@@ -227,6 +317,7 @@ class Supervisor:
         if consult.attempt != replica.attempt or replica.state is not ServiceState.BACKOFF or replica.due is not None:
             return
         replica.record = record
+        self._changes.touched.add(replica.service)
         if delay is None:
             self._finish(replica, consult.error, why, now)
         elif replica.hold is not None:  # its group restarts already, on account of another
@@ -287,12 +378,13 @@ class Supervisor:
     def _start(self, service: Service, now: float, *, again: bool = False) -> None:
         """Start a service; ``again`` cuts a delay short and runs again what is completed."""
         service.wanted = True
+        self._changes.touched.add(service)
         for replica in service.replicas:
             if not replica.removed and (again or not (replica.up or replica.state is ServiceState.COMPLETED)):
                 self._start_replica(replica, now, "started by hand" if replica.attempt else "")
 
     def _start_replica(self, replica: Replica, now: float, reason: str) -> None:
-        replica.up = True
+        replica.up, replica.resumes = True, False
         if self._stopping.requested(replica) is Ending.STOP:
             self._stopping.withdraw(replica)
             if replica.hold is not None:  # its group restarts nevertheless
@@ -340,6 +432,7 @@ class Supervisor:
         """A replica has no process any more; ``step`` follows unless it is down, or its group restarts."""
         why = replica.why
         self._stopping.gone(replica)
+        self._adoption.gone(replica)
         replica.pid = replica.pulse = replica.ready_at = replica.due = None
         if not replica.up:
             self._changes.move(replica, Step.DOWN, now, why or reason, exit)
@@ -354,6 +447,7 @@ class Supervisor:
 
     def _delay(self, replica: Replica, due: float) -> None:
         replica.due = due
+        self._changes.touched.add(replica.service)
         self._timers.cancel(replica.id)
         self._timers.set(replica.id, due)
 
@@ -388,6 +482,7 @@ class Supervisor:
                 continue
             if replica.state.has_process:
                 replica.hold = max(due, replica.hold or due)
+                self._changes.touched.add(replica.service)
                 group.leaving.add(replica)
                 if replica.spec.restart.when == "never" and self._groups.of(replica.service) is group:
                     replica.up = False  # as OTP's temporary children, who do not come back with their siblings

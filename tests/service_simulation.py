@@ -8,11 +8,13 @@ moment. Everything random comes from one generator, so that a seed tells the who
 from __future__ import annotations
 
 import heapq
+import json
 import random
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import tenacity
 
@@ -20,6 +22,7 @@ from poolkeeper.policy import RestartPolicy, WorkerPolicy, stop_after_burst
 from poolkeeper.replica import Ending, Replica, Service
 from poolkeeper.service_commands import Announce, Ask, Collapse, Consult, Destroy, Dump, Launch, Sample, ServiceCommand
 from poolkeeper.service_exits import LastWords
+from poolkeeper.service_handover import Handover, ReplicaRecord, ServiceRecord
 from poolkeeper.service_model import ExitReason, ServiceState
 from poolkeeper.service_spec import ServiceGroup, ServiceSpec
 from poolkeeper.supervisor import Supervisor
@@ -34,8 +37,19 @@ PATIENCE = 400.0
 BUSY = (ServiceState.STARTING, ServiceState.RUNNING)
 
 
+ROLL_CALL = 2.0
+"""Seconds for which a keeper that takes over launches nothing."""
+
+
 class Violation(AssertionError):
     """Something happened that must never happen."""
+
+
+class Left(NamedTuple):
+    """What a keeper has written down: its services, and which processes there are."""
+
+    handover: str
+    processes: dict[tuple[str, int], int]
 
 
 class Process:
@@ -50,6 +64,8 @@ class Process:
         self.exists = self.ended = False
         self.waiting_signals: list[Callable[[], None]] = []
         self.words: LastWords | None = None
+        self.said: list[str] = []
+        self.code: int | None = None
         self.silent_from = rng.choice([float("inf"), float("inf"), rng.expovariate(0.05)]) + world.now
         self.beats_every = (replica.spec.watchdog or 1.0) * rng.choice([0.3, 0.9])
         self.memory = rng.choice([10, 10, 10, 60, 200]) if world.happens("large") else 10
@@ -81,6 +97,7 @@ class Process:
         world.told(f"{self} ends ({code})")
         if world.happens("unknown end"):
             code = None
+        self.code = code
 
         def hear() -> None:
             if self.replica.hold is not None and self.attempt == self.replica.attempt:
@@ -110,6 +127,12 @@ class ServiceSimulation:
         self.consulted: dict[Replica, Consult] = {}
         self.stopping_all = self.closing = False
         self.woke = 0.0
+        self.keepers = 1
+        """How many there have been; one that dies counts twice, for while it is away nobody hears anything."""
+        self.found = 0
+        self.again: set[Replica] = set()
+        self.left = Left("{}", {})
+        self.specs: list[ServiceSpec] = []
         self.seen: set[str] = set()
         self._tick = count()
         self._events: list[tuple[float, int, Callable[[], object]]] = []
@@ -131,8 +154,14 @@ class ServiceSimulation:
                 "large": 0.5,
                 "slow policy": 0.3,
                 "decide first": 0.5,
+                "keeper dies": rng.choice([0.2, 0.6]),
+                "reboot": 0.3,
+                "clock jumps": 0.5,
+                "late writes": 0.5,
+                "spawn is lost": 0.3,
             }.items()
         }
+        self._records: dict[str, ServiceRecord] = {}
         self._declare()
         self._plan()
 
@@ -175,6 +204,7 @@ class ServiceSimulation:
                 group=rng.choice(groups),
             )
             names.append(name)
+            self.specs.append(spec)
             self.supervisor.add(spec)
 
     def _policy(self) -> RestartPolicy:
@@ -195,6 +225,9 @@ class ServiceSimulation:
         for service in self.supervisor.services.values():
             if rng.random() < 0.9:
                 self.after(0.0, lambda service=service: self._start(service))  # type: ignore[misc]
+        for _ in range(10):
+            if self.happens("keeper dies"):
+                self.after(0.001 + rng.random() * span, self._die)
         for _ in range(rng.choice([0, 3, 10, 30])):
             self.after(rng.random() * span, rng.choice([self._command, self._command, self._command, self._accident]))
         if rng.random() < 0.2:
@@ -202,6 +235,8 @@ class ServiceSimulation:
         self.end_at = self.now + span + CALM
 
     def _command(self) -> None:
+        if not self.supervisor.services:  # no keeper is there to be asked
+            return
         service = self.random.choice(list(self.supervisor.services.values()))
         self.random.choice([self._start, self._start, self._stop, self._stop, self._restart, self._scale])(service)
 
@@ -265,11 +300,17 @@ class ServiceSimulation:
     def after(self, delay: float, call: Callable[[], object]) -> None:
         heapq.heappush(self._events, (self.now + delay, next(self._tick), call))
 
+    def tell_keeper(self, delay: float, call: Callable[[], object]) -> None:
+        """Have this keeper hear something, and no later one."""
+        keeper = self.keepers
+        if self.supervisor.services:  # else nobody is there
+            self.after(delay, lambda: self.keepers != keeper or call())
+
     def hear(self, call: Callable[[], object]) -> None:
         """Have the keeper hear something: late, perhaps, and perhaps again much later."""
-        self.after(1.0 if self.happens("late") else self.latency(), call)
+        self.tell_keeper(1.0 if self.happens("late") else self.latency(), call)
         if self.happens("again"):
-            self.after(self.random.expovariate(0.1), call)
+            self.tell_keeper(self.random.expovariate(0.1), call)
 
     # -- processes ----------------------------------------------------------------------------------------------------
 
@@ -287,26 +328,33 @@ class ServiceSimulation:
         if self.happens("refused"):
             process.ended = True
             self.may_start.add(replica)
-            self.after(self.latency(), lambda: supervisor.refused(replica, attempt, self.now, "no more processes"))
+            refused = partial(supervisor.refused, replica, attempt)
+            self.tell_keeper(self.latency(), lambda: refused(self.now, "no more processes"))
         else:
             replica.pulse = process
             self.after(self.latency(), lambda: self._spawn(process))
 
     def _spawn(self, process: Process) -> None:
-        rng, replica, attempt, supervisor = self.random, process.replica, process.attempt, self.supervisor
+        if process.exists or process.ended:
+            return
+        rng = self.random
         process.exists = True
-        self.hear(lambda: supervisor.spawned(replica, attempt, process.pid))
+        self.hear(lambda: self.supervisor.spawned(process.replica, process.attempt, process.pid))
         for act in process.waiting_signals:
             act()
         seconds = rng.choice([0.0, 0.02]) + (rng.random() * 8.0 if self.happens("slow start") else 0.0)
-        self.after(seconds, lambda: process.ended or self.hear(lambda: supervisor.started(replica, attempt, self.now)))
+        self.after(seconds, lambda: self._say(process, "started"))
         if not self.happens("never ready"):
-            ready = seconds + rng.random() * 0.1
-            self.after(ready, lambda: process.ended or self.hear(lambda: supervisor.ready(replica, attempt, self.now)))
+            self.after(seconds + rng.random() * 0.1, lambda: self._say(process, "ready"))
         if self.happens("crash"):
             self.after(rng.choice([0.0, rng.random(), rng.expovariate(0.05)]), lambda: self._crash(process))
         elif self.happens("end well"):
             self.after(rng.expovariate(0.1), lambda: process.end(0))
+
+    def _say(self, process: Process, word: str) -> None:
+        if not process.ended:
+            process.said.append(word)
+            self.hear(lambda: getattr(self.supervisor, word)(process.replica, process.attempt, self.now))
 
     def _crash(self, process: Process) -> None:
         code = self.random.choice([-9, -11, 1, 3])
@@ -367,6 +415,7 @@ class ServiceSimulation:
             for command in commands:
                 self._carry_out(command)
         self._look_around()
+        self._write_down()
 
     def _carry_out(self, command: ServiceCommand) -> None:
         match command:
@@ -383,7 +432,7 @@ class ServiceSimulation:
             case Consult(replica):
                 self.consulted[replica] = command
                 slow = self.random.expovariate(0.1) if self.happens("slow policy") else self.latency()
-                self.after(slow, lambda: self._answer(command))
+                self.tell_keeper(slow, lambda: self._answer(command))
             case Sample(replicas):
                 for replica in replicas:
                     process = self.processes[replica]
@@ -421,7 +470,164 @@ class ServiceSimulation:
         if valid and delay is None:
             self._hold(replica.state.at_rest, f"{replica.name} goes on without its policy")
         if self.happens("again"):
-            self.after(1.0, lambda: self.supervisor.decided(consult, delay, record, self.now))
+            self.tell_keeper(1.0, lambda: self.supervisor.decided(consult, delay, record, self.now))
+
+    # -- one keeper after the other -----------------------------------------------------------------------------------
+
+    def _write_down(self) -> None:
+        """Write what the next keeper should know; a crash may come first."""
+        if not self.supervisor.services or self.happens("late writes"):
+            return
+        for record in self.supervisor.describe(self.now):
+            self._records[record.name] = record
+        handover = Handover(tuple(self._records.values()), self.supervisor.describe_groups())
+        processes = {
+            (replica.service.name, replica.number): process.attempt
+            for replica, process in self.processes.items()
+            if process.exists and not process.ended and replica.pid == process.pid
+        }
+        self.left = Left(json.dumps(handover.to_data()), processes)
+
+    def _die(self) -> None:
+        away = self.random.choice([0.0, 0.1, 5.0, 100.0])
+        if self.closing or not self.supervisor.services or self.now + away >= self.end_at - CALM / 2:
+            return
+        self.told(f"the keeper dies for {away} s")
+        self.seen.add("the keeper dies")
+        self.keepers += 1
+        for process in self.processes.values():
+            if not process.exists and self.happens("spawn is lost"):
+                process.ended = True
+        epoch = self.supervisor.epoch + (
+            self.random.choice([-1e6, -50.0, 3.0, 1e6]) if self.happens("clock jumps") else 0.0
+        )
+        self.supervisor = Supervisor(self.max_starting, epoch=epoch)  # that of nobody
+        if reboot := self.happens("reboot"):
+            for process in self.processes.values():
+                process.end(-9)
+        self.after(away, lambda: self._take_over(reboot))
+
+    def _take_over(self, reboot: bool) -> None:
+        self.told("another keeper takes over" + (" after a reboot" if reboot else ""))
+        self.keepers += 1
+        self.stopping_all = False
+        self.woke = self.now
+        self.found = 0
+        supervisor = self.supervisor
+        left = Handover.from_data(json.loads(self.left.handover))
+        self._hold(
+            left.to_data() == json.loads(self.left.handover or "{}") or not left.services, "much is lost in writing"
+        )
+        records = {record.name: record for record in left.services}
+        earlier = {(replica.service.name, replica.number): one for replica, one in self.processes.items()}
+        for process in earlier.values():
+            self._spawn(process)  # what was asked for is done
+        living = {key: process for key, process in earlier.items() if process.exists and not process.ended}
+        self.processes, self.not_before, self.may_start, self.consulted = {}, {}, set(), {}
+        self.again = set()
+        supervisor.inherit_groups(left.groups)
+        supervisor.hold(self.now + ROLL_CALL)
+        for spec in self.specs:
+            service = supervisor.add(spec)
+            record = records.get(spec.name)
+            if record is None:  # nothing was written down before the crash
+                record = ServiceRecord(spec.name, False, spec.replicas, spec.replicas)
+            known = {
+                number: attempt
+                for (name, number), attempt in self.left.processes.items()
+                if name == spec.name and (name, number) in living and living[name, number].attempt == attempt
+            }
+            supervisor.adopt(service, record, self.now, known, same_boot=not reboot)
+            for replica in service.replicas:
+                self._resume(replica, earlier.get((spec.name, replica.number)), record, reboot)
+        self._records = dict(records)
+        self.after(self.random.random() * ROLL_CALL * 0.9, lambda: self._call_roll(living))
+
+    def _resume(self, replica: Replica, process: Process | None, left: ServiceRecord, reboot: bool) -> None:
+        """Check one replica that was taken over, and tell what becomes of its process."""
+        records = {record.number: record for record in left.replicas}
+        record = records.get(replica.number, ReplicaRecord(replica.number))
+        self._check_restored(replica, record, left, reboot)
+        if replica.state in (ServiceState.WAITING, ServiceState.BACKOFF):
+            self.may_start.add(replica)
+        if replica.state is ServiceState.STOPPING:
+            self.again.add(replica)
+        if process is not None:
+            process.replica = replica
+            self.processes[replica] = process
+        if not replica.state.has_process:
+            return
+        self.may_start.add(replica)  # if it turns out to have ended meanwhile
+        attempt = replica.attempt
+        if process is not None and process.attempt == attempt and process.exists and not process.ended:
+            replica.pulse = process
+            self.hear(lambda: self.supervisor.spawned(replica, attempt, process.pid))
+            for word in process.said:
+                self.hear(lambda word=word: getattr(self.supervisor, word)(replica, attempt, self.now))  # type: ignore[misc]
+        else:
+            code = process.code if process is not None and process.attempt == attempt else None
+            self.tell_keeper(self.random.choice([0.0, 0.1, 5.0]), lambda: self._ended(replica, attempt, code))
+
+    def _ended(self, replica: Replica, attempt: int, code: int | None) -> None:
+        if replica.attempt == attempt and replica.hold is not None:
+            self.may_start.add(replica)
+        self.supervisor.ended(replica, attempt, self.now, code=code)
+
+    def _check_restored(self, replica: Replica, record: ReplicaRecord, left: ServiceRecord, reboot: bool) -> None:
+        hold, name, state = self._hold, replica.name, replica.state
+        hold(replica.attempt >= record.attempt, f"{name} counts its processes anew")
+        hold(replica.restarts == record.restarts, f"{name} has forgotten {record.restarts} restarts")
+        if replica.attempt > record.attempt or replica.removed or record.removed:
+            return
+        if record.state.at_rest:
+            waits = record.up or (left.wanted and not left.replicas)
+            hold(
+                waits or state is record.state or replica.number not in {one.number for one in left.replicas},
+                f"{name} was {record.state} and is {state}",
+            )
+        else:
+            hold(state is record.state, f"{name} was {record.state} and is {state}")
+        if record.due is not None and state is ServiceState.BACKOFF:
+            assert replica.due is not None
+            assert left.epoch is not None
+            hold(self.now <= replica.due <= self.now + record.due_in, f"{name} waits for {replica.due - self.now} s")
+            if not reboot:
+                due = max(self.now, record.due - left.epoch)
+                hold(abs(replica.due - due) < 1e-4, f"{name} has forgotten its deadline: {due}, {replica.due}")
+            self.not_before[replica] = replica.due
+
+    def _call_roll(self, living: dict[tuple[str, int], Process]) -> None:
+        """The fork server tells which processes there are."""
+        supervisor = self.supervisor
+        for (name, number), process in living.items():
+            service = supervisor.services.get(name)
+            replica = None if service is None else supervisor.replica(service, number)
+            if process.ended or (
+                replica is not None and replica.attempt == process.attempt and replica.state.has_process
+            ):
+                continue
+            if replica is not None and replica.state.has_process and replica.attempt < process.attempt:
+                supervisor.ended(replica, replica.attempt, self.now, code=None)
+            heir = None if service is None else supervisor.found(service, number, process.attempt, self.now)
+            if heir is None:
+                self.told(f"{process} is one too many")
+                process.end(-15)
+                continue
+            self.told(f"{process} is found")
+            self.seen.add("found")
+            self.found += 1
+            process.replica = heir
+            self.processes[heir] = process
+            heir.pulse = process
+            self.not_before.pop(heir, None)
+            self.hear(lambda process=process: supervisor.spawned(process.replica, process.attempt, process.pid))  # type: ignore[misc]
+            for word in process.said:
+                self.hear(
+                    lambda word=word, process=process: getattr(supervisor, word)(  # type: ignore[misc]
+                        process.replica, process.attempt, self.now
+                    )
+                )
+        supervisor.hold(None)
 
     # -- what must always hold ----------------------------------------------------------------------------------------
 
@@ -433,7 +639,7 @@ class ServiceSimulation:
 
     def _check_order(self, replica: Replica) -> None:
         """Of those that are to end, who is after others goes first."""
-        if replica.ending in (Ending.START_TIMEOUT, Ending.WATCHDOG, Ending.MEMORY):
+        if replica.ending in (Ending.START_TIMEOUT, Ending.WATCHDOG, Ending.MEMORY) or replica in self.again:
             return
         requested = self.supervisor._stopping.requested
         for other in _transitive(replica.service, "dependents", far=False):
@@ -450,7 +656,7 @@ class ServiceSimulation:
         replicas = [replica for service in supervisor.services.values() for replica in service.replicas]
         starting = sum(replica.state is ServiceState.STARTING for replica in replicas)
         hold(supervisor.starting == starting, f"{starting} start, {supervisor.starting} are counted")
-        hold(starting <= self.max_starting, f"{starting} start at once")
+        hold(starting <= self.max_starting + self.found, f"{starting} start at once")
         open_for_starts = starting < self.max_starting and self.now >= supervisor._queue._opens
         for replica in replicas:
             state, request = replica.state, supervisor._stopping.requested(replica)
@@ -483,6 +689,8 @@ class ServiceSimulation:
 
     def _check_watch(self, replica: Replica) -> None:
         spec, now = replica.spec, self.now
+        if replica in self.supervisor._adoption._unseen:  # it may be gone, and somebody will say so
+            return
         if replica.state is ServiceState.STARTING and spec.start_timeout is not None:
             late = now - max(replica.launched, self.woke) - spec.start_timeout
             self._hold(late < spec.start_timeout + 2.0, f"{replica.name} starts for ever")

@@ -121,7 +121,11 @@ anything = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from(["version", "keeper", "since", "argv", "children", "name", "fleet"]), anything))
+@given(
+    st.dictionaries(
+        st.sampled_from(["version", "keeper", "since", "argv", "children", "name", "fleet", "services"]), anything
+    )
+)
 def test_values_of_the_wrong_kind(data: dict[str, Any]) -> None:
     """They are refused or defaulted, and nothing of them is ever taken for alive."""
     try:

@@ -1,0 +1,161 @@
+"""Services survive their keeper: the next one of its name goes on with them."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import is_running, wait_for_exit, wait_until
+from tests.keeper_program import KeeperProgram, keepers
+from tests.tasks import notes
+
+Start = Callable[..., KeeperProgram]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    with keepers(tmp_path / "home") as start:
+        yield start
+
+
+def test_a_service_goes_on_under_the_next_keeper(start: Start, tmp_path: Path) -> None:
+    one = start()
+    one.service("serve", tmp_path)
+    before = one.reach("running")
+    one.kill()
+    assert is_running(before["pid"])
+    other = start()
+    other.service("serve", tmp_path)
+    after = other.reach("running")
+    assert after["pid"] == before["pid"]
+    assert (after["attempt"], after["restarts"], after["wanted"]) == (1, 0, True)
+    os.kill(after["pid"], signal.SIGKILL)
+    again = other.reach("running", but=after["pid"])
+    assert (again["attempt"], again["restarts"]) == (2, 1)
+    assert again["exits"][-1][:2] == ["signal", -9]
+    assert len(notes(tmp_path, "started")) == 2
+    other.end()
+    assert not is_running(again["pid"])
+
+
+def test_what_it_says_is_heard_by_the_next_keeper(start: Start, tmp_path: Path) -> None:
+    one = start()
+    one.service("serve_when_ready", tmp_path, ready='"notify"')
+    wait_until(lambda: notes(tmp_path, "started"))
+    before = one.reach("starting", but=None)
+    one.kill()
+    (tmp_path / "ready").touch()
+    other = start()
+    other.service("serve_when_ready", tmp_path, ready='"notify"')
+    after = other.reach("running")
+    assert after["pid"] == before["pid"]
+    assert after["detail"] == "all systems go"
+    other("keeper.services['web'].stop()")
+    other.reach("stopped")
+    wait_for_exit(before["pid"])
+
+
+def test_who_has_died_meanwhile_goes_to_its_policy(start: Start, tmp_path: Path) -> None:
+    one = start()
+    one.service("serve", tmp_path)
+    before = one.reach("running")
+    one.kill()
+    os.kill(before["pid"], signal.SIGTERM)
+    wait_for_exit(before["pid"])
+    other = start()
+    other.service("serve", tmp_path)
+    after = other.reach("running", but=before["pid"])
+    assert (after["attempt"], after["restarts"]) == (2, 1)
+    assert len(after["exits"]) == 1
+
+
+def test_states_and_counts_are_kept(start: Start, tmp_path: Path) -> None:
+    policy = "RestartPolicy.on_failure(max_retries=1, delay=0.0)"
+    one = start()
+    one.service("serve", tmp_path, name="stopped")
+    one.service("fail", name="failed", restart=policy)
+    one.service("exit_with", 0, name="completed", restart='"on-failure"')
+    one.service("fail", name="backoff", restart="RestartPolicy.on_failure(max_retries=9, delay=600.0)")
+    one.reach("running", "stopped")
+    one("keeper.services['stopped'].stop()")
+    before = [one.reach(name, name) for name in ("stopped", "failed", "completed", "backoff")]
+    wait_until(lambda: (one.folder / "keeper.pid").read_bytes().count(b'"state": "backoff"') == 1)
+    wait_until(lambda: (one.folder / "keeper.pid").read_bytes().count(b'"state": "stopped"') == 1)
+    one.kill()
+    other = start()
+    other.service("serve", tmp_path, name="stopped")
+    other.service("fail", name="failed", restart=policy)
+    other.service("exit_with", 0, name="completed", restart='"on-failure"')
+    other.service("fail", name="backoff", restart="RestartPolicy.on_failure(max_retries=9, delay=600.0)")
+    after = [other.row(name) for name in ("stopped", "failed", "completed", "backoff")]
+    assert after == before
+    other("keeper.services['failed'].start()")
+    wait_until(lambda: other.row("failed")["attempt"] == before[1]["attempt"] + 2)
+
+
+def test_a_program_goes_on(start: Start, tmp_path: Path) -> None:
+    one = start()
+    one("(keeper.service(command('sleep', '600'), name='web'), None)[1]")
+    before = one.reach("running")
+    one.kill()
+    other = start()
+    other("(keeper.service(command('sleep', '600'), name='web'), None)[1]")
+    assert other.reach("running")["pid"] == before["pid"]
+    os.kill(before["pid"], signal.SIGKILL)
+    after = other.reach("running", but=before["pid"])
+    assert after["exits"][-1][:2] == ["signal", -9]
+
+
+def test_what_is_declared_no_more_is_stopped_in_order(start: Start, tmp_path: Path) -> None:
+    one = start()
+    one.service("serve", tmp_path, name="web", replicas=2)
+    one.service("serve", tmp_path, "other", name="other")
+    pids = [one.reach("running", name)["pid"] for name in ("web:0", "web:1", "other")]
+    one.kill()
+    other = start()
+    other.service("serve", tmp_path, name="web", replicas=1)
+    wait_for_exit(pids[1])
+    other("keeper.disown_services()")
+    wait_for_exit(pids[2])
+    wait_until(lambda: notes(tmp_path, "other-ended"))
+    assert other.reach("running", "web")["pid"] == pids[0]
+    assert len(other("rows()")) == 1
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"format": "poolkeeper-pidfile", "vers'])
+def test_without_a_pidfile_they_are_found_because_they_call(
+    start: Start, tmp_path: Path, content: bytes | None
+) -> None:
+    one = start()
+    one.service("serve", tmp_path)
+    one("(keeper.service(command('sleep', '600'), name='program'), None)[1]")
+    pids = [one.reach("running", name)["pid"] for name in ("web", "program")]
+    one.kill()
+    pidfile = one.folder / "keeper.pid"
+    pidfile.unlink()
+    if content is not None:
+        pidfile.write_bytes(content)
+    other = start()
+    other.service("serve", tmp_path)
+    other("(keeper.service(command('sleep', '600'), name='program'), None)[1]")
+    assert [other.reach("running", name)["pid"] for name in ("web", "program")] == pids
+    assert len(notes(tmp_path, "started")) == 1
+
+
+def test_the_watchdog_goes_on(start: Start, tmp_path: Path) -> None:
+    one = start()
+    one.service("beat", tmp_path, watchdog=1.0)
+    before = one.reach("running")
+    one.kill()
+    other = start()
+    other.service("beat", tmp_path, watchdog=1.0)
+    number = len(notes(tmp_path, "beats"))
+    wait_until(lambda: len(notes(tmp_path, "beats")) > number + 150)
+    assert other.reach("running")["pid"] == before["pid"]
+    os.kill(before["pid"], signal.SIGSTOP)
+    after = other.reach("running", but=before["pid"])
+    assert after["exits"][-1][0] == "watchdog"
