@@ -100,9 +100,6 @@ def prepare(chosen: BatchResult[str]) -> Path:
     link.unlink(missing_ok=True)
     link.symlink_to(folder.relative_to(here))
     os.replace(link, here / "current")
-    for old in sorted((here / "runs").iterdir())[:-KEPT]:
-        if old != folder:
-            shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
@@ -188,6 +185,7 @@ def audit(folder: Path, derived: BatchResult[Derived], end: int, indexer: Servic
     broken = [printable(task.item.path) for task in derived if task.ok and task.value.broken]
     if broken:
         print(f"{len(broken):,} of the files are no Python source: {', '.join(broken[:3])}{', …' * (len(broken) > 3)}")
+    forget_old_runs(folder)
 
 
 def found_at(folder: Path, digest: str) -> str | None:
@@ -210,3 +208,10 @@ def wait_for(found: Index, end: int, folder: Path, indexer: ServiceHandle) -> No
         if current() != folder:
             raise RuntimeError(f"another run has taken over {folder.parent.parent}: let one end before the next begins")
         indexer.wait([state for state in ServiceState if state.at_rest], LOOK)
+
+
+def forget_old_runs(folder: Path) -> None:
+    """Remove the folders of all runs but the latest."""
+    for old in sorted(folder.parent.iterdir())[:-KEPT]:
+        if old != folder:
+            shutil.rmtree(old, ignore_errors=True)

@@ -24,7 +24,7 @@ def ledger_of(folder: Path) -> Ledger:
 
 def place_of(folder: Path, digest: str) -> Path:
     """Return where the effect of that digest lies."""
-    return folder / "records" / digest[:2] / f"{digest}.json"
+    return folder / "records" / f"{digest}.json"
 
 
 def digest_of(content: bytes) -> str:
