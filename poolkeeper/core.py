@@ -121,6 +121,7 @@ class Core:
         """Somebody waits for what a worker of an earlier keeper holds as ``found``: from now on it is ``task``."""
         assert found.worker is not None
         worker = self.workers[found.worker]
+        assert worker.task_at(found.index) is found
         worker.inflight[found.index - worker.base] = task
         task.worker, task.index = found.worker, found.index
         task.attempts = found.attempts

@@ -46,6 +46,17 @@ SPARE_SECONDS = 0.005
 """How long after a death, or after the last one was taken, the next spare process is forked: work comes first."""
 
 
+class _Made(NamedTuple):
+    """A process that was made: under which ticket, what for, and what of it is held here (``page`` -1: nothing)."""
+
+    ticket: str
+    tag: str
+    role: str
+    process: BaseProcess | None
+    page: int
+    output: LogPipe | None
+
+
 class ForkServer:
     """Forks on request and reports exits."""
 
@@ -55,7 +66,7 @@ class ForkServer:
         self._digest = digest
         self._sources: Sources = {}
         self._line = KeeperLine(config, self._describe)
-        self._workers: dict[int, tuple[str, str, BaseProcess | None, int, LogPipe | None]] = {}
+        self._workers: dict[int, _Made] = {}
         self._helpers: set[int] = set()
         self._orphans = Orphans()
         self._roles: dict[str, _Role] = {}
@@ -122,7 +133,7 @@ class ForkServer:
 
     def _describe(self) -> dict[str, Any]:
         """Return what a keeper must know that has not started this fork server."""
-        children = [(tag, role, pid) for pid, (tag, role, *_) in self._workers.items()]
+        children = [(made.tag, made.role, pid, made.ticket) for pid, made in self._workers.items()]
         return {"children": children, "digest": self._digest, "sources": self._sources}
 
     def _rally(self) -> None:
@@ -163,11 +174,12 @@ class ForkServer:
     def _take(self, messages: Iterable[tuple[tuple[Any, ...], list[int]]]) -> None:
         for message, fds in messages:
             if message[0] == Kind.SPAWN:
-                self._spawn(message[1], message[2], message[3], fds.pop(0), fds.pop(0))
+                _, ticket, tag, role, arguments = message
+                self._spawn(ticket, tag, role, arguments, fds.pop(0), fds.pop(0))
             elif message[0] == Kind.ADOPT:
                 multiprocessing.current_process().authkey = message[1]
 
-    def _spawn(self, tag: str, role: str, arguments: tuple[Any, ...], page: int, link: int) -> None:
+    def _spawn(self, ticket: str, tag: str, role: str, arguments: tuple[Any, ...], page: int, link: int) -> None:
         output: LogPipe | None = None
         try:
             self._roles[role] = _role(role)
@@ -183,7 +195,7 @@ class ForkServer:
             os.close(link)
             if output is not None:
                 output.close()
-            self._line.send((Kind.SPAWN_FAILED, tag, f"{tag} could not be started: {type(error).__name__}: {error}"))
+            self._line.send((Kind.SPAWN_FAILED, ticket, f"{tag} could not be started: {type(error).__name__}: {error}"))
             return
         os.close(link)
         if self._start_method != "loky":
@@ -191,8 +203,8 @@ class ForkServer:
             page = -1
         if self._logs is not None and output is not None:
             self._logs.announce(output, pid)
-        self._workers[pid] = (tag, role, process, page, output)
-        self._line.send((Kind.SPAWNED, tag, pid))
+        self._workers[pid] = _Made(ticket, tag, role, process, page, output)
+        self._line.send((Kind.SPAWNED, ticket, pid))
 
     def _exec(self, tag: str, role: str, arguments: tuple[Any, ...], page: int) -> tuple[int, BaseProcess | None]:
         """Start a process that inherits nothing, through loky."""
@@ -285,12 +297,12 @@ class ForkServer:
             return
         _kill_group(pid)  # before its pid can be anybody else's
         _, status, usage = os.wait4(pid, 0)
-        tag, role, _process, page, output = known
-        if page >= 0:
-            os.close(page)
-        report = (Kind.EXITED, tag, os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024)
-        if self._logs is not None and output is not None and role == "worker":
-            self._logs.hold(output, report)  # until its last words can be read
+        if known.page >= 0:
+            os.close(known.page)
+        code = os.waitstatus_to_exitcode(status)
+        report = (Kind.EXITED, known.ticket, known.tag, pid, code, usage.ru_maxrss * 1024)
+        if self._logs is not None and known.output is not None and known.role == "worker":
+            self._logs.hold(known.output, report)  # until its last words can be read
         else:
             self._line.send(report)
         if self._spare is None and self._start_method == "forkserver":

@@ -474,6 +474,7 @@ class KeeperRuntime:
         if number:
             tasks: list[Any] = [inbox.popleft() for _ in range(number)]
             if self._adoption is not None and self._adoption.concerns:
+                self._carry_out()  # first, what has just been answered is held by nobody
                 tasks = self._adoption.sift(tasks, time.monotonic())
             self._core.submit(tasks)
 

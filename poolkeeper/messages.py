@@ -30,11 +30,12 @@ Worker to a keeper that has not made it, in an ATTACH frame with the descriptor 
 Service to keeper: ``(HERE, pid)``, ``(STARTED,)`` before the callable is called, ``(READY,)``, ``(STATUS, text)``,
 ``(PROGRESS, 0, done, total)``, ``(LAST_WORDS, reason, message, detail)``. It is told nothing: a signal stops it.
 
-Keeper to fork server: ``(SPAWN, tag, role, arguments)`` with two descriptors beside the frame, the page and the link;
-``(FAREWELL,)``: end, and all that is left with it (a link that ends without that is a keeper that was lost);
+Keeper to fork server: ``(SPAWN, ticket, tag, role, arguments)`` with two descriptors beside the frame, the page and the
+link; ``(FAREWELL,)``: end, and all that is left with it (a link that ends without that is a keeper that was lost);
 ``(ADOPT, authkey)``: from a keeper that has taken over, multiprocessing's key for the processes to come.
-Fork server to keeper: ``(SPAWNED, tag, pid)``, ``(SPAWN_FAILED, tag, why)``,
-``(EXITED, tag, exit code, peak memory in bytes)``, ``(NOTICE, text)``.
+Fork server to keeper: ``(SPAWNED, ticket, pid)``, ``(SPAWN_FAILED, ticket, why)``,
+``(EXITED, ticket, tag, pid, exit code, peak memory in bytes)``, ``(NOTICE, text)``; in an ATTACH frame
+``{"children": [(tag, role, pid, ticket), ...], "digest": what it was started with, "sources": see ``sources``}``.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Collection
+from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import ProtocolError
@@ -51,6 +52,8 @@ class Child(Peer):
     """
 
     tag = ""
+    ticket = ""
+    """By which its fork server reports on it: no other process has the same, whichever keeper has it made."""
     about: tuple[str, str, int | None, int | None] = ("", "", None, None)
     """Its role, name, slot and attempt, for the pidfile."""
 
@@ -131,8 +134,8 @@ class Parent(Heir, Protocol):
 class Server(Peer):
     """A fork server, the session with it, and the processes that it has made.
 
-    ``children`` are those that somebody asks for, by tag; ``strangers`` the pids of those of an earlier keeper that
-    nobody has claimed yet. ``process`` is None until one that an earlier keeper has started has called.
+    ``children`` are those that somebody asks for, by ticket; ``strangers`` tag and pid of those of an earlier keeper
+    that nobody has claimed yet. ``process`` is the handle on the process itself.
     """
 
     name = "the fork server"
@@ -141,7 +144,12 @@ class Server(Peer):
         super().__init__(nursery)
         self.process = process
         self.children: dict[str, Child] = {}
-        self.strangers: dict[str, int] = {}
+        self.strangers: dict[str, tuple[str, int]] = {}
+
+    def take(self, ticket: str, child: Child) -> None:
+        """Count ``child`` among its processes."""
+        child.ticket = ticket
+        self.children[ticket] = child
 
     @property
     def needed(self) -> bool:
@@ -183,6 +191,7 @@ class Nursery:
         self._waiting: list[tuple[Child, str, tuple[Any, ...]]] = []
         self._patience: float | None = None
         self._awaited: set[int] = set()
+        self._tickets = count(1)
         self.on_listed: Callable[[int, list[tuple[str, str, int]]], None] = lambda pid, children: None
         """Is told the pid of a fork server that an earlier keeper has left, and its children: tag, role, pid."""
 
@@ -211,17 +220,18 @@ class Nursery:
 
     def will_report(self, child: Child) -> bool:
         """Whether the fork server that has made ``child`` is there to say how it ends."""
-        return any(server.children.get(child.tag) is child for server in self._servers.values())
+        return any(server.children.get(child.ticket) is child for server in self._servers.values())
 
     def expect(self, child: Child) -> None:
         """Look after a process that an earlier keeper has made: its fork server, if that lives, reports its end."""
         assert child.pid is not None
         self._note_birth(child, child.pid)
         for server in self._servers.values():
-            if server.strangers.get(child.tag) == child.pid:
-                del server.strangers[child.tag]
-                server.children[child.tag] = child
-                return
+            for ticket, stranger in server.strangers.items():
+                if stranger == (child.tag, child.pid):
+                    del server.strangers[ticket]
+                    server.take(ticket, child)
+                    return
         self._expected[child.tag, child.pid] = child
 
     def expect_report(self, child: Child) -> None:
@@ -248,9 +258,9 @@ class Nursery:
     def _order(self, server: Server, child: Child, role: str, arguments: tuple[Any, ...]) -> None:
         assert child.page is not None
         assert child.their_end is not None
-        server.children[child.tag] = child
+        server.take(f"{self._birth}.{next(self._tickets)}", child)
         server.fds += (child.page.fd, child.their_end.fileno())
-        self._board.post(server, (Kind.SPAWN, child.tag, role, arguments))
+        self._board.post(server, (Kind.SPAWN, child.ticket, child.tag, role, arguments))
         if len(server.fds) + 2 > FDS_LIMIT:
             self._board.send(server)
 
@@ -276,13 +286,13 @@ class Nursery:
 
     def attached(self, peer: Server, content: dict[str, Any], fds: list[int]) -> None:
         """A fork server of an earlier keeper says what it has made, and what it is."""
-        for tag, _role, pid in content["children"]:
+        for tag, _role, pid, ticket in content["children"]:
             child = self._expected.pop((tag, pid), None)
             if child is None:
-                peer.strangers[tag] = pid
+                peer.strangers[ticket] = (tag, pid)
             else:
-                peer.children[tag] = child
-        self.on_listed(peer.process.pid, content["children"])
+                peer.take(ticket, child)
+        self.on_listed(peer.process.pid, [(tag, role, pid) for tag, role, pid, _ in content["children"]])
         changed = changed_sources(content["sources"])
         if self._server is None and content["digest"] == self._start.digest and not changed:
             self._server = peer
@@ -305,17 +315,19 @@ class Nursery:
         if kind == Kind.NOTICE:
             report("WARNING", message[1])
             return
-        tag = message[1]
+        ticket = message[1]
         if kind == Kind.SPAWNED:
-            child = peer.children.get(tag)
+            child = peer.children.get(ticket)
             if child is not None:
                 child.exists(message[2])
                 child.let_go()
                 self._note_birth(child, message[2])
                 child.parent.spawned(child, message[2])
             return
-        peer.strangers.pop(tag, None)
-        child = peer.children.pop(tag, None) or self._late(tag)
+        peer.strangers.pop(ticket, None)
+        child = peer.children.pop(ticket, None)
+        if child is None and kind == Kind.EXITED:
+            child = self._late(message[2], message[3])
         self._dismiss_if_done(peer)
         if child is None:
             return
@@ -323,12 +335,11 @@ class Nursery:
         if kind == Kind.SPAWN_FAILED:
             child.parent.refused(child, message[2])
         elif kind == Kind.EXITED:
-            child.parent.exited(child, Exit(message[2], message[3]))
+            child.parent.exited(child, Exit(message[4], message[5]))
 
-    def _late(self, tag: str) -> Child | None:
-        """Return the process behind a report that comes after the end of its keeper."""
-        key = next((key for key in self._expected if key[0] == tag), None)
-        return None if key is None else self._expected.pop(key)
+    def _late(self, tag: str, pid: int) -> Child | None:
+        """Return the process behind a report that comes after the end of its keeper; its pid may not be known."""
+        return self._expected.pop((tag, pid), None) or self._expected.pop((tag, 0), None)
 
     def buried(self, child: Child) -> None:
         """Its parent has seen a process to its end."""
