@@ -62,6 +62,11 @@ class Register:
         self._pidfile.close(remove=True)
         self._events.close()
 
+    def leave(self) -> None:
+        """Finish, with a pidfile that tells a successor which children there are."""
+        self._pidfile.close(remove=False)
+        self._events.close()
+
     def abandon_in_child(self) -> None:
         """In a fork of the application: the files are the parent's."""
         self._pidfile.abandon_in_child()

@@ -18,10 +18,13 @@ LAYERS = {
     "pure": "fields ratelimit strategies policy lifecycle ledger backlog roster commands timers dispatch blame "
     "core frames session service_states service_spec replica service_commands service_groups "
     "service_exits launch_queue service_changes service_stopping service_watch supervisor notification "
-    "hazards loglines since origins shapes fingerprint checkpoint_format outcomes store",
+    "hazards loglines since origins shapes fingerprint checkpoint_format outcomes store handover reexec_pace "
+    "invocation",
     "io": "descriptors limits rotation logbuffer logreader logs reporting keeper_log output process_identity "
-    "filesystems places file_locking lock_file instance pidfile checkpoint home page arena payload spool "
-    "link postmortem process_setup orphans families sdnotify notify_socket survey logprocess logwriter "
+    "filesystems places file_locking lock_file instance pidfile checkpoint startup inheritance home page arena "
+    "payload spool "
+    "link postmortem process_setup orphans families sdnotify preflight_answer preflight preflight_program reexec "
+    "notify_socket survey logprocess logwriter "
     "event_log register control_client homes journal_file journal_runs result_files journal recall",
     "runtime": "settings cancellation interrupts init_process resumption task_context program worker_session worker "
     "service_worker forking forkserver delivery retrying switchboard futures calls recording nursery workforce "
