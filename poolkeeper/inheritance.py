@@ -85,19 +85,17 @@ class Inheritance:
     def _take_keeper(self, keeper: HandedKeeper) -> None:
         from .instance import InstanceLock
 
-        listener = None
-        if keeper.socket is not None:
-            listener, why = _listener(keeper.socket, keeper.socket_path)
-            if listener is None:
-                self._complaints.append(f"the socket of keeper {keeper.name!r} is made anew: {why}")
         folder = Path(keeper.folder)
         if folder.parts[-2:] != (keeper.name, keeper.run_id):
             raise ValueError(f"{folder} is not its home")
         lock = InstanceLock(keeper.name, keeper.run_id, folder.parent.parent)
         if not lock.adopt(keeper.lock):
-            if listener is not None:
-                listener.close()
             raise ValueError(f"descriptor {keeper.lock} does not have the lock of {folder}")
+        listener = None
+        if keeper.socket is not None:
+            listener, why = _listener(keeper.socket, keeper.socket_path)
+            if listener is None:
+                self._complaints.append(f"the socket of keeper {keeper.name!r} is made anew: {why}")
         self._kept[lock.folder] = Inherited(lock, listener)
 
 
