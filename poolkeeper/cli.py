@@ -135,11 +135,13 @@ def _run_fleet(
 
     from .fleet_run import run_program
     from .pool import Keeper
+    from .reexec import PROCESS
 
     logs.configure(lambda line: click.echo(line, nl=False, err=True), colour=sys.stderr.isatty())
+    name = PROCESS.owned_as = _keeper_name(fleet, file)
     keeper = Keeper(
         workers,
-        name=_keeper_name(fleet, file),
+        name=name,
         run_id=run_id,
         resources=fleet.resources,
         resume=resume,

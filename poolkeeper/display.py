@@ -6,6 +6,7 @@ While a step runs the display is put away, so that the step can print, and draw 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import traceback
@@ -160,7 +161,8 @@ class LiveDisplay(Display):
         """Clear the display."""
         with self._lock:
             if self._live is not None:
-                self._live.stop()
+                with contextlib.suppress(OSError):  # the terminal is gone
+                    self._live.stop()
                 self._live = None
 
     def leave(self) -> None:

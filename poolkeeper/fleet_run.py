@@ -54,13 +54,13 @@ def run_program(fleet: Fleet, keeper: Keeper, *, run_id: str, mirror: bool, as_j
         steps_stdout = stack.enter_context(contextlib.redirect_stdout(sys.stderr)) if as_json else sys.stdout
         program = _Program(keeper, terminal, steps_stdout)
         interrupts = stack.enter_context(Interrupts(program.stop, program.leave, program.reload))
+        stack.enter_context(program.as_host())
         if mirror:
             program.mirror = stack.enter_context(logs.LogMirror(keeper.home / "logs", click.echo))
         stack.enter_context(KeeperLog(keeper.home / "logs"))
         stack.enter_context(keeper)
         stack.enter_context(program.display)
         stack.enter_context(program.under_systemd())
-        stack.enter_context(program.owning())
         keeper.on_shutdown(program.token.cancel)
         result = run_fleet(fleet, keeper, run_id=run_id, observer=program.display, cancel=program.token)
     _report(result, as_json=as_json)
@@ -82,7 +82,6 @@ class _Program:
             else LineDisplay()
         )
         self.mirror: logs.LogMirror | None = None
-        self.keeper = keeper.name or ""
         self._keeper = keeper
         self._notifier: Notifier | None = None
 
@@ -119,13 +118,13 @@ class _Program:
             logs.emit("ERROR", f"SIGHUP: {error}")
 
     @contextlib.contextmanager
-    def owning(self) -> Iterator[None]:
-        """Own this process: its keeper may be replaced with all the rest."""
-        PROCESS.owner = self
+    def as_host(self) -> Iterator[None]:
+        """Be asked when this process is to be replaced."""
+        PROCESS.host = self
         try:
             yield
         finally:
-            PROCESS.owner = None
+            PROCESS.host = None
 
     def leaving(self) -> None:
         """The process is about to be replaced."""

@@ -569,7 +569,7 @@ class KeeperRuntime:
         """Where the command line owns the process, a new program goes on in place of a loop that has failed."""
         from .reexec import PROCESS
 
-        if PROCESS.owner is None or self.name is None:
+        if PROCESS.owned_as is None or self.name is None:
             return
         text = "".join(traceback.format_exception(error))
         report("CRITICAL", f"the keeper has failed, and is replaced; this is a defect of poolkeeper\n{text}")

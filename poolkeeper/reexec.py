@@ -27,7 +27,7 @@ from .startup import STARTUP, Startup
 if TYPE_CHECKING:
     from .instance import InstanceLock
 
-__all__ = ["PROCESS", "Estate", "Owner", "Reexec", "Replaceable"]
+__all__ = ["PROCESS", "Estate", "Host", "Reexec", "Replaceable"]
 
 REST_SECONDS = 10.0
 """How long a keeper may take to come to rest: its journal is written to the end."""
@@ -63,11 +63,8 @@ class Replaceable(Protocol):
         """There will be no new program: end."""
 
 
-class Owner(Protocol):
-    """Who owns the whole process, as the command line does."""
-
-    keeper: str
-    """The name that the keeper must have in the new program, too."""
+class Host(Protocol):
+    """What the command line has to do with the end of a program that it owns."""
 
     def leaving(self) -> None:
         """Put the terminal in order; raises ReexecRefused where the program is about to end anyway."""
@@ -84,7 +81,9 @@ class Reexec:
     """
 
     def __init__(self, startup: Startup) -> None:
-        self.owner: Owner | None = None
+        self.owned_as: str | None = None
+        """The name of the keeper for which alone this process is there, if the command line owns it."""
+        self.host: Host | None = None
         self._startup = startup
         self._keepers: weakref.WeakSet[Replaceable] = weakref.WeakSet()
         self._busy = threading.Lock()
@@ -145,10 +144,10 @@ class Reexec:
     def _look_ahead(self, timeout: float) -> None:
         from .preflight import run_preflight
 
-        found = run_preflight(self._startup, by_itself=self.owner is not None, seconds=timeout)
-        if self.owner is not None and found.get("keeper") != self.owner.keeper:
+        found = run_preflight(self._startup, by_itself=self.owned_as is not None, seconds=timeout)
+        if self.owned_as is not None and found.get("keeper") != self.owned_as:
             raise ReexecRefused(
-                f"the new program is another fleet, {found.get('keeper')!r}, where this is {self.owner.keeper!r}; "
+                f"the new program is another fleet, {found.get('keeper')!r}, where this is {self.owned_as!r}; "
                 "the old one goes on"
             )
 
@@ -158,8 +157,9 @@ class Reexec:
         keepers = [each for each in list(self._keepers) if each.answers(REST_SECONDS)]
         if keeper not in keepers:
             raise ReexecRefused("the keeper has ended meanwhile")
-        if self.owner is not None:
-            self.owner.leaving()
+        host = self.host
+        if host is not None:
+            host.leaving()
         logs.emit("INFO", "the new code can be loaded: this process is replaced")
         try:
             for each in sorted(keepers, key=lambda each: each.name is None):
@@ -170,15 +170,15 @@ class Reexec:
         except BaseException as error:
             for each in keepers:
                 each.strand(error)
-            if self.owner is not None:
-                self.owner.stayed()
+            if host is not None:
+                host.stayed()
             raise PoolkeeperError(f"this process could not be replaced, and its keepers have ended: {error}") from error
 
     def _execute(self, left: list[tuple[Replaceable, Estate | None]], *, automatic: bool) -> NoReturn:
         startup = self._startup
         estates = [(keeper, estate) for keeper, estate in left if estate is not None]
         original = startup.mask.difference(INHERITANCE.held)
-        held = {int(getattr(signal, name)) for name in HELD} - original if self.owner is not None else set()
+        held = {int(getattr(signal, name)) for name in HELD} - original if self.owned_as is not None else set()
         handover = Handover(
             os.getpid(),
             tuple(_handed(keeper, estate) for keeper, estate in estates),
