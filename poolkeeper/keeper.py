@@ -91,6 +91,7 @@ class KeeperRuntime:
         self._register: Register | None = None
         self._control: Control | None = None
         self._on_shutdown: Callable[[str], object] | None = None
+        self._departing: str | None = None
         self._at_rest = threading.Event()
         self._stranded: Future[None] = Future()
         undo = contextlib.ExitStack()
@@ -385,11 +386,11 @@ class KeeperRuntime:
         # Signals are for the application's threads.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            while not self._finished():
+            while self._departing is None and not self._finished():
                 self._loop.step()
-        except _Departure as departure:
-            self._come_to_rest(str(departure))
-            self._break(self._stranded.exception())  # the process is replaced meanwhile, or there is an exception
+            if self._departing is not None:
+                self._come_to_rest(self._departing)
+                raise self._stranded.exception() or AssertionError  # unless the process is replaced meanwhile
         except BaseException as error:
             self._try_reexec(error)
             self._break(error)
@@ -421,7 +422,7 @@ class KeeperRuntime:
 
     def has_news(self) -> bool:
         """Whether there is something to process without waiting."""
-        return bool(self._inbox or self._calls)
+        return bool(self._inbox or self._calls or self._departing)  # who drives shall leave the seat
 
     def runs_one_short_task(self, task: TaskFuture, limit: float) -> float | None:
         """Return how many seconds ``task`` takes if nothing else runs, and it takes less than ``limit``; else None."""
@@ -527,7 +528,8 @@ class KeeperRuntime:
         if threading.current_thread() is self._thread:
             self._come_to_rest(reason)
         else:
-            self.call_soon(partial(_raise, _Departure(reason)))
+            self._departing = reason
+            self.wake()
         return self._wait(self._at_rest, seconds)
 
     def estate(self) -> Estate | None:
@@ -569,7 +571,7 @@ class KeeperRuntime:
         """Where the command line owns the process, a new program goes on in place of a loop that has failed."""
         from .reexec import PROCESS
 
-        if PROCESS.owned_as is None or self.name is None:
+        if PROCESS.owned_as is None or self.name is None or self._departing is not None:
             return
         text = "".join(traceback.format_exception(error))
         report("CRITICAL", f"the keeper has failed, and is replaced; this is a defect of poolkeeper\n{text}")
@@ -580,9 +582,9 @@ class KeeperRuntime:
 
     # -- ending -------------------------------------------------------------------------------------------------------
 
-    def _break(self, error: BaseException | None) -> None:
+    def _break(self, error: BaseException) -> None:
         """The loop itself has failed: nothing may hang, so all that is pending fails with the reason."""
-        text = "" if error is None else "".join(traceback.format_exception(error))
+        text = "".join(traceback.format_exception(error))
         report("CRITICAL", f"the keeper has failed; this is a defect of poolkeeper\n{text}")
         self.refusal = f"the keeper has failed: {error!r}"
         self.leave_unfinished(self.refusal)
@@ -635,10 +637,6 @@ class KeeperRuntime:
         if self.recorder is not None:
             self.recorder.abandon_in_child()
         self._loop.abandon_in_child()
-
-
-class _Departure(Exception):
-    """The loop is to stop where it is, for a new program goes on; says why."""
 
 
 def _earlier(first: float | None, second: float | None) -> float | None:

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PROCESS", "Estate", "Host", "Reexec", "Replaceable"]
 
-REST_SECONDS = 10.0
-"""How long a keeper may take to come to rest: its journal is written to the end."""
+ANSWER_SECONDS = 10.0
+REST_SECONDS = 60.0
+"""How long a keeper may take to come to rest: its journal is written to the end, and there is no way back."""
 FLUSH_SECONDS = 1.0
 HELD = ("SIGINT", "SIGTERM", "SIGHUP")
 """Signals that an owned program handles; they wait until the new program can."""
@@ -154,7 +155,7 @@ class Reexec:
     # -- no way back --------------------------------------------------------------------------------------------------
 
     def _replace(self, keeper: Replaceable, *, automatic: bool) -> NoReturn:
-        keepers = [each for each in list(self._keepers) if each.answers(REST_SECONDS)]
+        keepers = [each for each in list(self._keepers) if each.answers(ANSWER_SECONDS)]
         if keeper not in keepers:
             raise ReexecRefused("the keeper has ended meanwhile")
         host = self.host

@@ -7,6 +7,7 @@ import os
 import pty
 import select
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -441,6 +442,38 @@ def test_a_fork_of_a_program_is_not_the_program(start: Start) -> None:
         assert program.end() == 0
 
 
+def test_if_the_system_refuses_at_the_end_nothing_hangs(start: Start, tmp_path: Path) -> None:
+    source = """
+        def refuse(*words):
+            raise OSError(12, "Cannot allocate memory")
+
+        os.execve = refuse
+        keeper = Keeper(1, name="etl")
+        future = keeper.submit(time.sleep, 1000)
+        umask = os.umask(0o27)
+        try:
+            keeper.reexec()
+        except Exception as error:
+            tell(
+                error=type(error).__name__,
+                message=str(error),
+                task=type(future.exception(20)).__name__,
+                ended=keeper._runtime.join(20),
+                umask=os.umask(0o22),
+                left=sorted(path.name for path in keeper.home.iterdir()),
+            )
+    """
+    with start(source) as program:
+        heard = program.hear()
+        assert program.end() == 0
+    assert "could not be replaced, and its keepers have ended" in heard["message"]
+    assert "Cannot allocate memory" in heard["message"]
+    assert (heard["error"], heard["task"], heard["ended"]) == ("PoolkeeperError", "PoolkeeperError", True)
+    assert heard["umask"] == 0o27
+    assert not {"keeper.pid", "keeper.sock"} & set(heard["left"])
+    assert not InstanceLock("etl", home=tmp_path / "home").is_locked()
+
+
 # -- the command line -------------------------------------------------------------------------------------------------
 
 SHOP = """
@@ -613,6 +646,25 @@ if "POOLKEEPER_PREFLIGHT" not in os.environ:
     assert shop.process.returncode == 1
     assert "it has been tried too often" in log_of(shop)
     assert log_of(shop).count("and is replaced; this is a defect") == 6
+
+
+def test_systemd_hears_of_it(tmp_path: Path, environment: dict[str, str]) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(PATIENCE)
+        shop = Shop(tmp_path, {**environment, "NOTIFY_SOCKET": str(tmp_path / "notify")})
+        try:
+            assert manager.recv(4096).startswith(b"READY=1")
+            wait_until(lambda: shop.is_up(1), "the fleet to be up")
+            shop.process.send_signal(signal.SIGHUP)
+            assert manager.recv(4096).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+            assert manager.recv(4096).startswith(b"READY=1")
+            shop.process.send_signal(signal.SIGTERM)
+            assert manager.recv(4096).startswith(b"STOPPING=1")
+            assert shop.process.wait(PATIENCE) == 0
+        finally:
+            shop.process.kill()
+            shop.process.wait()
 
 
 def test_the_terminal_is_left_in_order(tmp_path: Path, environment: dict[str, str]) -> None:
