@@ -20,6 +20,7 @@ from poolkeeper import loading
 from .cli_control import COMMANDS
 from .errors import PoolkeeperError
 from .fleet import Fleet, FleetError
+from .preflight_answer import is_preflight
 
 __all__ = ["app", "main"]
 
@@ -80,6 +81,9 @@ def run(
         raise click.UsageError("--fresh runs everything, --retry-failed what has failed: give one of them")
     fleet = loading.load_fleet(file, arguments)
     fleet.plan()
+    if is_preflight():
+        _answer(fleet, file)
+        return
     resume: Resume = "never" if fresh else "failed" if retry_failed else "interrupted"
     code = _run_fleet(fleet, file, run_id, workers, resume, mirror=logs == "stdout", as_json=as_json)
     context.exit(code)
@@ -101,6 +105,9 @@ def main() -> None:
 
 
 def _main() -> int:
+    # As early as may be, though not in pid 1: what an earlier program has left, and how a re-exec is to start this one.
+    from . import inheritance, startup  # noqa: F401
+
     try:
         code = app.main(prog_name="poolkeeper", standalone_mode=False)
     except click.Abort:  # click's word for Ctrl-C
@@ -128,11 +135,13 @@ def _run_fleet(
 
     from .fleet_run import run_program
     from .pool import Keeper
+    from .reexec import PROCESS
 
     logs.configure(lambda line: click.echo(line, nl=False, err=True), colour=sys.stderr.isatty())
+    name = PROCESS.owned_as = _keeper_name(fleet, file)
     keeper = Keeper(
         workers,
-        name=_keeper_name(fleet, file),
+        name=name,
         run_id=run_id,
         resources=fleet.resources,
         resume=resume,
@@ -140,6 +149,14 @@ def _run_fleet(
         preload=[os.path.splitext(os.path.basename(file))[0]] if fleet.services else (),
     )
     return run_program(fleet, keeper, run_id=run_id, mirror=mirror, as_json=as_json)
+
+
+def _answer(fleet: Fleet, file: str) -> None:
+    """Say that a re-exec would find the fleet and a whole poolkeeper."""
+    from . import fleet_run  # noqa: F401 - and with it all else that a run needs
+    from .preflight_answer import answer
+
+    answer(keeper=_keeper_name(fleet, file))
 
 
 def _keeper_name(fleet: Fleet, file: str) -> str:

@@ -18,7 +18,7 @@ import click
 
 from .control_client import ControlClient, KeeperUnreachable
 from .homes import KeeperHome, NoSuchFleet, choose_home, find_homes
-from .steering import fleet_status, kill_survivors, stacks
+from .steering import fleet_status, kill_survivors, reload_keeper, stacks
 
 __all__ = ["COMMANDS"]
 
@@ -162,6 +162,15 @@ def scale(replicas: tuple[str, ...], fleet: str | None) -> None:
 
 @click.command()
 @_fleet
+def reload(fleet: str | None) -> None:
+    """Replace a fleet's keeper, in place, by a new process with the code that is on disk now."""
+    home = _home(fleet)
+    done = reload_keeper(home)
+    click.echo(f"{home.label}: replaced in {done.seconds:.2f} s, {done.away:.2f} s of them without a keeper")
+
+
+@click.command()
+@_fleet
 def shutdown(fleet: str | None) -> None:
     """End a fleet: its services in reverse order, then its keeper; also what a dead keeper has left."""
     home = _home(fleet)
@@ -246,4 +255,4 @@ def _console() -> Any:
     return Console(width=None if sys.stdout.isatty() else 200)
 
 
-COMMANDS = (status, top, start, stop, restart, scale, shutdown, logs, events, stack)
+COMMANDS = (status, top, start, stop, restart, scale, reload, shutdown, logs, events, stack)

@@ -1,4 +1,4 @@
-"""What other programs may ask of a keeper, over its socket: to say how it is, and to start, stop and scale services.
+"""What other programs may ask of a keeper, over its socket: how it is, to start, stop and scale services, to reload.
 
 Who asks has proved that it knows the key of the home, as workers do. Requests are ``(REQUEST, number, verb,
 arguments)`` and answers ``(REPLY, number, error or None, value)``; values are plain data.
@@ -34,6 +34,9 @@ class Controlled(Protocol):
 
     def request_shutdown(self, reason: str) -> None:
         """End, as somebody else asks."""
+
+    def request_reexec(self, answer: Callable[[str], None]) -> None:
+        """Be replaced by a new program, as somebody else asks; ``answer`` is called only if that is refused."""
 
 
 class _Refused(PoolkeeperError):
@@ -81,6 +84,9 @@ class Control:
         if message[0] != Kind.REQUEST:
             return
         _, number, verb, arguments = message
+        if verb == "reload":
+            self._runtime.request_reexec(partial(self._refuse, peer, number))
+            return
         error, value = None, None
         try:
             method = self._verbs.get(verb)
@@ -90,6 +96,10 @@ class Control:
         except (PoolkeeperError, TypeError, ValueError) as problem:
             error = str(problem)
         self._board.post(peer, (Kind.REPLY, number, error, value))
+
+    def _refuse(self, peer: Peer, number: int, why: str) -> None:
+        if peer in self._peers:
+            self._board.post(peer, (Kind.REPLY, number, why, None))
 
     def _status(self) -> dict[str, Any]:
         return keeper_as_data(self._runtime)

@@ -6,6 +6,7 @@ While a step runs the display is put away, so that the step can print, and draw 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import traceback
@@ -38,6 +39,12 @@ class Display(RunObserver):
 
     def __exit__(self, *_: object) -> None:
         return None
+
+    def leave(self) -> None:
+        """Show nothing any more, for another program is to have the terminal."""
+
+    def stay(self) -> None:
+        """There is no other program: go on."""
 
 
 class LineDisplay(Display):
@@ -125,6 +132,7 @@ class LiveDisplay(Display):
         self._rows: dict[str, BatchProgress | str] = {}
         self._notice = ""
         self._live: Live | None = None
+        self._left = False
         self._lock = threading.RLock()
 
     def __enter__(self) -> Self:
@@ -137,7 +145,7 @@ class LiveDisplay(Display):
     def show(self) -> None:
         """Draw the display, and keep it up to date."""
         with self._lock:
-            if self._live is None:
+            if self._live is None and not self._left:
                 # A new one each time: a Live that is started again would first move the cursor up over other output.
                 self._live = Live(
                     get_renderable=self.render,
@@ -153,8 +161,21 @@ class LiveDisplay(Display):
         """Clear the display."""
         with self._lock:
             if self._live is not None:
-                self._live.stop()
+                with contextlib.suppress(OSError):  # the terminal is gone
+                    self._live.stop()
                 self._live = None
+
+    def leave(self) -> None:
+        """Clear the display for good: the cursor is shown, and the streams are the terminal's again."""
+        with self._lock:
+            self._left = True
+            self.hide()
+
+    def stay(self) -> None:
+        """Draw the display again."""
+        with self._lock:
+            self._left = False
+            self.show()
 
     def notice(self, text: str) -> None:
         """Show ``text`` below everything else from now on."""

@@ -78,6 +78,7 @@ class Seat:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._left = 0.0
+        self._closed = False
         self.parked = False
 
     @property
@@ -106,5 +107,7 @@ class Seat:
         self.parked = False
 
     def close(self) -> None:
-        """Wait for the driver to leave, and let nobody take the seat again."""
-        self._lock.acquire()
+        """Wait for the driver to leave, and let nobody take the seat again; the keeper's own thread may call it."""
+        if not self._closed:
+            self._lock.acquire()
+            self._closed = True

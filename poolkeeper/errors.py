@@ -16,6 +16,7 @@ __all__ = [
     "PayloadError",
     "PoolkeeperError",
     "ProtocolError",
+    "ReexecRefused",
     "RemoteError",
     "RemoteTraceback",
     "ServiceFailed",
@@ -62,6 +63,10 @@ class ServiceFailed(PoolkeeperError):
 
 class NotReexecable(PoolkeeperError):
     """There is no program to re-exec: ephemeral keeper, notebook, standard input or ``python -c``."""
+
+
+class ReexecRefused(PoolkeeperError):
+    """The process is not replaced, for the new program would not run, or it was replaced too often; it goes on."""
 
 
 class CommandFailed(PoolkeeperError):

@@ -1,7 +1,7 @@
 """Running a fleet as a program of its own: signals, display, logs, systemd, and the request of others to end.
 
 The first SIGINT or SIGTERM stops services in reverse order and lets tasks that run come to their end; the second ends
-everything at once.
+everything at once. SIGHUP, as ``poolkeeper reload``, has a new process of the same program take this one's place.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from rich.console import Console
 from . import logs
 from .cancellation import CancellationToken
 from .display import LineDisplay, LiveDisplay, summary
+from .errors import PoolkeeperError, ReexecRefused
 from .fleet import Fleet
 from .interrupts import Interrupts
 from .keeper_log import KeeperLog
 from .model import RunResult
 from .pool import Keeper
+from .reexec import PROCESS
 from .runner import run_fleet
 from .sdnotify import Notifier
 from .summary import run_as_data
@@ -51,9 +53,10 @@ def run_program(fleet: Fleet, keeper: Keeper, *, run_id: str, mirror: bool, as_j
     with contextlib.ExitStack() as stack:
         steps_stdout = stack.enter_context(contextlib.redirect_stdout(sys.stderr)) if as_json else sys.stdout
         program = _Program(keeper, terminal, steps_stdout)
-        interrupts = stack.enter_context(Interrupts(program.stop, program.leave))
+        interrupts = stack.enter_context(Interrupts(program.stop, program.leave, program.reload))
+        stack.enter_context(program.as_host())
         if mirror:
-            stack.enter_context(logs.LogMirror(keeper.home / "logs", click.echo))
+            program.mirror = stack.enter_context(logs.LogMirror(keeper.home / "logs", click.echo))
         stack.enter_context(KeeperLog(keeper.home / "logs"))
         stack.enter_context(keeper)
         stack.enter_context(program.display)
@@ -78,6 +81,7 @@ class _Program:
             if terminal.is_terminal
             else LineDisplay()
         )
+        self.mirror: logs.LogMirror | None = None
         self._keeper = keeper
         self._notifier: Notifier | None = None
 
@@ -102,6 +106,41 @@ class _Program:
         if isinstance(self.display, LiveDisplay):
             self.display.hide()
         os._exit(128 + number)
+
+    def reload(self) -> None:
+        """SIGHUP: do it in a thread of its own, for another signal may come meanwhile."""
+        threading.Thread(target=self._reload, name="poolkeeper-reload", daemon=True).start()
+
+    def _reload(self) -> None:
+        try:
+            self._keeper.reexec()
+        except PoolkeeperError as error:
+            logs.emit("ERROR", f"SIGHUP: {error}")
+
+    @contextlib.contextmanager
+    def as_host(self) -> Iterator[None]:
+        """Be asked when this process is to be replaced."""
+        PROCESS.host = self
+        try:
+            yield
+        finally:
+            PROCESS.host = None
+
+    def leaving(self) -> None:
+        """The process is about to be replaced."""
+        if self.token.cancelled:
+            raise ReexecRefused(f"the run is about to end ({self.token.reason})")
+        if self._notifier is not None:
+            self._notifier.reloading()
+        if self.mirror is not None:
+            self.mirror.copy()
+        self.display.leave()
+
+    def stayed(self) -> None:
+        """The process has not been replaced."""
+        self.display.stay()
+        if self._notifier is not None:
+            self._notifier.ready()
 
     @contextlib.contextmanager
     def under_systemd(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import socket as sockets
 import stat
 import tempfile
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import HomeUnusable
+from .inheritance import INHERITANCE, Inherited
 from .logs import emit
 from .places import default_base, home_unusable, local_base
 
@@ -37,10 +39,14 @@ class Home:
     key: bytes
     lock: InstanceLock | None
     """Held by a named keeper; None for an ephemeral one, of which nobody else knows."""
+    inherited: bool = False
+    """Whether the keeper goes on where an earlier program in this process has left it."""
+    listener: sockets.socket | None = None
+    """The socket that listens there already, inherited."""
 
     @classmethod
     def open(cls, name: str | None, run_id: str, base: str | os.PathLike[str] | None) -> Home:
-        """Create the directory as needed, mode 0700, with a key of its own.
+        """Create the directory as needed, mode 0700, with a key of its own; take over what a re-exec has left.
 
         The key stays the same from one keeper of a name to the next, for it has signed the checkpoints.
 
@@ -48,10 +54,14 @@ class Home:
         another keeper of this name and run lives, ValueError for a name that is no file name.
         """
         lock = None
+        inherited: Inherited | None = None
         if name is not None:
             from .instance import InstanceLock  # most keepers have no name
 
             lock = InstanceLock(name, run_id, base)
+            inherited = INHERITANCE.claim(lock.folder)
+            if inherited is not None:
+                lock = inherited.lock
         parent = local_base(base) if lock is None and base is not None else None
         path: Path | None = None
         try:
@@ -65,7 +75,9 @@ class Home:
                     raise lock.already_running()
             (path / "logs").mkdir(mode=0o700, exist_ok=True)
             key = _key_in(path / "authkey")
-            return cls(path, lock is None, _socket_path(path, ephemeral=lock is None), key, lock)
+            listener = None if inherited is None else inherited.listener
+            socket_path = _socket_path(path, ephemeral=lock is None) if listener is None else listener.getsockname()
+            return cls(path, lock is None, socket_path, key, lock, inherited is not None, listener)
         except OSError as error:
             if lock is not None:
                 lock.release()
@@ -96,6 +108,8 @@ class Home:
     def remove(self) -> None:
         """Remove what must not outlive the keeper."""
         Path(self.socket).unlink(missing_ok=True)
+        if self.listener is not None:
+            self.listener.close()
         for directory in self.temporary:
             shutil.rmtree(directory, ignore_errors=True)
             _unmake(Path(directory))  # rmtree needs descriptors, and they may be what the keeper failed for

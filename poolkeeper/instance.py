@@ -194,6 +194,14 @@ class InstanceLock:
         with self._reported():
             return self._file.adopt(descriptor)
 
+    def inheritable(self) -> contextlib.AbstractContextManager[None]:
+        """Have the lock pass through ``execv`` within the block, and nowhere else.
+
+        Raises:
+            ValueError: when this object does not have the lock.
+        """
+        return self._file.inheritable()
+
     def __enter__(self) -> Self:
         """Take the lock.
 

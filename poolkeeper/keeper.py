@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from .adoption import RECOVERY_SECONDS, Adoption
 from .commands import Command, Decide, Fail, Feed, Kill, Nudge, Retire, Settle, Spawn
 from .core import Core
-from .errors import PoolkeeperError, ProtocolError
+from .errors import PoolkeeperError, ProtocolError, ReexecRefused
 from .futures import TaskFuture
 from .home import Home
 from .ledger import Segment, Task
@@ -46,6 +46,7 @@ from .workforce import Workforce
 if TYPE_CHECKING:
     from .control import Control
     from .recording import Recorder
+    from .reexec import Estate
     from .register import Register
     from .service_model import ServiceStatus
     from .supervision import Supervision
@@ -95,6 +96,9 @@ class KeeperRuntime:
         self._register: Register | None = None
         self._control: Control | None = None
         self._on_shutdown: Callable[[str], object] | None = None
+        self._departing: str | None = None
+        self._at_rest = threading.Event()
+        self._stranded: Future[None] = Future()
         undo = contextlib.ExitStack()
         with undo:
             self._open(settings, home, undo)
@@ -133,7 +137,7 @@ class KeeperRuntime:
                 undo.callback(self.recorder.close)
         self._nursery = Nursery(settings, config, selector, home, self._register)
         self._workforce = Workforce(settings, core, self._nursery, selector, self.stowage, self._birth)
-        self._board = Switchboard(home.socket, home.key, selector, self._introduce)
+        self._board = Switchboard(home.socket, home.key, selector, self._introduce, home.listener)
         undo.callback(self._nursery.close)
         undo.callback(self._board.close)  # first: a fork server that is still calling would wait for an answer
         self._postmortem = Postmortem(home.logs)
@@ -183,7 +187,7 @@ class KeeperRuntime:
         return open_recorder(
             home.path,
             home.key,
-            settings.resume,
+            "interrupted" if home.inherited else settings.resume,  # a re-exec is no new run, whatever the options say
             settings.durability,
             settings.keep_runs,
             # There is no traffic yet.
@@ -354,6 +358,20 @@ class KeeperRuntime:
             self.refusal = f"this keeper was shut down from outside: {reason}"
             self.close()
 
+    def request_reexec(self, answer: Callable[[str], None]) -> None:
+        """Another program asks for a re-exec; ``answer`` is called, on the keeper's thread, with why it is refused."""
+        threading.Thread(target=self._reexec, args=(answer,), name="poolkeeper-reexec", daemon=True).start()
+
+    def _reexec(self, answer: Callable[[str], None]) -> None:
+        from .reexec import PROCESS
+
+        try:
+            PROCESS.perform(self)
+        except Exception as error:
+            why = str(error) if isinstance(error, PoolkeeperError) else repr(error)
+            report("WARNING", f"re-exec: {why}")
+            self.call_soon(partial(answer, why))
+
     def leave_unfinished(self, reason: str) -> None:
         """Have the next run go on with this one, whatever comes to its end in this one."""
         if self.recorder is not None:
@@ -403,9 +421,13 @@ class KeeperRuntime:
         # Signals are for the application's threads.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            while not self._finished():
+            while self._departing is None and not self._finished():
                 self._loop.step()
+            if self._departing is not None:
+                self._come_to_rest(self._departing)
+                raise self._stranded.exception() or AssertionError  # unless the process is replaced meanwhile
         except BaseException as error:
+            self._try_reexec(error)
             self._break(error)
         finally:
             self._end()
@@ -440,7 +462,7 @@ class KeeperRuntime:
 
     def has_news(self) -> bool:
         """Whether there is something to process without waiting."""
-        return bool(self._inbox or self._calls)
+        return bool(self._inbox or self._calls or self._departing)  # who drives shall leave the seat
 
     def runs_one_short_task(self, task: TaskFuture, limit: float) -> float | None:
         """Return how many seconds ``task`` takes if nothing else runs, and it takes less than ``limit``; else None."""
@@ -537,6 +559,80 @@ class KeeperRuntime:
             emit("ERROR", f"the failure of {command.task.call.name} is final\n{traceback.format_exc()}")
             delay = None
         self.call_soon(lambda: self._core.decided(command, delay, time.monotonic()))
+
+    # -- re-exec ------------------------------------------------------------------------------------------------------
+
+    def answers(self, seconds: float) -> bool:
+        """Whether the loop runs; raises ReexecRefused when it does nothing for ``seconds``."""
+        if threading.current_thread() is self._thread:
+            return True
+        answered = threading.Event()
+        self.call_soon(answered.set)
+        if self._wait(answered, seconds):
+            return True
+        if self._ended.is_set():
+            return False
+        raise ReexecRefused(f"the keeper's loop has not answered within {seconds:g} s; the old program goes on")
+
+    def depart(self, reason: str, seconds: float) -> bool:
+        """Come to rest, with everything recorded, for a new program takes this one's place.
+
+        Children are not told: to them the keeper is away for a moment. Return whether that is so within ``seconds``.
+        """
+        if threading.current_thread() is self._thread:
+            self._come_to_rest(reason)
+        else:
+            self._departing = reason
+            self.wake()
+        return self._wait(self._at_rest, seconds)
+
+    def estate(self) -> Estate | None:
+        """Return what a successor in this process takes over; None for an ephemeral keeper."""
+        from .reexec import Estate
+
+        if self._home.lock is None:
+            return None
+        return Estate(self._home.lock, self._board.listener.fileno(), self._home.socket)
+
+    def strand(self, error: BaseException) -> None:
+        """No new program takes this one's place: end, as nothing else is left to do."""
+        if not self._stranded.done():
+            self._stranded.set_exception(error)
+
+    def _wait(self, event: threading.Event, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while not event.wait(0.1):
+            if self._ended.is_set() or time.monotonic() >= deadline:
+                return event.is_set()
+        return True
+
+    def _come_to_rest(self, reason: str) -> None:
+        self._loop.leave()
+        self._traffic.announce()
+        self.leave_unfinished(reason)
+        if self.recorder is not None:
+            self.recorder.close()
+        if self._register is not None:
+            self._register.close(keep=True)
+        if self._home.ephemeral:
+            self._board.close()
+            self._nursery.close()
+            self._home.remove()
+        flush()
+        self._at_rest.set()
+
+    def _try_reexec(self, error: BaseException) -> None:
+        """Where the command line owns the process, a new program goes on in place of a loop that has failed."""
+        from .reexec import PROCESS
+
+        if PROCESS.owned_as is None or self.name is None or self._departing is not None:
+            return
+        text = "".join(traceback.format_exception(error))
+        report("CRITICAL", f"the keeper has failed, and is replaced; this is a defect of poolkeeper\n{text}")
+        try:
+            PROCESS.perform(self, automatic=True)
+        except Exception as refusal:
+            report("ERROR", f"re-exec: {refusal}")
 
     # -- ending -------------------------------------------------------------------------------------------------------
 

@@ -89,6 +89,23 @@ class LockFile:
             self._keep(descriptor)
             return True
 
+    @contextlib.contextmanager
+    def inheritable(self) -> Iterator[None]:
+        """Have the lock pass through an exec within the block; forks by ``os.fork`` wait that long.
+
+        Raises:
+            ValueError: when this object does not have the lock.
+        """
+        with _mutex:
+            descriptor = self.descriptor
+            if descriptor is None:
+                raise ValueError(f"the lock of {self.path} is not held by this object")
+            os.set_inheritable(descriptor, True)
+            try:
+                yield
+            finally:
+                os.set_inheritable(descriptor, False)
+
     def release(self) -> None:
         """Give up the lock if this object has it; in a forked child it has not."""
         with _mutex:

@@ -10,15 +10,16 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from .calls import CallRegistry, callable_name
 from .configuration import settings_for
-from .errors import PoolkeeperError, UnsupportedPlatform
+from .errors import NotReexecable, PoolkeeperError, UnsupportedPlatform
 from .home import Home
 from .keeper import KeeperRuntime
 from .ledger import Options
 from .policy import WorkerPolicy
+from .reexec import PROCESS
 from .view import KeeperView
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ class Keeper(KeeperView):
             place.remove()
             raise
         _living.add(runtime)
+        PROCESS.joined(runtime)
         weakref.finalize(self, runtime.close).atexit = False
 
     def __exit__(
@@ -243,6 +245,29 @@ class Keeper(KeeperView):
         """Call ``callback(reason)`` when ``poolkeeper shutdown`` asks this keeper to end, in place of ending it."""
         if isinstance(self._runtime, KeeperRuntime):
             self._runtime.on_shutdown(callback)
+
+    def reexec(self, *, timeout: float = 60.0) -> NoReturn:
+        """Replace this process by a new one of the same program, with the code that is on disk now.
+
+        The pid stays, the instance lock is held all the time, and the program starts from its beginning: the ``Keeper``
+        of this name that it makes goes on with the run. Interpreter, its options, arguments, environment, umask and
+        working directory are those of the start. What the program had in memory is gone: futures, other threads, and
+        what was registered with ``atexit``. A child process loads the new code first. Any thread may call it.
+
+        Args:
+            timeout: seconds that loading the new code may take.
+
+        Raises:
+            NotReexecable: where there is nothing that could be started again: an ephemeral keeper or an inline one, an
+                interactive session, a program from ``python -c`` or standard input, or one whose file is gone.
+            ReexecRefused: when the new code cannot be loaded, or in time; the message says why, and all goes on.
+            PoolkeeperError: when the system has refused at the very end; the keeper has ended then.
+        """
+        if not isinstance(self._runtime, KeeperRuntime):
+            raise NotReexecable(
+                "this process cannot be replaced by a new one: an inline keeper has nothing to hand over"
+            )
+        PROCESS.perform(self._runtime, timeout=timeout)
 
     def ping(self) -> None:
         """Return once the keeper's thread has answered; raises RuntimeError when it has ended."""

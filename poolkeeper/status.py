@@ -42,6 +42,7 @@ def keeper_as_data(runtime: Any) -> dict[str, Any]:
         "run_id": runtime.run_id,
         "pid": os.getpid(),
         "uptime": time.time() - runtime.started,
+        "started": runtime.started,
         "queued": queued,
         "running": running,
         "workers": [

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .control_client import ControlClient, KeeperUnreachable
+from .errors import PoolkeeperError
 from .homes import KeeperHome
 from .pidfile import ChildRecord, PidfileDocument, PidfileError, read_pidfile, survivors
 from .process_identity import cpu_seconds, process_state, resident_bytes
 from .process_setup import DUMP_SIGNAL
 
-__all__ = ["Stack", "fleet_status", "kill_survivors", "stacks"]
+__all__ = ["Reloaded", "Stack", "fleet_status", "kill_survivors", "reload_keeper", "stacks"]
 
 FROZEN = {"T": "stopped", "t": "traced", "D": "uninterruptible"}
 """States of /proc in which a process cannot run, however healthy it is (see proc(5))."""
@@ -22,6 +23,9 @@ FROZEN = {"T": "stopped", "t": "traced", "D": "uninterruptible"}
 STACK_SECONDS = 2.0
 STACK_PAUSE = 0.02
 LEAVE_SECONDS = 10.0
+PREFLIGHT_SECONDS = 90.0
+"""How long a keeper may take to say that it refuses to be replaced, or to go: it has a limit of its own below that."""
+RETURN_SECONDS = 30.0
 
 
 def fleet_status(home: KeeperHome) -> dict[str, Any]:
@@ -39,6 +43,54 @@ def fleet_status(home: KeeperHome) -> dict[str, Any]:
         row["cpu_seconds"] = cpu_seconds(pid) if pid else None
         row["frozen"] = FROZEN.get(process_state(pid) or "") if pid else None
     return data
+
+
+class Reloaded(NamedTuple):
+    """A keeper that was replaced: its pid, the seconds that it took in all, and those without a keeper."""
+
+    pid: int
+    seconds: float
+    away: float
+
+
+def reload_keeper(home: KeeperHome) -> Reloaded:
+    """Have a keeper replaced by a new process of its program, and wait for that.
+
+    Raises:
+        KeeperUnreachable: when no keeper answers.
+        ControlError: when it refuses; the message says why.
+        PoolkeeperError: when it went and did not come back, or another process came.
+    """
+    began = time.monotonic()
+    with ControlClient(home.path) as client:
+        before = client.ask("status")
+    with ControlClient(home.path, PREFLIGHT_SECONDS) as client, contextlib.suppress(KeeperUnreachable):
+        client.ask("reload")  # it does not answer: it goes
+    gone = time.monotonic()
+    after = _status_of_next(home, before["started"], gone + RETURN_SECONDS)
+    if after is None:
+        raise PoolkeeperError(f"keeper {home.label} has gone, and not come back within {RETURN_SECONDS:g} s")
+    if after["pid"] != before["pid"]:
+        raise PoolkeeperError(
+            f"process {after['pid']} runs {home.label} now, in the place of {before['pid']}, which has ended"
+        )
+    now = time.monotonic()
+    return Reloaded(after["pid"], now - began, now - gone)
+
+
+def _status_of_next(home: KeeperHome, started: float, deadline: float) -> dict[str, Any] | None:
+    """Return the status of the keeper that has not been ``started`` then; it may have to start first."""
+    while True:
+        try:
+            with ControlClient(home.path) as client:
+                status: dict[str, Any] = client.ask("status")
+            if status["started"] != started:
+                return status
+        except KeeperUnreachable:
+            pass
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(STACK_PAUSE)
 
 
 def _from_pidfile(home: KeeperHome) -> dict[str, Any]:

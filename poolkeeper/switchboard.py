@@ -101,6 +101,7 @@ class Switchboard:
         key: bytes,
         selector: selectors.BaseSelector,
         introduce: Callable[[dict[str, Any]], Peer],
+        listener: socket.socket | None = None,
     ) -> None:
         self._key = key
         self._selector = selector
@@ -108,16 +109,13 @@ class Switchboard:
         self._callers: dict[Link, _Caller] = {}
         self._due: deque[Peer] = deque()
         self.deaf_until: float | None = None
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self._socket.setblocking(False)
-            self._socket.bind(path)
-            os.chmod(path, 0o600)
-            self._socket.listen(1024)
-        except OSError:
-            self._socket.close()
-            raise
+        self._socket = _listen(path) if listener is None else listener
         selector.register(self._socket, selectors.EVENT_READ, self._accept)
+
+    @property
+    def listener(self) -> socket.socket:
+        """The listening socket, which a successor in this process may take over."""
+        return self._socket
 
     # -- callers ------------------------------------------------------------------------------------------------------
 
@@ -358,3 +356,16 @@ class Switchboard:
             caller.link.close()
         self._callers.clear()
         self._socket.close()
+
+
+def _listen(path: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.setblocking(False)
+        listener.bind(path)
+        os.chmod(path, 0o600)
+        listener.listen(1024)
+    except OSError:
+        listener.close()
+        raise
+    return listener

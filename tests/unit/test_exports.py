@@ -30,6 +30,7 @@ PUBLIC = {
     "PoolkeeperError",
     "ProtocolError",
     "RateLimit",
+    "ReexecRefused",
     "RemoteError",
     "RemoteTraceback",
     "RestartPolicy",

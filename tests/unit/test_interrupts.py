@@ -62,3 +62,22 @@ def test_other_signals_are_none_of_its_business() -> None:
         assert heard == [signal.SIGUSR1]
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_hangup_is_no_end() -> None:
+    heard = threading.Event()
+    before = signal.getsignal(signal.SIGHUP)
+    with Interrupts(pytest.fail, pytest.fail, heard.set) as interrupts:
+        signal.raise_signal(signal.SIGHUP)
+        assert heard.wait(DEADLINE)
+        assert interrupts.received is None
+    assert signal.getsignal(signal.SIGHUP) is before
+
+
+def test_a_hangup_that_was_to_be_ignored_is_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupts(pytest.fail, pytest.fail, pytest.fail):
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
