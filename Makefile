@@ -5,7 +5,7 @@
 
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
-.PHONY: help run demo test soak check types style format bench clean
+.PHONY: help run demo pipeline test soak check types style format bench clean
 
 BIN := .venv/bin
 # Tried in this order, by running them: a shim on the PATH may stand for a version that is not there.
@@ -19,6 +19,9 @@ run: .venv/.installed ## the census of all Python source on this machine, jobs/c
 
 demo: .venv/.installed ## three services under supervision, jobs/demo_services.py; Ctrl-C stops them
 	$(BIN)/poolkeeper run jobs/demo_services.py $(ARGS)
+
+pipeline: .venv/.installed ## effects that happen once whatever is killed, and the proof, jobs/pipeline.py (ARGS=)
+	$(BIN)/poolkeeper run jobs/pipeline.py $(ARGS)
 
 test: .venv/.installed-dev ## the tests, but for those that take minutes (ARGS=)
 	$(BIN)/python -m pytest -m "not soak" $(ARGS)

@@ -15,6 +15,7 @@ from .core import Core
 from .futures import Keeps, TaskFuture, Unread
 from .holdings import Held
 from .ledger import Call, Options, Task
+from .left_behind import Left
 from .messages import Code
 from .recording import Recorder
 from .roster import Worker
@@ -118,12 +119,28 @@ class Adoption:
             del self._waiting[asked]
             asked.attempts = held.attempt
             return asked
-        name, code, identity, arguments = claim
-        found = self._found[claim] = _Foundling(self, held.name, self._keeper)
-        found.entry = Entry(self._recorder.adopted(name, code), identity, arguments)
-        found.attempts = held.attempt
+        found = self._new(claim, held.name, held.attempt)
         found.worker, found.index = worker.id, index
         return found
+
+    def _new(self, claim: Claim, name: str, attempt: int) -> _Foundling:
+        batch, code, identity, arguments = claim
+        found = self._found[claim] = _Foundling(self, name, self._keeper)
+        found.entry = Entry(self._recorder.adopted(batch, code), identity, arguments)
+        found.attempts = attempt
+        return found
+
+    def inherit(self, left: Iterable[Left]) -> None:
+        """Take in what workers have left behind that are gone."""
+        for claim, attempt, code, payload, seconds in left:
+            if claim in self._found or self._recorder.knows(*claim):
+                continue
+            found = self._new(claim, "", attempt)
+            found.run_seconds = seconds
+            value = Unread(code, payload) if code else payload
+            futures, values = self.answered([found], [value])
+            if futures:
+                self._recorder.settle(futures, values)
 
     # -- what the application asks for --------------------------------------------------------------------------------
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from .errors import PoolkeeperError
 from .messages import Kind
 from .replica import Service
 from .status import keeper_as_data
+from .supervisor import Supervisor
 from .switchboard import Peer, Switchboard
 
 __all__ = ["Control"]
@@ -47,9 +49,9 @@ class Control:
         self._peers: set[Peer] = set()
         self._verbs: dict[str, Callable[..., Any]] = {
             "status": self._status,
-            "start": self._start,
-            "stop": self._stop,
-            "restart": self._restart,
+            "start": partial(self._each, Supervisor.start),
+            "stop": partial(self._each, Supervisor.stop),
+            "restart": partial(self._each, Supervisor.restart),
             "scale": self._scale,
             "shutdown": self._shutdown,
         }
@@ -92,32 +94,20 @@ class Control:
     def _status(self) -> dict[str, Any]:
         return keeper_as_data(self._runtime)
 
-    def _start(self, services: list[str]) -> None:
-        self._each(services, lambda supervisor, service: supervisor.start(service, time.monotonic()))
-
-    def _stop(self, services: list[str]) -> None:
-        self._each(services, lambda supervisor, service: supervisor.stop(service, time.monotonic()))
-
-    def _restart(self, services: list[str]) -> None:
-        self._each(services, lambda supervisor, service: supervisor.restart(service, time.monotonic()))
-
     def _scale(self, replicas: dict[str, int]) -> None:
         for number in replicas.values():
             if isinstance(number, bool) or not isinstance(number, int) or number < 0:
                 raise _Refused(f"{number!r} is no number of replicas")
-        self._each(
-            list(replicas),
-            lambda supervisor, service: supervisor.scale(service, replicas[service.name], time.monotonic()),
-        )
+        self._each(lambda supervisor, each, now: supervisor.scale(each, replicas[each.name], now), list(replicas))
 
-    def _each(self, names: list[str], act: Callable[[Any, Service], None]) -> None:
+    def _each(self, act: Callable[[Supervisor, Service, float], None], /, services: list[str]) -> None:
         """Do something with services, once all of them are known to exist."""
         known = self._runtime.supervision.supervisor.services if self._runtime.has_services else {}
-        unknown = [name for name in names if name not in known]
+        unknown = [name for name in services if name not in known]
         if unknown:
             raise _Refused(f"there is no service {unknown[0]!r} (there are: {', '.join(known) or 'none'})")
-        for name in names:
-            act(self._runtime.supervision.supervisor, known[name])
+        for name in services:
+            act(self._runtime.supervision.supervisor, known[name], time.monotonic())
 
     def _shutdown(self, reason: str) -> None:
         self._runtime.request_shutdown(reason)

@@ -276,6 +276,7 @@ class ForkServer:
         known = self._workers.pop(pid, None)
         if known is None:
             os.waitpid(pid, 0)
+            self._helpers.discard(pid)  # whoever gets its pid may be an orphan
             if self._spare is not None and self._spare.pid == pid:
                 self._spare.close()
                 self._spare = None

@@ -27,6 +27,7 @@ from .errors import PoolkeeperError, ProtocolError
 from .futures import TaskFuture
 from .home import Home
 from .ledger import Segment, Task
+from .left_behind import left_results
 from .lifecycle import WorkerState
 from .logs import emit
 from .loop import LONGEST_WAIT, Loop, Ready
@@ -152,8 +153,7 @@ class KeeperRuntime:
         }
         self._workforce.open(self._board)
         survivors = () if self._register is None else _survivors(self._register.inherited)
-        server = next((child.identity.pid for child in survivors if child.role == "forkserver"), None)
-        self._nursery.open(self._board, expected=server)
+        self._nursery.open(self._board, [child.identity.pid for child in survivors if child.role == "forkserver"])
         if self.recorder is not None:
             self._adopt(self.recorder, survivors)
         if self._register is not None and self._register.has_services:
@@ -165,6 +165,9 @@ class KeeperRuntime:
         deadline = time.monotonic() + RECOVERY_SECONDS
         adoption = self._adoption = Adoption(self._core, recorder, self, self._traffic.deliver, deadline)
         self._workforce.adoption = self._traffic.adoption = adoption
+        for path, left in left_results(self._home.path / "spool", self._home.key):
+            adoption.inherit(left)
+            recorder.when_recorded(partial(path.unlink, missing_ok=True))
         for child in survivors:
             number = child.id.rpartition("-")[2]
             if child.role == "worker" and number.isdecimal():
@@ -242,7 +245,7 @@ class KeeperRuntime:
         peer = self._workforce.get(task.worker)
         if peer is not None and peer.page is not None:
             peer.page.words[CANCEL] = task.index
-            self._workforce.signal(peer, signal.SIGURG)
+            peer.signal(signal.SIGURG)
 
     def forget(self, segments: list[Segment]) -> None:
         """Give up what is left of ``segments``: their map is read no further."""

@@ -11,8 +11,10 @@ import contextlib
 import multiprocessing
 import os
 import selectors
+import signal
 import socket
 import time
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import ProtocolError
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
     from .register import Register
 
-__all__ = ["UNKNOWN", "Child", "Nursery", "Parent", "watch_process"]
+__all__ = ["UNKNOWN", "Child", "Nursery", "Parent"]
 
 UNKNOWN = Exit(None, None)
 
@@ -45,7 +47,7 @@ class Child(Peer):
     """A process that the fork server makes, and the session with it.
 
     ``tag`` is unique among all processes of a keeper. ``their_end`` is the process' end of its first link, until it has
-    it.
+    it. ``gone`` is whether the process is known to have ended.
     """
 
     tag = ""
@@ -58,6 +60,50 @@ class Child(Peer):
         self.pid: int | None = None
         self.page: KeeperPage | None = None
         self.their_end: socket.socket | None = None
+        self.gone = False
+        self._pidfd = -1
+        self._pending: list[int] = []
+
+    @property
+    def watched(self) -> bool:
+        """Whether its end will be seen."""
+        return self._pidfd >= 0
+
+    def exists(self, pid: int) -> None:
+        """The process is there: send it the signals that came too early."""
+        self.pid = pid
+        pending, self._pending = self._pending, []
+        for number in pending:
+            self.signal(number)
+
+    def here(self, pid: int, selector: selectors.BaseSelector, ended: Callable[[int], None]) -> None:
+        """The process exists: have ``ended`` called when it ends."""
+        if self.page is not None:
+            self.page.close_fd()
+        if self._pidfd < 0:
+            self._pidfd = _watch_process(pid)
+            if self._pidfd >= 0:
+                selector.register(self._pidfd, selectors.EVENT_READ, ended)
+        self.exists(pid)
+
+    def signal(self, number: int) -> None:
+        """Signal the process, by its pidfd where there is one: that cannot name a stranger."""
+        if self.gone:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if self._pidfd >= 0:
+                signal.pidfd_send_signal(self._pidfd, number)
+            elif self.pid is not None:
+                os.kill(self.pid, number)
+            else:
+                self._pending.append(number)
+
+    def unwatch(self, selector: selectors.BaseSelector) -> None:
+        """Close the pidfd."""
+        if self._pidfd >= 0:
+            selector.unregister(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
 
     def let_go(self) -> None:
         """Close what only a process that is being made needs."""
@@ -136,13 +182,15 @@ class Nursery:
         self._expected: dict[tuple[str, int], Child] = {}
         self._waiting: list[tuple[Child, str, tuple[Any, ...]]] = []
         self._patience: float | None = None
+        self._awaited: set[int] = set()
         self.on_listed: Callable[[int, list[tuple[str, str, int]]], None] = lambda pid, children: None
         """Is told the pid of a fork server that an earlier keeper has left, and its children: tag, role, pid."""
 
-    def open(self, board: Switchboard, *, expected: int | None = None) -> None:
-        """Start the fork server, which will call at ``board``; or wait a little for the one with pid ``expected``."""
+    def open(self, board: Switchboard, expected: Collection[int] = ()) -> None:
+        """Start the fork server, which will call at ``board``; or wait a little for those with pids ``expected``."""
         self._board = board
-        if expected is None:
+        self._awaited = set(expected)
+        if not expected:
             self._launch()
         else:
             self._patience = time.monotonic() + PATIENCE_SECONDS
@@ -241,8 +289,11 @@ class Nursery:
             authkey = bytes(multiprocessing.current_process().authkey)
             self._board.post(peer, (Kind.ADOPT, authkey))
             self._end_patience()
-        else:
-            self._dismiss_if_done(peer)
+            return
+        self._dismiss_if_done(peer)
+        self._awaited.discard(peer.process.pid)
+        if self._patience is not None and not self._awaited:
+            self._end_patience()
 
     def disconnected(self, peer: Server) -> None:
         """A fork server has died: it holds its link for as long as it lives."""
@@ -258,7 +309,7 @@ class Nursery:
         if kind == Kind.SPAWNED:
             child = peer.children.get(tag)
             if child is not None:
-                child.pid = message[2]
+                child.exists(message[2])
                 child.let_go()
                 self._note_birth(child, message[2])
                 child.parent.spawned(child, message[2])
@@ -359,7 +410,7 @@ class Nursery:
         self._server = None
 
 
-def watch_process(pid: int) -> int:
+def _watch_process(pid: int) -> int:
     """Return a descriptor that becomes readable when process ``pid`` ends, -1 where there is none to be had."""
     if hasattr(os, "pidfd_open"):
         with contextlib.suppress(OSError):  # no descriptor left, or gone again: the fork server reports its end

@@ -147,7 +147,8 @@ def resident_bytes(pid: int | None, *, proc: str = PROC) -> int | None:
         except psutil.Error:
             return None
     try:
-        with open(f"{proc}/{pid}/statm", "rb") as file:
+        # ourselves we find even where /proc numbers the processes of another namespace
+        with open(f"{proc}/{'self' if pid == os.getpid() else pid}/statm", "rb") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
     except (OSError, ValueError, IndexError):
         return None

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import selectors
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from .nursery import Child, Parent, watch_process
+from .nursery import Child, Parent
 from .process_identity import ProcessIdentity, process_state
 from .process_setup import DUMP_SIGNAL, LOG_DUMP_SIGNAL
 from .program import Program
@@ -56,7 +54,7 @@ class Origin(NamedTuple):
 class ServicePeer(Child):
     """The session with one process of a service.
 
-    ``gone`` is whether the process is known to have ended, ``birth`` the keeper that has it made, "" for an earlier
+    ``birth`` the keeper that has it made, "" for an earlier
     one. ``family`` are descendants that nobody but us would end.
     One that an earlier keeper has made has no ``replica`` until its service is declared; what it says before is kept:
     ``content`` of its ATTACH frame, the messages ``heard``, and its ``exit``.
@@ -75,14 +73,11 @@ class ServicePeer(Child):
         self.is_program = is_program
         self.about = ("program" if is_program else "service", label, origin.number, origin.attempt)
         self.birth = ""
-        self.gone = False
         self.words: LastWords | None = None
         self.family: set[psutil.Process] = set()
         self.content: dict[str, Any] = {}
         self.heard: list[tuple[Any, ...]] = []
         self.exit: Exit | None = None
-        self._pidfd = -1
-        self._pending: list[int] = []
 
     @classmethod
     def for_replica(cls, parent: ServiceParent, replica: Replica, attempt: int, birth: str) -> ServicePeer:
@@ -97,27 +92,13 @@ class ServicePeer(Child):
         """Have ``parent`` hear of it from now on."""
         self.parent = self.listener = parent
 
-    @property
-    def watched(self) -> bool:
-        """Whether its end will be seen."""
-        return self._pidfd >= 0
-
-    def here(self, pid: int, selector: selectors.BaseSelector) -> None:
-        """The process exists: have the parent told when it ends, and send it the signals that came too early."""
-        self.pid = pid
-        if self.page is not None:
-            self.page.close_fd()
-        if self._pidfd < 0:
-            self._pidfd = watch_process(pid)
-            if self._pidfd >= 0:
-                selector.register(self._pidfd, selectors.EVENT_READ, self._has_ended)
-        pending, self._pending = self._pending, []
-        for number in pending:
-            self.signal(number)
+    def is_here(self, pid: int, selector: selectors.BaseSelector) -> None:
+        """The process exists: have the parent told when it ends."""
+        self.here(pid, selector, self._has_ended)
 
     def found(self, identity: ProcessIdentity, selector: selectors.BaseSelector) -> bool:
         """Watch a process of an earlier keeper; return whether it is that very process, and lives."""
-        self.here(identity.pid, selector)
+        self.is_here(identity.pid, selector)
         if identity.is_alive():  # held by its pidfd by now, so that nobody else can get the pid in between
             return True
         self.unwatch(selector)
@@ -126,25 +107,6 @@ class ServicePeer(Child):
 
     def _has_ended(self, _: int) -> None:
         self.parent.seen_to_end(self)
-
-    def signal(self, number: int) -> None:
-        """Signal the process, by its pidfd where there is one: that cannot name a stranger."""
-        if self.gone:
-            return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if self._pidfd >= 0:
-                signal.pidfd_send_signal(self._pidfd, number)
-            elif self.pid is not None:
-                os.kill(self.pid, number)
-            else:
-                self._pending.append(number)
-
-    def unwatch(self, selector: selectors.BaseSelector) -> None:
-        """Close the pidfd."""
-        if self._pidfd >= 0:
-            selector.unregister(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
 
 
 def is_program(spec: ServiceSpec) -> bool:

@@ -14,7 +14,7 @@ from .service_changes import Changes
 from .service_commands import Dump, Sample
 from .service_model import ServiceState
 from .service_stopping import Stopping
-from .timers import Timers
+from .timers import Timers, old_age
 
 __all__ = ["SAMPLING", "Watch"]
 
@@ -26,9 +26,6 @@ SAMPLE_SECONDS = 1.0
 
 LATE_SECONDS = 1.0
 """A timer that is later than this, or half its period, says nothing about the service."""
-
-AGE_JITTER = 0.1
-"""By how much of ``max_age`` replicas differ, so that those started together are not all replaced together."""
 
 
 class Watch:
@@ -140,6 +137,6 @@ def _slept(late: float, period: float) -> bool:
 
 
 def _old_at(replica: Replica, max_age: float) -> float:
-    """Return when a replica has reached its own share of ``max_age``: spread evenly, and the same each time."""
+    """Return when a replica has reached its own share of ``max_age``."""
     assert replica.ready_at is not None
-    return replica.ready_at + max_age * (1 - AGE_JITTER * (replica.id * 0.6180339887 % 1))
+    return replica.ready_at + old_age(max_age, replica.id)

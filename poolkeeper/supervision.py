@@ -435,7 +435,7 @@ class Supervision:
 
     def _here(self, peer: ServicePeer, pid: int) -> None:
         self.supervisor.spawned(peer.replica, peer.attempt, pid)
-        peer.here(pid, self._selector)
+        peer.is_here(pid, self._selector)
 
     # -- what the nursery says ----------------------------------------------------------------------------------------
 

@@ -1,10 +1,13 @@
-"""Deadlines by number: at most one for each, the earliest that was asked for. Pure."""
+"""Deadlines by number: at most one for each, the earliest that was asked for. And ages, spread by number. Pure."""
 
 from __future__ import annotations
 
 import heapq
 
-__all__ = ["Timers"]
+__all__ = ["Timers", "old_age"]
+
+AGE_JITTER = 0.1
+"""By how much of ``max_age`` processes differ, so that those started together are not all replaced together."""
 
 
 class Timers:
@@ -48,3 +51,8 @@ class Timers:
         while heap and self._due.get(heap[0][1]) != heap[0][0]:
             heapq.heappop(heap)
         return heap[0][0] if heap else None
+
+
+def old_age(max_age: float, number: int) -> float:
+    """Return the share of ``max_age`` that the process of that number reaches: spread evenly, the same each time."""
+    return max_age * (1 - AGE_JITTER * (number * 0.6180339887 % 1))

@@ -32,6 +32,7 @@ from .payload import dumps, dumps_exception, dumps_in_band, is_plain, loads, to_
 from .process_setup import settle_in, unblock_signals
 from .sources import Sources, loaded_sources
 from .task_context import NoService, wants_context
+from .timers import old_age
 from .worker_session import Mapped, Retired, WorkerConfig, WorkerSession
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ FLUSH_SECONDS = 0.0005
 HELD_BYTES = 1 << 16
 PROGRESS_SECONDS = 0.1
 MEMORY_CHECK_SECONDS = 0.05
-AGE_JITTER = 0.1
 LOAD_SECONDS = 30.0
 """How much longer than its timeout the first task of a callable may take, while the callable is imported."""
 
@@ -106,9 +106,7 @@ class _Worker(NoService):
         self._memory_at = 0.0
         self._recycling = False
         self._limited = config.max_memory is not None or config.max_age is not None
-        # Workers that were started together shall not all be replaced together.
-        share = 1 - AGE_JITTER * (id * 0.6180339887 % 1)
-        self._old_at = math.inf if config.max_age is None else time.monotonic() + share * config.max_age
+        self._old_at = math.inf if config.max_age is None else time.monotonic() + old_age(config.max_age, id)
 
     # -- what the context asks ----------------------------------------------------------------------------------
 
@@ -458,20 +456,16 @@ class _Worker(NoService):
         if now >= self._old_at:
             self._recycle(f"it has reached max_age={self.config.max_age} s")
         elif self.config.max_memory is not None and now - self._memory_at >= MEMORY_CHECK_SECONDS:
+            from .process_identity import resident_bytes  # few workers have a limit
+
             self._memory_at = now
-            resident = resident_bytes()
-            if resident > self.config.max_memory:
+            resident = resident_bytes(os.getpid())
+            if resident is not None and resident > self.config.max_memory:
                 self._recycle(f"memory of {resident} bytes exceeds max_memory={self.config.max_memory}")
 
     def _recycle(self, why: str) -> None:
         self._recycling = True
         self.out.send((Kind.RECYCLE, why))
-
-
-def resident_bytes() -> int:
-    """Return this process' resident memory."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 def _without_our_frames(error: BaseException) -> BaseException:

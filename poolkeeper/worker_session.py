@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from .arena import Arena, ArenaPool, ReleaseQueue, identity
@@ -26,9 +27,10 @@ from .backoff import Backoff
 from .errors import ProtocolError
 from .frames import Frame
 from .holdings import Holdings
+from .left_behind import Left, leave_results
 from .limits import Limits
 from .link import FDS_LIMIT, Link, call_keeper, draw
-from .messages import Kind, pack, unpack
+from .messages import Code, Kind, pack, unpack
 from .payload import Large, loads_view, map_large
 from .session import Session
 
@@ -256,7 +258,12 @@ class WorkerSession:
         self._idle_since = now if self._idle_since is None else self._idle_since
         grace = self.config.orphan_grace or 0.0
         if now - self._idle_since >= grace:
-            raise Retired
+            try:
+                self._leave_results()
+            except OSError:  # the disk is full, or the home is gone: perhaps that changes
+                self._idle_since = now
+            else:
+                raise Retired
         wait = max(0.001, min(self._call_at, self._idle_since + grace) - now)
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGURG,))
         try:
@@ -264,6 +271,27 @@ class WorkerSession:
                 self._call_at = 0.0
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGURG,))
+
+    def _leave_results(self) -> None:
+        """Put what no keeper has acknowledged where the next one looks for it; raises OSError."""
+        assert self._holdings is not None
+        base, held = self._holdings.unacknowledged(self.session)
+        left: list[Left] = []
+        for outgoing in self.session.outbox:
+            fds = list(outgoing.fds)
+            for message in unpack(outgoing.body):
+                if message[0] != Kind.RESULTS:
+                    continue
+                _, first, codes, values, seconds = message
+                for position, sent in enumerate(values):
+                    code = Code.VALUE if codes is None else codes[position]
+                    value = map_large(sent, os.dup(fds.pop(0)), lambda _: None) if code == Code.ARENA else sent
+                    what = held[first + position - base] if first + position >= base else None
+                    if what is not None and what.claim is not None and code != Code.SKIPPED:
+                        left.append(Left(what.claim, what.attempt, code, value, seconds / len(values)))
+        if left:
+            folder = Path(self.config.arena_directory or "") / "spool"
+            leave_results(folder, self.config.key, f"{self.birth}-{self.id}", left)
 
     def summoned(self) -> None:
         """A signal has come, perhaps because another keeper is there: call it if the one that we had is gone."""

@@ -6,8 +6,6 @@ its link (which alone proves nothing: a worker whose link is lost calls back).
 
 from __future__ import annotations
 
-import contextlib
-import os
 import selectors
 import signal
 import time
@@ -22,7 +20,7 @@ from .errors import ProtocolError
 from .ledger import Task
 from .lifecycle import WorkerState
 from .messages import Kind
-from .nursery import UNKNOWN, Child, Nursery, Parent, watch_process
+from .nursery import UNKNOWN, Child, Nursery, Parent
 from .page import KeeperPage
 from .payload import Large
 from .process_identity import ProcessIdentity
@@ -48,11 +46,9 @@ class WorkerPeer(Child):
         self.tag = f"worker-{worker.id}"
         self.name = f"worker {worker.id}"
         self.about = ("worker", self.name, worker.slot, None)
-        self.pidfd = -1
         self.arenas: dict[int, Large] = {}
         self.released = ReleaseQueue()
         self.started = time.time()
-        self.killed = False
 
     def releases(self) -> list[int]:
         """Return the numbers of the worker's arenas that the application has no view of any more."""
@@ -129,28 +125,16 @@ class Workforce:
 
     def kill(self, command: Kill) -> None:
         """Kill a worker; the fork server kills what it has started."""
-        peer = self._peers[command.worker.id]
-        peer.killed = True
-        self.signal(peer, signal.SIGKILL)
+        self._peers[command.worker.id].signal(signal.SIGKILL)
 
     def nudge(self, command: Nudge) -> None:
         """Make a worker send what it holds back."""
-        self.signal(self._peers[command.worker.id], signal.SIGURG)
+        self._peers[command.worker.id].signal(signal.SIGURG)
 
     def kill_all(self) -> None:
         """Kill every worker."""
         for peer in self._peers.values():
-            peer.killed = True
-            self.signal(peer, signal.SIGKILL)
-
-    @staticmethod
-    def signal(peer: WorkerPeer, number: int) -> None:
-        """Signal a worker, by its pidfd where there is one: that cannot name a stranger."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if peer.pidfd >= 0:
-                signal.pidfd_send_signal(peer.pidfd, number)
-            elif peer.worker.pid is not None:
-                os.kill(peer.worker.pid, number)
+            peer.signal(signal.SIGKILL)
 
     # -- links --------------------------------------------------------------------------------------------------------
 
@@ -177,10 +161,10 @@ class Workforce:
     def expect(self, id: int, slot: int, tag: str, identity: ProcessIdentity) -> WorkerPeer | None:
         """Look after a worker of an earlier keeper, and have it call; return None if it is gone."""
         peer = self._take_over(id, slot, tag, identity.pid)
-        if peer.pidfd >= 0 and not identity.is_alive():  # looked at behind the pidfd: it cannot be anybody else's now
+        if peer.watched and not identity.is_alive():  # looked at behind the pidfd: it cannot be anybody else's now
             self._gone(peer, UNKNOWN)
             return None
-        self.signal(peer, signal.SIGURG)
+        peer.signal(signal.SIGURG)
         return peer
 
     def _take_over(self, id: int, slot: int, tag: str, pid: int) -> WorkerPeer:
@@ -188,8 +172,8 @@ class Workforce:
         peer = self._survivors[pid] = self._peers[worker.id] = WorkerPeer(self, worker)
         peer.attached = False
         peer.tag = tag
-        peer.pid = worker.pid = pid
-        self._watch(peer, pid)
+        worker.pid = pid
+        peer.here(pid, self._selector, partial(self._ended, peer))
         self._nursery.expect(peer)
         return peer
 
@@ -220,21 +204,11 @@ class Workforce:
         """A link works: the process can be watched now, and it can be fed unless it initializes first."""
         worker = peer.worker
         worker.pid = pid
-        if peer.page is not None:
-            peer.page.close_fd()
-        self._watch(peer, pid)
-        if peer.killed:
-            self.signal(peer, signal.SIGKILL)
+        peer.here(pid, self._selector, partial(self._ended, peer))
         if worker.state is WorkerState.READY:
             self._core.link_lost(worker)  # it has called again before the end of its link was seen
         if self._settings.initializer is None or worker.state is not WorkerState.STARTING:
             self._core.hello(worker)
-
-    def _watch(self, peer: WorkerPeer, pid: int) -> None:
-        if peer.pidfd < 0:
-            peer.pidfd = watch_process(pid)
-            if peer.pidfd >= 0:
-                self._selector.register(peer.pidfd, selectors.EVENT_READ, partial(self._ended, peer))
 
     def disconnected(self, peer: WorkerPeer) -> None:
         """A link is gone: a worker that lives calls back."""
@@ -273,10 +247,7 @@ class Workforce:
 
     def spawned(self, peer: WorkerPeer, pid: int) -> None:
         """The worker exists."""
-        if peer.worker.pid is None:
-            peer.worker.pid = pid
-            if peer.killed:
-                self.signal(peer, signal.SIGKILL)
+        peer.worker.pid = pid
 
     def refused(self, peer: WorkerPeer, why: str) -> None:
         """The worker could not be made."""
@@ -316,9 +287,8 @@ class Workforce:
             self.adoption.gone(worker)
         self._board.detach(peer)
         self._nursery.buried(peer)
-        if peer.pidfd >= 0:
-            self._selector.unregister(peer.pidfd)
-            os.close(peer.pidfd)
+        peer.gone = True
+        peer.unwatch(self._selector)
         if peer.page is not None:
             peer.page.close()
             worker.page = None
@@ -328,8 +298,7 @@ class Workforce:
         """Let go of every worker that is left; the nursery ends them."""
         for peer in self._peers.values():
             self._board.detach(peer)
-            if peer.pidfd >= 0:
-                os.close(peer.pidfd)
+            peer.unwatch(self._selector)
             if peer.page is not None:
                 peer.page.close()
         self._peers.clear()

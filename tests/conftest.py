@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 
@@ -12,6 +13,9 @@ import pytest
 from tests.helpers import MARK, children, leftovers
 
 os.environ[MARK] = uuid.uuid4().hex
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's script ignores it for what it runs by "&"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # or the tests' own programs could not be interrupted
 
 hypothesis.settings.register_profile("poolkeeper", deadline=None)  # a busy machine is no counterexample
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None)

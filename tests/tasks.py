@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from poolkeeper import Context, Keeper, context
+from poolkeeper import Context, Keeper, RetryPolicy, context
 
 if TYPE_CHECKING:
     import numpy as np  # imported where it is used: a preload of this module must leave no threads
@@ -604,3 +604,25 @@ def checkpoint_in_steps(folder: Path) -> None:
         if (folder / "go").exists():
             return
         context().wait(0.001)
+
+
+def note_and_pass_gate(where: str, item: object) -> object:
+    """Write down that ``item`` is executed, and return it when its gate is open."""
+    folder = Path(where)  # as an argument it would count with the time of its last change
+    with open(folder / f"ran-{os.getpid()}", "a") as ran:
+        ran.write(f"{item}\n")
+    while not (folder / f"gate-{item}").exists():
+        time.sleep(0.005)
+    (folder / f"passed-{item}").touch()
+    return item
+
+
+def note_and_return_bytes(where: str, item: int) -> bytes:
+    """As ``note_and_pass_gate``, but return so many bytes."""
+    note_and_pass_gate(where, item)
+    return bytes(item)
+
+
+def no_deaths() -> RetryPolicy:
+    """A policy by which the first death of a worker is final."""
+    return RetryPolicy(deaths=1)

@@ -14,6 +14,7 @@ from tests import tasks
 from tests.disks import small_disk
 from tests.helpers import PATIENCE, wait_until
 from tests.scripts import start_script
+from tests.survivors import end_survivors, survivors_in
 
 
 def times(folder: Path, what: str) -> int:
@@ -80,10 +81,13 @@ RUN = """
 
 
 def test_a_task_with_a_key_goes_on_under_the_next_keeper_of_the_name(tmp_path: Path) -> None:
+    home = tmp_path / "home" / "again" / "default"
     with start_script(tmp_path, RUN, tmp_path) as process:
         wait_until(lambda: times(tmp_path, "started"))
+        wait_until(lambda: any(child.role == "worker" for child in survivors_in(home)))
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=PATIENCE)
+    end_survivors(home)
     with start_script(tmp_path, RUN, tmp_path) as process:
         output, errors = process.communicate(timeout=PATIENCE)
     assert output == "{'saved': 1}\n", errors

@@ -65,9 +65,9 @@ LOOPS = {
 
 EPILOGUE = """
 interrupts = 0
-pathlib.Path("ready").touch()
 while True:
     try:
+        pathlib.Path("ready").touch()
         while interrupts < 40:
             try:
                 collect()
@@ -151,8 +151,8 @@ def test_an_interrupt_does_not_reach_the_workers(tmp_path: Path) -> None:
         with Keeper(2) as keeper:
             futures = [keeper.submit(time.sleep, 0.5) for _ in range(2)]
             pid = keeper.submit(os.getpid)
-            pathlib.Path("ready").touch()
             try:
+                pathlib.Path("ready").touch()
                 time.sleep(30)
             except KeyboardInterrupt:
                 print("interrupted", flush=True)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolkeeper.timers import Timers
+from poolkeeper.timers import Timers, old_age
 
 
 def test_the_earliest_deadline_counts() -> None:
@@ -62,3 +64,11 @@ def test_deadlines_that_are_set_and_cancelled_leave_nothing_behind() -> None:
     assert len(timers._heap) < 50
     timers.set(2, 7.0)
     assert timers.take(10.0) == [1, 2]
+
+
+def test_ages_lie_apart_within_a_tenth_and_stay_the_same() -> None:
+    ages = [old_age(100.0, number) for number in range(1, 21)]
+    assert ages == [old_age(100.0, number) for number in range(1, 21)]
+    assert all(90.0 < age <= 100.0 for age in ages)
+    apart = sorted(ages)
+    assert min(after - before for before, after in itertools.pairwise(apart)) > 0.1

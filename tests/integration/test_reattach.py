@@ -1,0 +1,324 @@
+"""A keeper is killed and another one of its name comes: what runs goes on, and runs once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolkeeper import Keeper, TaskQuarantined
+from poolkeeper.process_identity import ProcessIdentity
+from tests import tasks
+from tests.helpers import PATIENCE, is_running, wait_for_exit, wait_until
+from tests.scripts import start_script
+from tests.survivors import end_survivors, survivors_in
+
+LOST = """
+    import sys, json
+    from poolkeeper import Keeper
+    from tests import tasks
+
+    folder, items, options = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
+    with Keeper(2, name="lost", home=folder + "/home", **options) as keeper:
+        view = keeper.options(key=lambda folder, item: str(item))
+        futures = [view.submit(tasks.note_and_pass_gate, folder, item) for item in items]
+        print("submitted", flush=True)
+        print([future.result() for future in futures])
+"""
+
+
+class Lost:
+    """A keeper that is killed while its two workers stand before closed gates."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.home = folder / "home" / "lost" / "default"
+
+    def begin(self, items: list[Any], started: int = 2, **options: Any) -> subprocess.Popen[str]:
+        """Return a keeper that is at work."""
+        process = start_script(self.folder, LOST, self.folder, json.dumps(items), json.dumps(options))
+        wait_until(lambda: sum(self.ran.values()) >= started, "the first tasks run")
+        wait_until(lambda: len(self.workers) >= started, "the pidfile says so")
+        return process
+
+    def kill(self, process: subprocess.Popen[str]) -> None:
+        """Kill a keeper."""
+        process.kill()
+        process.communicate(timeout=PATIENCE)
+
+    def open(self, *items: object) -> None:
+        """Let these tasks come to their end."""
+        for item in items:
+            (self.folder / f"gate-{item}").touch()
+
+    @property
+    def ran(self) -> Counter[str]:
+        """How often each task has been executed."""
+        lines = [path.read_text().split() for path in self.folder.glob("ran-*")]
+        return Counter(word for words in lines for word in words)
+
+    @property
+    def workers(self) -> list[int]:
+        """The pids of the workers that live."""
+        return [child.identity.pid for child in survivors_in(self.home) if child.role == "worker"]
+
+    @property
+    def servers(self) -> set[int]:
+        """The pids of the fork servers that live."""
+        return {child.identity.pid for child in survivors_in(self.home) if child.role == "forkserver"}
+
+    @property
+    def server(self) -> int:
+        """The pid of the only one."""
+        (server,) = self.servers
+        return server
+
+    @contextmanager
+    def again(self, **options: Any) -> Iterator[Keeper]:
+        """Be the next keeper."""
+        with Keeper(2, name="lost", home=self.folder / "home", **options) as keeper:
+            yield keeper
+
+    def submit(self, keeper: Keeper, items: list[Any]) -> list[Any]:
+        """Submit tasks by their keys."""
+        view = keeper.options(key=lambda folder, item: str(item))
+        return [view.submit(tasks.note_and_pass_gate, str(self.folder), item) for item in items]
+
+
+@pytest.fixture
+def lost(tmp_path: Path) -> Iterator[Lost]:
+    lost = Lost(tmp_path)
+    yield lost
+    end_survivors(lost.home)
+
+
+def results(futures: list[Any]) -> list[Any]:
+    return [future.result(PATIENCE) for future in futures]
+
+
+def test_what_runs_goes_on_and_is_delivered_to_who_asks_again(lost: Lost) -> None:
+    items = list(range(6))
+    lost.kill(lost.begin(items))
+    workers = lost.workers
+    with lost.again() as keeper:
+        futures = lost.submit(keeper, items)
+        lost.open(*items)
+        assert results(futures) == items
+        assert {future.worker_pid for future in futures} <= set(workers)
+        assert [row.pid for row in keeper.status().workers] == workers
+    assert lost.ran == Counter(map(str, items))
+    assert not any(map(is_running, workers)), "a keeper that ends takes all with it"
+
+
+def test_what_ends_while_there_is_no_keeper_is_kept_for_the_next(lost: Lost) -> None:
+    lost.kill(lost.begin([0, 1]))
+    lost.open(0, 1)
+    wait_until(lambda: (lost.folder / "passed-0").exists() and (lost.folder / "passed-1").exists())
+    with lost.again() as keeper:
+        assert results(lost.submit(keeper, [0, 1])) == [0, 1]
+    assert lost.ran == Counter({"0": 1, "1": 1})
+
+
+def test_an_outcome_that_nobody_has_asked_for_yet_is_recorded(lost: Lost) -> None:
+    lost.kill(lost.begin([0, 1]))
+    with lost.again() as keeper:
+        lost.open(0, 1)
+        wait_until(lambda: all(row.state != "busy" for row in keeper.status().workers))
+        assert results(lost.submit(keeper, [0])) == [0]
+        keeper._runtime.leave_unfinished("a test")  # type: ignore[union-attr]
+    with lost.again() as keeper:
+        futures = lost.submit(keeper, [0, 1])
+        assert results(futures) == [0, 1]
+        assert [future.reused for future in futures] == [True, True]
+    assert lost.ran == Counter({"0": 1, "1": 1})
+
+
+def test_keepers_that_are_killed_one_after_the_other(lost: Lost) -> None:
+    items = list(range(4))
+    for _ in range(4):
+        lost.kill(lost.begin(items))
+    with lost.again() as keeper:
+        futures = lost.submit(keeper, items)
+        lost.open(*items)
+        assert results(futures) == items
+    assert lost.ran == Counter(map(str, items))
+
+
+@pytest.mark.parametrize("damage", ["missing", "torn", "foreign", "directory", "symlink", "empty"])
+def test_survivors_are_found_without_a_pidfile(lost: Lost, damage: str) -> None:
+    lost.kill(lost.begin([0, 1]))
+    workers, server = lost.workers, lost.server
+    path = lost.home / "keeper.pid"
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "torn":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "foreign":
+        path.write_text(str(os.getpid()))
+    elif damage == "directory":
+        path.mkdir()
+        (path / "x").touch()
+    elif damage == "symlink":
+        path.symlink_to("/nowhere")
+    elif damage == "empty":
+        path.touch()
+    with lost.again() as keeper:
+        wait_until(lambda: sorted(row.pid or 0 for row in keeper.status().workers) == sorted(workers), "they call")
+        futures = lost.submit(keeper, [0, 1])
+        lost.open(0, 1)
+        assert results(futures) == [0, 1]
+    assert lost.ran == Counter({"0": 1, "1": 1})
+    for pid in (*workers, server):
+        wait_for_exit(pid)
+
+
+def test_a_stranger_with_a_recorded_pid_is_left_alone(lost: Lost) -> None:
+    lost.kill(lost.begin([0, 1]))
+    with subprocess.Popen(["sleep", "1000"]) as stranger:
+        try:
+            path = lost.home / "keeper.pid"
+            document = json.loads(path.read_text())
+            mine = ProcessIdentity(stranger.pid, 12345).to_dict()
+            fake = {**document["children"][-1], **mine, "id": "worker-77", "role": "worker"}
+            old = {**fake, "pid": 1, "id": "worker-78"}
+            path.write_text(json.dumps({**document, "children": [*document["children"], fake, old]}))
+            with lost.again() as keeper:
+                futures = lost.submit(keeper, [0, 1])
+                lost.open(0, 1)
+                assert results(futures) == [0, 1]
+                assert len(keeper.status().workers) == 2
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()
+
+
+def test_a_worker_that_has_died_meanwhile_is_replaced(lost: Lost) -> None:
+    lost.kill(lost.begin([0, 1]))
+    victim, other = lost.workers
+    os.kill(victim, signal.SIGKILL)
+    wait_for_exit(victim)
+    with lost.again() as keeper:
+        futures = lost.submit(keeper, [0, 1])
+        lost.open(0, 1)
+        assert results(futures) == [0, 1]
+        assert other in [future.worker_pid for future in futures]
+    assert sorted(lost.ran.values()) == [1, 2]
+
+
+def test_a_worker_that_dies_after_it_was_taken_over_is_blamed_for_what_it_ran(lost: Lost) -> None:
+    lost.kill(lost.begin([0, 1]))
+    workers = lost.workers
+    with lost.again() as keeper:
+        view = keeper.options(key=lambda folder, item: str(item), retry=tasks.no_deaths())
+        futures = [view.submit(tasks.note_and_pass_gate, str(lost.folder), item) for item in [0, 1]]
+        wait_until(lambda: all(future.running() for future in futures))
+        os.kill(workers[0], signal.SIGKILL)
+        lost.open(0, 1)
+        errors = [future.exception(PATIENCE) for future in futures]
+        assert sum(isinstance(error, TaskQuarantined) for error in errors) == 1
+        assert errors.count(None) == 1
+
+
+def test_the_fork_server_dies_as_well(lost: Lost) -> None:
+    lost.kill(lost.begin([0, 1, 2]))
+    workers = lost.workers
+    server = lost.server
+    os.kill(server, signal.SIGKILL)
+    wait_for_exit(server)
+    with lost.again() as keeper:
+        futures = lost.submit(keeper, [0, 1, 2])
+        lost.open(0, 1, 2)
+        assert results(futures) == [0, 1, 2]
+        assert {future.worker_pid for future in futures} <= set(workers)
+    assert lost.ran == Counter({"0": 1, "1": 1, "2": 1})
+    for pid in workers:
+        wait_for_exit(pid)
+
+
+def test_all_die_at_once(lost: Lost) -> None:
+    process = lost.begin([0, 1])
+    children = survivors_in(lost.home)
+    lost.kill(process)
+    for child in children:
+        child.identity.signal(signal.SIGKILL)
+    with lost.again() as keeper:
+        futures = lost.submit(keeper, [0, 1])
+        lost.open(0, 1)
+        assert results(futures) == [0, 1]
+    assert lost.ran == Counter({"0": 2, "1": 2})
+
+
+def test_a_frozen_worker_holds_up_nobody_for_long(lost: Lost) -> None:
+    lost.kill(lost.begin([0, 1]))
+    frozen = lost.workers[0]
+    os.kill(frozen, signal.SIGSTOP)
+    try:
+        with lost.again() as keeper:
+            lost.open(0, 1, 2)
+            assert results(lost.submit(keeper, [2])) == [2]
+            os.kill(frozen, signal.SIGCONT)
+            wait_until(lambda: "detached" not in [row.state for row in keeper.status().workers])
+            assert results(lost.submit(keeper, [0, 1])) == [0, 1]
+    finally:
+        if is_running(frozen):
+            os.kill(frozen, signal.SIGCONT)
+    assert sum(lost.ran.values()) == 3
+
+
+def test_what_nobody_asks_for_ends_with_the_keeper(lost: Lost) -> None:
+    lost.kill(lost.begin([0, 1]))
+    workers = lost.workers
+    with lost.again() as keeper:
+        wait_until(lambda: [row.state for row in keeper.status().workers] == ["busy", "busy"] or None)
+    assert not any(map(is_running, workers))
+
+
+def test_orphans_leave_when_no_keeper_comes(lost: Lost) -> None:
+    lost.kill(lost.begin([0, 1], orphan_grace=0.2))
+    workers, server = lost.workers, lost.server
+    lost.open(0)
+    wait_until(lambda: not all(map(is_running, workers)), "the idle one leaves")
+    assert any(map(is_running, workers)), "the busy one does not"
+    assert is_running(server)
+    lost.open(1)
+    for pid in (*workers, server):
+        wait_for_exit(pid)
+    assert not survivors_in(lost.home)
+    with lost.again() as keeper:
+        assert results(lost.submit(keeper, [0, 1])) == [0, 1]
+    assert lost.ran == Counter({"0": 1, "1": 1}), "they have left their results behind"
+
+
+def test_large_results_wait_for_the_next_keeper(lost: Lost) -> None:
+    source = LOST.replace("note_and_pass_gate", "note_and_return_bytes")
+    process = start_script(lost.folder, source, lost.folder, "[3000000, 1]", "{}")
+    wait_until(lambda: sum(lost.ran.values()) >= 2)
+    wait_until(lambda: len(lost.workers) >= 2)
+    lost.kill(process)
+    lost.open(3000000, 1)
+    with lost.again() as keeper:
+        view = keeper.options(key=lambda folder, item: str(item))
+        futures = [view.submit(tasks.note_and_return_bytes, str(lost.folder), item) for item in [3000000, 1]]
+        assert [len(result) for result in results(futures)] == [3000000, 1]
+    assert lost.ran == Counter({"3000000": 1, "1": 1})
+
+
+def test_another_configuration_has_a_fork_server_of_its_own(lost: Lost) -> None:
+    lost.kill(lost.begin([0, 1]))
+    workers, server = lost.workers, lost.server
+    with lost.again(preload=["json"]) as keeper:
+        futures = lost.submit(keeper, [0, 1])
+        lost.open(0, 1)
+        assert results(futures) == [0, 1]
+        assert {future.worker_pid for future in futures} == set(workers)
+        wait_until(lambda: lost.servers - {server})
+    assert lost.ran == Counter({"0": 1, "1": 1})
+    wait_for_exit(server)
