@@ -141,18 +141,36 @@ def _read(home: Path) -> PidfileDocument | None:
 
 
 def kill_survivors(home: Path) -> list[ChildRecord]:
-    """Stop what a dead keeper has left: SIGTERM, and SIGKILL to what is still there; return what there was."""
+    """Stop what a dead keeper has left, with SIGKILL what is still there then; return what there was.
+
+    Services get their own signal and time, then the fork servers SIGTERM, for they end at once all that they have made.
+    """
+    document = _read(home)
+    services = {} if document is None else {record.name: record for record in document.services.services}
     living = survivors_of(home)
-    for child in living:
+    servers = [child for child in living if child.role == "forkserver"]
+    others = [child for child in living if child.role != "forkserver"]
+    patience = LEAVE_SECONDS
+    for child in others:
+        record = services.get(child.name.partition(":")[0]) if child.role in ("service", "program") else None
+        child.identity.signal(signal.SIGTERM if record is None else record.stop_signal)
+        patience = max(patience, 0.0 if record is None else record.stop_timeout)
+    _end(others, patience)
+    for child in servers:
         child.identity.signal(signal.SIGTERM)
-    deadline = time.monotonic() + LEAVE_SECONDS
-    while any(child.identity.is_alive() for child in living) and time.monotonic() < deadline:
-        time.sleep(STACK_PAUSE)
-    for child in living:
-        child.identity.signal(signal.SIGKILL)
+    _end(servers, LEAVE_SECONDS)
     with contextlib.suppress(OSError):
         (home / "keeper.pid").unlink(missing_ok=True)
     return living
+
+
+def _end(children: list[ChildRecord], seconds: float) -> None:
+    """Wait until these are gone, and kill those that are not after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while any(child.identity.is_alive() for child in children) and time.monotonic() < deadline:
+        time.sleep(STACK_PAUSE)
+    for child in children:
+        child.identity.signal(signal.SIGKILL)
 
 
 class Stack(NamedTuple):

@@ -154,10 +154,10 @@ class ServiceSimulation:
                 "large": 0.5,
                 "slow policy": 0.3,
                 "decide first": 0.5,
-                "keeper dies": rng.choice([0.2, 0.6]),
+                "keeper dies": rng.choice([0.2, 0.8]),
                 "reboot": 0.3,
                 "clock jumps": 0.5,
-                "late writes": 0.5,
+                "late writes": 0.95,
                 "spawn is lost": 0.3,
             }.items()
         }

@@ -79,6 +79,7 @@ def shop(tmp_path: Path, environment: dict[str, str], cli: Run) -> Iterator[subp
     finally:
         process.kill()
         process.communicate()
+        cli("shutdown")  # what survives it
 
 
 def states(cli: Run) -> dict[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from poolkeeper.pidfile import read_pidfile
 from tests.helpers import is_running, wait_for_exit, wait_until
 from tests.keeper_program import KeeperProgram, keepers
 from tests.tasks import notes
@@ -20,6 +21,12 @@ Start = Callable[..., KeeperProgram]
 def start(tmp_path: Path) -> Iterator[Start]:
     with keepers(tmp_path / "home") as start:
         yield start
+
+
+def written(keeper: KeeperProgram) -> list[str]:
+    """Return the states that the next keeper would find."""
+    services = read_pidfile(keeper.folder / "keeper.pid").services.services
+    return [replica.state.value for service in services for replica in service.replicas]
 
 
 def test_a_service_goes_on_under_the_next_keeper(start: Start, tmp_path: Path) -> None:
@@ -83,8 +90,7 @@ def test_states_and_counts_are_kept(start: Start, tmp_path: Path) -> None:
     one.reach("running", "stopped")
     one("keeper.services['stopped'].stop()")
     before = [one.reach(name, name) for name in ("stopped", "failed", "completed", "backoff")]
-    wait_until(lambda: (one.folder / "keeper.pid").read_bytes().count(b'"state": "backoff"') == 1)
-    wait_until(lambda: (one.folder / "keeper.pid").read_bytes().count(b'"state": "stopped"') == 1)
+    wait_until(lambda: written(one) == ["stopped", "failed", "completed", "backoff"])
     one.kill()
     other = start()
     other.service("serve", tmp_path, name="stopped")
@@ -159,3 +165,45 @@ def test_the_watchdog_goes_on(start: Start, tmp_path: Path) -> None:
     os.kill(before["pid"], signal.SIGSTOP)
     after = other.reach("running", but=before["pid"])
     assert after["exits"][-1][0] == "watchdog"
+
+
+def test_keeper_after_keeper_is_killed_while_it_recovers(start: Start, tmp_path: Path) -> None:
+    """Whenever that is, there is never a second process, and in the end all is as it was."""
+    one = start()
+    one.service("serve", tmp_path)
+    one("(keeper.service(command('sleep', '600'), name='program'), None)[1]")
+    pids = [one.reach("running", name)["pid"] for name in ("web", "program")]
+    one.kill()
+    for number in range(6):
+        other = KeeperProgram(tmp_path / "home")
+        with_services = number % 2
+        wait_until(lambda other=other: other.folder.joinpath("keeper.pid").exists())
+        if with_services:
+            other.service("serve", tmp_path)
+        other.kill()
+    last = start()
+    last.service("serve", tmp_path)
+    last("(keeper.service(command('sleep', '600'), name='program'), None)[1]")
+    assert [last.reach("running", name)["pid"] for name in ("web", "program")] == pids
+    assert last.row()["restarts"] == 0
+    assert len(notes(tmp_path, "started")) == 1
+
+
+def test_keeper_and_fork_server_are_killed(start: Start, tmp_path: Path) -> None:
+    """Then nobody tells how a service ends, but its end is seen."""
+    one = start()
+    one.service("serve", tmp_path)
+    before = one.reach("running")
+    servers = [
+        child.identity for child in read_pidfile(one.folder / "keeper.pid").children if child.role == "forkserver"
+    ]
+    one.kill()
+    for server in servers:
+        server.signal(signal.SIGKILL)
+        wait_for_exit(server.pid)
+    other = start()
+    other.service("serve", tmp_path)
+    assert other.reach("running")["pid"] == before["pid"]
+    os.kill(before["pid"], signal.SIGTERM)
+    after = other.reach("running", but=before["pid"])
+    assert (after["attempt"], after["restarts"]) == (2, 1)
