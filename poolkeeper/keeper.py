@@ -33,7 +33,7 @@ from .logs import emit
 from .loop import LONGEST_WAIT, Loop, Ready
 from .nursery import Nursery
 from .page import CANCEL
-from .pidfile import ChildRecord, PidfileDocument, survivors
+from .pidfile import ChildRecord
 from .postmortem import Postmortem
 from .reporting import flush, report
 from .settings import Settings
@@ -156,8 +156,8 @@ class KeeperRuntime:
             Decide: self._ask_policy,
         }
         self._workforce.open(self._board)
-        survivors = () if self._register is None else _survivors(self._register.inherited)
-        self._nursery.open(self._board, [child.identity.pid for child in survivors if child.role == "forkserver"])
+        survivors = () if self._register is None else self._register.survivors
+        self._nursery.open(self._board, [child.identity for child in survivors if child.role == "forkserver"])
         if self.recorder is not None:
             self._adopt(self.recorder, survivors)
         if self._register is not None and self._register.has_services:
@@ -699,19 +699,6 @@ def _earlier(first: float | None, second: float | None) -> float | None:
     if first is None or second is None:
         return second if first is None else first
     return min(first, second)
-
-
-def _survivors(document: PidfileDocument | None) -> tuple[ChildRecord, ...]:
-    """Return the processes of an earlier keeper that are known to live."""
-    if document is None:
-        return ()
-    try:
-        return survivors(document)
-    except OSError as error:
-        report(
-            "WARNING", f"the processes of the keeper before cannot be looked at; they are found when they call: {error}"
-        )
-        return ()
 
 
 def _raise(error: Exception) -> None:
