@@ -89,6 +89,7 @@ class KeeperRuntime:
         self._calls: deque[Callable[[], None]] = deque()
         self._lock = threading.RLock()
         self._ended = threading.Event()
+        self._mourners: list[Callable[[], object]] = []
         self._retired_at: float | None = None
         self.recorder: Recorder | None = None
         self._adoption: Adoption | None = None
@@ -348,6 +349,14 @@ class KeeperRuntime:
     def on_shutdown(self, callback: Callable[[str], object]) -> None:
         """Have ``callback`` called, on the delivery thread, when another program asks this keeper to end."""
         self._on_shutdown = callback
+
+    def when_ended(self, callback: Callable[[], object]) -> None:
+        """Have ``callback`` called, on the keeper's thread, when it has ended; at once if it has already."""
+        with self._lock:
+            if not self._ended.is_set():
+                self._mourners.append(callback)
+                return
+        callback()
 
     def request_shutdown(self, reason: str) -> None:
         """Another program asks this keeper to end."""
@@ -679,6 +688,8 @@ class KeeperRuntime:
             self._ended.set()
         if self._supervision is not None:
             self._supervision.announce_end()
+        for callback in self._mourners:
+            callback()
         self.wake()
 
     def abandon_in_child(self) -> None:

@@ -269,6 +269,11 @@ class Keeper(KeeperView):
             )
         PROCESS.perform(self._runtime, timeout=timeout)
 
+    def when_ended(self, callback: Callable[[], object]) -> None:
+        """Call ``callback()`` when this keeper has ended, by whatever cause; at once if it has already."""
+        if isinstance(self._runtime, KeeperRuntime):
+            self._runtime.when_ended(callback)
+
     def ping(self) -> None:
         """Return once the keeper's thread has answered; raises RuntimeError when it has ended."""
         if isinstance(self._runtime, KeeperRuntime):
