@@ -24,7 +24,7 @@ from .view import KeeperView
 
 if TYPE_CHECKING:
     from .fleet import Fleet
-    from .model import KeeperStatus, RunResult
+    from .model import KeeperStatus, Recovered, RunResult
     from .policy import RestartPolicy
     from .service_model import ServiceEvent
     from .service_spec import ServiceGroup, ServiceSpec
@@ -289,6 +289,11 @@ class Keeper(KeeperView):
             return {}
         declared = runtime.supervision.supervisor.services
         return {name: ServiceHandle(runtime, service) for name, service in list(declared.items())}
+
+    @property
+    def recovered(self) -> Recovered | None:
+        """What this keeper has found of an earlier one that was lost; None for nothing."""
+        return self._runtime.recovered() if isinstance(self._runtime, KeeperRuntime) else None
 
     def status(self) -> KeeperStatus:
         """Return an immutable snapshot of this keeper, its queue and its workers."""
