@@ -80,8 +80,15 @@ class Adoption:
         self._found: dict[Claim, _Foundling] = {}
         self._failed: dict[_Foundling, Unread] = {}
         self._lock = threading.Lock()
-        self.attached = 0
+        self.attached: list[int] = []
+        """The pids of the workers that have called."""
         self.running = 0
+        """How many tasks they held that somebody may ask for."""
+
+    @property
+    def awaited(self) -> tuple[Worker, ...]:
+        """The workers that live and have not called yet."""
+        return tuple(self._awaited)
 
     # -- survivors ----------------------------------------------------------------------------------------------------
 
@@ -99,7 +106,7 @@ class Adoption:
     def take_in(self, worker: Worker, base: int, held: Iterable[Held | None]) -> list[Task | None]:
         """Return the tasks behind what a worker holds, None for those that nobody can want."""
         self._awaited.discard(worker)
-        self.attached += 1
+        self.attached.append(worker.pid or 0)
         tasks: list[Task | None] = []
         for index, what in enumerate(held, base):
             task = None if what is None or what[2] is None else self._task(worker, index, Held(*what))

@@ -65,7 +65,7 @@ class Start:
             "remove": list(remove),
         }
         told = {**self._content, "worker": {**plain, "incarnation": ""}, "environment": environment}
-        about = [json.dumps(told, sort_keys=True, default=str), sys.executable, sys.version, os.getcwd()]
+        about = [json.dumps(told, sort_keys=True, default=str), sys.executable, sys.version, _working_directory()]
         self.digest = hashlib.sha256("\0".join(about).encode()).hexdigest()
 
     def content(self) -> bytes:
@@ -198,6 +198,13 @@ class Inherited:
                 signal.pidfd_send_signal(self.watch_fd, signal.SIGKILL)
             else:
                 os.kill(self.pid, signal.SIGKILL)
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "(gone)"
 
 
 def _pidfd(pid: int) -> int | None:

@@ -24,6 +24,7 @@ from .launching import Inherited, ServerProcess, Start, launch
 from .link import FDS_LIMIT
 from .messages import Kind
 from .page import KeeperPage
+from .process_identity import ProcessIdentity
 from .reporting import report
 from .roster import Exit
 from .settings import Settings
@@ -190,15 +191,15 @@ class Nursery:
         self._expected: dict[tuple[str, int], Child] = {}
         self._waiting: list[tuple[Child, str, tuple[Any, ...]]] = []
         self._patience: float | None = None
-        self._awaited: set[int] = set()
+        self._awaited: dict[int, ProcessIdentity] = {}
         self._tickets = count(1)
         self.on_listed: Callable[[int, list[tuple[str, str, int]]], None] = lambda pid, children: None
         """Is told the pid of a fork server that an earlier keeper has left, and its children: tag, role, pid."""
 
-    def open(self, board: Switchboard, expected: Collection[int] = ()) -> None:
-        """Start the fork server, which will call at ``board``; or wait a little for those with pids ``expected``."""
+    def open(self, board: Switchboard, expected: Collection[ProcessIdentity] = ()) -> None:
+        """Start the fork server, which will call at ``board``; or wait a little for those that are ``expected``."""
         self._board = board
-        self._awaited = set(expected)
+        self._awaited = {identity.pid: identity for identity in expected}
         if not expected:
             self._launch()
         else:
@@ -292,6 +293,7 @@ class Nursery:
                 peer.strangers[ticket] = (tag, pid)
             else:
                 peer.take(ticket, child)
+        self._awaited.pop(peer.process.pid, None)
         self.on_listed(peer.process.pid, [(tag, role, pid) for tag, role, pid, _ in content["children"]])
         changed = changed_sources(content["sources"])
         if self._server is None and content["digest"] == self._start.digest and not changed:
@@ -301,7 +303,6 @@ class Nursery:
             self._end_patience()
             return
         self._dismiss_if_done(peer)
-        self._awaited.discard(peer.process.pid)
         if self._patience is not None and not self._awaited:
             self._end_patience()
 
@@ -412,13 +413,28 @@ class Nursery:
             self._board.detach(server)
             for child in server.children.values():
                 child.let_go()
-        for server in self._servers.values():
-            if leave:
-                server.process.leave()
-            else:
-                server.process.end()
+        processes = [server.process for server in self._servers.values()]
+        if leave:
+            for process in processes:
+                process.leave()
+        else:
+            for process in (*processes, *self._dismiss_awaited()):
+                process.end()
         self._servers.clear()
         self._server = None
+
+    def _dismiss_awaited(self) -> list[ServerProcess]:
+        """Ask fork servers to end that have had no time to call; return them."""
+        asked: list[ServerProcess] = []
+        for pid, identity in self._awaited.items():
+            with contextlib.suppress(OSError):
+                process = Inherited(pid)  # held first, so that it is no stranger that is waited for
+                if identity.signal(signal.SIGTERM):
+                    asked.append(process)
+                else:
+                    process.leave()
+        self._awaited.clear()
+        return asked
 
 
 def _watch_process(pid: int) -> int:

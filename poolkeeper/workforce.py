@@ -158,14 +158,14 @@ class Workforce:
         peer.worker.birth = birth
         return peer
 
-    def expect(self, id: int, slot: int, tag: str, identity: ProcessIdentity) -> WorkerPeer | None:
+    def expect(self, id: int, slot: int, tag: str, identity: ProcessIdentity) -> Worker | None:
         """Look after a worker of an earlier keeper, and have it call; return None if it is gone."""
         peer = self._take_over(id, slot, tag, identity.pid)
         if peer.watched and not identity.is_alive():  # looked at behind the pidfd: it cannot be anybody else's now
             self._gone(peer, UNKNOWN)
             return None
         peer.signal(signal.SIGURG)
-        return peer
+        return peer.worker
 
     def _take_over(self, id: int, slot: int, tag: str, pid: int) -> WorkerPeer:
         worker = self._core.take_over(id, slot, "")

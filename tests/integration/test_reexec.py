@@ -27,6 +27,7 @@ from poolkeeper.handover import VARIABLE
 from poolkeeper.homes import KeeperHome
 from poolkeeper.steering import reload_keeper
 from tests.helpers import PATIENCE, wait_until
+from tests.survivors import end_survivors
 
 ROOT = Path(poolkeeper.__file__).parent.parent
 
@@ -95,6 +96,14 @@ class Program:
 
 
 Start = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def _what_survives_ends(tmp_path: Path) -> Iterator[None]:
+    """Kill what a program leaves for another one, which these tests do not start."""
+    yield
+    for pidfile in (tmp_path / "home").glob("*/*/keeper.pid"):
+        end_survivors(pidfile.parent)
 
 
 @pytest.fixture
