@@ -59,6 +59,7 @@ class Adoption:
         keeper: of the futures.
         deliver: settles futures with their results; from any thread.
         deadline: until when recorded tasks wait, in seconds of the monotonic clock.
+        awaits: returns whether there may be survivors that are not known yet.
     """
 
     def __init__(
@@ -68,7 +69,9 @@ class Adoption:
         keeper: Keeps,
         deliver: Callable[[list[TaskFuture], Sequence[Any]], None],
         deadline: float,
+        awaits: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._awaits = awaits
         self._core = core
         self._recorder = recorder
         self._keeper = keeper
@@ -159,7 +162,7 @@ class Adoption:
     @property
     def is_open(self) -> bool:
         """Whether there may be survivors that hold what the application asks for, and they are worth waiting for."""
-        return self._deadline is not None and bool(self._awaited)
+        return self._deadline is not None and (bool(self._awaited) or self._awaits())
 
     def next_deadline(self) -> float | None:
         """Return when ``tend`` has to be called."""

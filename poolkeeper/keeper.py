@@ -159,12 +159,18 @@ class KeeperRuntime:
         }
         self._workforce.open(self._board)
         survivors = () if self._register is None else self._register.survivors
-        self._nursery.open(self._board, [child.identity for child in survivors if child.role == "forkserver"])
+        self._nursery.open(
+            self._board,
+            [child.identity for child in survivors if child.role == "forkserver"],
+            blind=self._register is not None and self._register.crashed and self._register.inherited is None,
+        )
         if self._register is not None and self.recorder is not None:
             from .recovery import Recovery
 
             traffic = self._traffic
-            recovery = Recovery(self._register, self.recorder, core, self._workforce, self, traffic.deliver)
+            recovery = Recovery(
+                self._register, self.recorder, core, self._nursery, self._workforce, self, traffic.deliver
+            )
             self._recovery, self._adoption = recovery, recovery.adoption
             self._workforce.adoption = traffic.adoption = recovery.adoption
             recovery.begin(home.path / "spool", home.key)

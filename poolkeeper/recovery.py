@@ -13,6 +13,7 @@ from .core import Core
 from .futures import Keeps, TaskFuture
 from .left_behind import left_results
 from .model import Recovered
+from .nursery import Nursery
 from .pidfile import ChildRecord, PidfileDocument
 from .recording import Recorder
 from .register import Register
@@ -28,6 +29,7 @@ class Recovery:
         register: what the earlier keeper has written down, and who of it lives.
         recorder: the journal, None where there is none: then no task is known across keepers.
         core: to be told of workers.
+        nursery: hears of workers that the earlier keeper had no time to write down.
         workforce: looks after them.
         keeper: of the futures.
         deliver: settles futures with their results; from any thread.
@@ -38,6 +40,7 @@ class Recovery:
         register: Register,
         recorder: Recorder,
         core: Core,
+        nursery: Nursery,
         workforce: Workforce,
         keeper: Keeps,
         deliver: Callable[[list[TaskFuture], Sequence[object]], None],
@@ -46,7 +49,9 @@ class Recovery:
         self._recorder = recorder
         self._workforce = workforce
         self._left = 0
-        self.adoption = Adoption(core, recorder, keeper, deliver, time.monotonic() + RECOVERY_SECONDS)
+        nursery.on_listed.append(self._listed)
+        deadline = time.monotonic() + RECOVERY_SECONDS
+        self.adoption = Adoption(core, recorder, keeper, deliver, deadline, lambda: nursery.awaits)
 
     def begin(self, spool: Path, key: bytes) -> None:
         """Take in what workers have left behind in ``spool``, and have those call that live."""
@@ -63,6 +68,14 @@ class Recovery:
                     adoption.expect(worker)
             elif child.role == "forkserver":
                 child.identity.signal(signal.SIGURG)
+
+    def _listed(self, _: int, children: list[tuple[str, str, int]]) -> None:
+        for tag, role, pid in children:
+            number = tag.rpartition("-")[2]
+            if role == "worker" and number.isdecimal():
+                worker = self._workforce.found(int(number), tag, pid)
+                if worker is not None:
+                    self.adoption.expect(worker)
 
     def recovered(self) -> Recovered | None:
         """Return what was found so far; None for nothing, as where the keeper before has ended in good order."""

@@ -167,6 +167,10 @@ class Workforce:
         peer.signal(signal.SIGURG)
         return peer.worker
 
+    def found(self, id: int, tag: str, pid: int) -> Worker | None:
+        """Look after a worker that its fork server tells of; return None for one that is known."""
+        return None if pid in self._survivors else self._take_over(id, id, tag, pid).worker
+
     def _take_over(self, id: int, slot: int, tag: str, pid: int) -> WorkerPeer:
         worker = self._core.take_over(id, slot, "")
         peer = self._survivors[pid] = self._peers[worker.id] = WorkerPeer(self, worker)
