@@ -368,6 +368,10 @@ class KeeperRuntime:
             self.refusal = f"this keeper was shut down from outside: {reason}"
             self.close()
 
+    def end_processes(self) -> None:
+        """The program leaves at once: nothing that it has started is to wait for another keeper. From any thread."""
+        self._nursery.terminate()
+
     def request_reexec(self, answer: Callable[[str], None]) -> None:
         """Another program asks for a re-exec; ``answer`` is called, on the keeper's thread, with why it is refused."""
         threading.Thread(target=self._reexec, args=(answer,), name="poolkeeper-reexec", daemon=True).start()

@@ -413,6 +413,12 @@ class Nursery:
             child.let_go()
             child.parent.orphaned(child, f"the fork server has ended (exit code {process.exitcode})")
 
+    def terminate(self) -> None:
+        """Ask the fork servers to end, with all that they have made: the keeper leaves as it is. From any thread."""
+        for server in list(self._servers.values()):
+            with contextlib.suppress(OSError):
+                server.process.terminate()
+
     def close(self, *, leave: bool = False) -> None:
         """Let the fork servers end, and with them every process that is left; or ``leave`` all of them as they are."""
         for child, _, _ in self._waiting:

@@ -246,6 +246,11 @@ class Keeper(KeeperView):
         if isinstance(self._runtime, KeeperRuntime):
             self._runtime.on_shutdown(callback)
 
+    def end_processes(self) -> None:
+        """Have all processes of this keeper end now; for a program that leaves at once, without a shutdown."""
+        if isinstance(self._runtime, KeeperRuntime):
+            self._runtime.end_processes()
+
     def reexec(self, *, timeout: float = 60.0) -> NoReturn:
         """Replace this process by a new one of the same program, with the code that is on disk now.
 
