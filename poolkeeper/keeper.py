@@ -351,6 +351,10 @@ class KeeperRuntime:
         """Have ``callback`` called, on the delivery thread, when another program asks this keeper to end."""
         self._on_shutdown = callback
 
+    def kill(self) -> None:
+        """Have the fork servers end, and with them all that they have made; from any thread."""
+        self._nursery.kill()
+
     def when_ended(self, callback: Callable[[], object]) -> None:
         """Have ``callback`` called, on the keeper's thread, when it has ended; at once if it has already."""
         with self._lock:

@@ -269,6 +269,11 @@ class Keeper(KeeperView):
             )
         PROCESS.perform(self._runtime, timeout=timeout)
 
+    def kill(self) -> None:
+        """Have every process of this keeper killed at once, for a program that ends and waits for nothing."""
+        if isinstance(self._runtime, KeeperRuntime):
+            self._runtime.kill()
+
     def when_ended(self, callback: Callable[[], object]) -> None:
         """Call ``callback()`` when this keeper has ended, by whatever cause; at once if it has already."""
         if isinstance(self._runtime, KeeperRuntime):
