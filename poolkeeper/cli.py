@@ -59,6 +59,7 @@ def app() -> None:
 @click.option(
     "--logs", type=click.Choice(["files", "stdout"]), default="files", help="Copy what workers write to stdout."
 )
+@click.option("--detach", is_flag=True, help="Run it in the background; see `poolkeeper attach`.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON; what steps print goes to stderr.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGS]...")
 @click.pass_context
@@ -70,6 +71,7 @@ def run(
     fresh: bool,
     retry_failed: bool,
     logs: str,
+    detach: bool,
     as_json: bool,
     arguments: tuple[str, ...],
 ) -> None:
@@ -84,6 +86,8 @@ def run(
     if is_preflight():
         _answer(fleet, file)
         return
+    if detach:
+        context.exit(_start_in_background(_keeper_name(fleet, file), run_id))
     resume: Resume = "never" if fresh else "failed" if retry_failed else "interrupted"
     code = _run_fleet(fleet, file, run_id, workers, resume, mirror=logs == "stdout", as_json=as_json)
     context.exit(code)
@@ -149,6 +153,22 @@ def _run_fleet(
         preload=[os.path.splitext(os.path.basename(file))[0]] if fleet.services else (),
     )
     return run_program(fleet, keeper, run_id=run_id, mirror=mirror, as_json=as_json)
+
+
+def _start_in_background(name: str, run_id: str) -> int:
+    """Have the fleet run without a terminal; return 0 if it does, or has done all that it has to do."""
+    from .background import start_in_background
+    from .startup import STARTUP
+
+    started = start_in_background(STARTUP, "--detach", name, run_id)
+    label = f"{name}/{run_id}"
+    if started.exit_code is not None:
+        click.echo(started.text, nl=False, err=started.exit_code != 0)
+        return 0 if started.exit_code == 0 else 1
+    click.echo(f"{label}: runs as process {started.pid}, and prints to {started.output}")
+    for verb, what in (("status", "how it is"), ("attach", "its progress, to the end"), ("shutdown", "ends it")):
+        click.echo(f"  {f'poolkeeper {verb} -F {label}':<{len(label) + 26}}{what}")
+    return 0
 
 
 def _answer(fleet: Fleet, file: str) -> None:

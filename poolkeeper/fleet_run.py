@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import TextIO
 
@@ -28,6 +29,7 @@ from .keeper_log import KeeperLog
 from .model import RunResult
 from .pool import Keeper
 from .reexec import PROCESS
+from .run_outcome import RunOutcome, forget_outcome, leave_outcome
 from .runner import run_fleet
 from .sdnotify import Notifier
 from .summary import run_as_data
@@ -62,8 +64,16 @@ def run_program(fleet: Fleet, keeper: Keeper, *, run_id: str, mirror: bool, as_j
         stack.enter_context(program.display)
         stack.enter_context(program.under_systemd())
         keeper.on_shutdown(program.token.cancel)
+        keeper.publish(program.display.progress.as_data)
+        forget_outcome(keeper.home)
         result = run_fleet(fleet, keeper, run_id=run_id, observer=program.display, cancel=program.token)
+        code = _exit_code(result, program, interrupts)
+        leave_outcome(keeper.home, RunOutcome(os.getpid(), time.time(), code, run_as_data(result)))
     _report(result, as_json=as_json)
+    return _exit_code(result, program, interrupts)
+
+
+def _exit_code(result: RunResult, program: _Program, interrupts: Interrupts) -> int:
     if interrupts.received is not None:
         return INTERRUPTED if interrupts.received == signal.SIGINT else 0
     if program.asked_from_outside:
