@@ -21,6 +21,7 @@ from .cli_control import COMMANDS
 from .errors import PoolkeeperError
 from .fleet import Fleet, FleetError
 from .preflight_answer import is_preflight
+from .sources import Sources, loaded_sources
 
 __all__ = ["app", "main"]
 
@@ -60,6 +61,7 @@ def app() -> None:
     "--logs", type=click.Choice(["files", "stdout"]), default="files", help="Copy what workers write to stdout."
 )
 @click.option("--detach", is_flag=True, help="Run it in the background; see `poolkeeper attach`.")
+@click.option("--watch", is_flag=True, help="Reload it when its source files change.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON; what steps print goes to stderr.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGS]...")
 @click.pass_context
@@ -72,6 +74,7 @@ def run(
     retry_failed: bool,
     logs: str,
     detach: bool,
+    watch: bool,
     as_json: bool,
     arguments: tuple[str, ...],
 ) -> None:
@@ -82,6 +85,7 @@ def run(
     if fresh and retry_failed:
         raise click.UsageError("--fresh runs everything, --retry-failed what has failed: give one of them")
     fleet = loading.load_fleet(file, arguments)
+    sources = loaded_sources() if watch else None  # as early as may be: what changes from now on has not been loaded
     fleet.plan()
     if is_preflight():
         _answer(fleet, file)
@@ -89,7 +93,7 @@ def run(
     if detach:
         context.exit(_start_in_background(_keeper_name(fleet, file), run_id))
     resume: Resume = "never" if fresh else "failed" if retry_failed else "interrupted"
-    code = _run_fleet(fleet, file, run_id, workers, resume, mirror=logs == "stdout", as_json=as_json)
+    code = _run_fleet(fleet, file, run_id, workers, resume, mirror=logs == "stdout", as_json=as_json, sources=sources)
     context.exit(code)
 
 
@@ -133,7 +137,15 @@ def _main() -> int:
 
 
 def _run_fleet(
-    fleet: Fleet, file: str, run_id: str, workers: int | None, resume: Resume, *, mirror: bool, as_json: bool
+    fleet: Fleet,
+    file: str,
+    run_id: str,
+    workers: int | None,
+    resume: Resume,
+    *,
+    mirror: bool,
+    as_json: bool,
+    sources: Sources | None,
 ) -> int:
     from poolkeeper import logs
 
@@ -152,7 +164,7 @@ def _run_fleet(
         # A service that starts again shall not import the file anew.
         preload=[os.path.splitext(os.path.basename(file))[0]] if fleet.services else (),
     )
-    return run_program(fleet, keeper, run_id=run_id, mirror=mirror, as_json=as_json)
+    return run_program(fleet, keeper, run_id=run_id, mirror=mirror, as_json=as_json, sources=sources)
 
 
 def _start_in_background(name: str, run_id: str) -> int:

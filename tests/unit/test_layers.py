@@ -31,7 +31,7 @@ LAYERS = {
     "calls recording launching nursery adoption workforce traffic driving loop status control "
     "program_notices service_peer service_news service_survivors supervision keeper configuration inline",
     "faces": "services mapping feed batch fleet loading fleet_services runner progress bars summary view pool display "
-    "steering tables attachment background cli_control fleet_run cli __main__",
+    "steering tables attachment background watching cli_control fleet_run cli __main__",
 }
 ORDER = [module for modules in LAYERS.values() for module in modules.split()]
 
