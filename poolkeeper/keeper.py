@@ -98,7 +98,9 @@ class KeeperRuntime:
         self._register: Register | None = None
         self._control: Control | None = None
         self._on_shutdown: Callable[[str], object] | None = None
+        self._progress: Callable[[], dict[str, Any]] | None = None
         self._departing: str | None = None
+        self._detached = False
         self._at_rest = threading.Event()
         self._stranded: Future[None] = Future()
         undo = contextlib.ExitStack()
@@ -347,9 +349,21 @@ class KeeperRuntime:
                 self._traffic.withdraw(task)
         self.wake()
 
+    def publish(self, progress: Callable[[], dict[str, Any]]) -> None:
+        """Have ``progress``, called on the keeper's thread, say how far the run has come when others ask for it."""
+        self._progress = progress
+
+    def progress(self) -> dict[str, Any]:
+        """Return what is published, nothing where nothing is."""
+        return {} if self._progress is None else self._progress()
+
     def on_shutdown(self, callback: Callable[[str], object]) -> None:
         """Have ``callback`` called, on the delivery thread, when another program asks this keeper to end."""
         self._on_shutdown = callback
+
+    def kill(self) -> None:
+        """Have the fork servers end, and with them all that they have made; from any thread."""
+        self._nursery.kill()
 
     def when_ended(self, callback: Callable[[], object]) -> None:
         """Have ``callback`` called, on the keeper's thread, when it has ended; at once if it has already."""
@@ -367,10 +381,6 @@ class KeeperRuntime:
         else:
             self.refusal = f"this keeper was shut down from outside: {reason}"
             self.close()
-
-    def end_processes(self) -> None:
-        """The program leaves at once: nothing that it has started is to wait for another keeper. From any thread."""
-        self._nursery.terminate()
 
     def request_reexec(self, answer: Callable[[str], None]) -> None:
         """Another program asks for a re-exec; ``answer`` is called, on the keeper's thread, with why it is refused."""
@@ -405,6 +415,29 @@ class KeeperRuntime:
                 self._core.give_up(found)
         if self._supervision is not None:
             self._supervision.stop_all("the keeper ends")
+
+    def detach(self) -> None:
+        """End, and leave every process as it is to a later keeper of this name; what is pending fails.
+
+        Raises PoolkeeperError for a keeper that is ephemeral, RuntimeError for one that has been shut down.
+        """
+        if self._home.ephemeral:
+            raise PoolkeeperError(
+                "an ephemeral keeper's processes end with it, for none could find them: give it a name"
+            )
+        with self._lock:
+            if self.refusal is not None and not self._detached:
+                raise RuntimeError(self.refusal)
+            self.refusal = f"{self._title} was detached"
+            self.leave_unfinished("detached")
+            self._detached = True
+        self.wake()
+        if not self._traffic.delivery.is_caller:  # a callback, for which the end itself waits
+            self.join()
+
+    @property
+    def _title(self) -> str:
+        return f"keeper {self.name}/{self.run_id}"
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until all is done and every process is gone; return whether that is so."""
@@ -476,7 +509,7 @@ class KeeperRuntime:
 
     def has_news(self) -> bool:
         """Whether there is something to process without waiting."""
-        return bool(self._inbox or self._calls or self._departing)  # who drives shall leave the seat
+        return bool(self._inbox or self._calls or self._departing or self._detached)  # who drives shall leave the seat
 
     def runs_one_short_task(self, task: TaskFuture, limit: float) -> float | None:
         """Return how many seconds ``task`` takes if nothing else runs, and it takes less than ``limit``; else None."""
@@ -521,6 +554,8 @@ class KeeperRuntime:
 
     def _finished(self) -> bool:
         core = self._core
+        if self._detached:
+            return True
         if not core.closing or self._inbox or self._calls or core.outstanding:
             return False
         if self._adoption is not None and self._adoption.waiting:
@@ -658,6 +693,9 @@ class KeeperRuntime:
         self.leave_unfinished(self.refusal)
         failure = PoolkeeperError(f"{self.refusal}; this is a defect of poolkeeper")
         failure.__cause__ = error
+        self._fail_pending(failure)
+
+    def _fail_pending(self, failure: PoolkeeperError) -> None:
         with self._lock:
             self._take_inbox()
             self._give_out()
@@ -668,12 +706,23 @@ class KeeperRuntime:
                 self._traffic.fail_task(task, failure)
         self._traffic.announce()
 
+    def _part(self) -> None:
+        """Write down, for a later keeper, all that goes on; from now on nothing that is let go of counts as gone."""
+        if self._register is not None:
+            self._register.close(keep=True)
+        if self.recorder is not None:
+            self.recorder.close()  # before what is pending fails, for that is no outcome
+        message = f"{self._title} was detached: what runs goes on, and a later keeper of this name has its outcome"
+        self._fail_pending(PoolkeeperError(message))
+
     def _end(self) -> None:
-        """Leave nothing behind: no process, no descriptor, no file that should not stay."""
+        """Leave nothing behind, no process, no descriptor, no file that should not stay; unless detached."""
         self._loop.leave()
         self._traffic.announce()
+        if self._detached:
+            self._part()
         self._board.close()  # first: a fork server that has just been started would wait for an answer
-        self._nursery.close()
+        self._nursery.close(leave=self._detached)
         self._workforce.close()
         if self._supervision is not None:
             self._supervision.close()
@@ -681,11 +730,10 @@ class KeeperRuntime:
             self._control.close()
         self.stowage.close()
         self._loop.selector.close()
-        if self._register is not None:
-            self._register.close()
-        if self.recorder is not None:
-            self.recorder.close()
-        self._home.remove()
+        if self._detached:
+            self._home.close_lock()
+        else:
+            self._vacate()
         self._traffic.delivery.close()
         flush()
         with self._lock:
@@ -696,6 +744,14 @@ class KeeperRuntime:
         for callback in self._mourners:
             callback()
         self.wake()
+
+    def _vacate(self) -> None:
+        """No process is left: nor shall a file be that speaks of one."""
+        if self._register is not None:
+            self._register.close()
+        if self.recorder is not None:
+            self.recorder.close()
+        self._home.remove()
 
     def abandon_in_child(self) -> None:
         """In a fork of the application: let go of everything that belongs to the parent's keeper."""

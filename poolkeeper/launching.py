@@ -108,9 +108,6 @@ class ServerProcess(Protocol):
     def exitcode(self) -> int | None:
         """How it ended, None while it lives, or where that is not known."""
 
-    def terminate(self) -> None:
-        """Ask it to end, with all that it has made."""
-
     def kill(self) -> None:
         """End it at once; its workers live on."""
 
@@ -137,10 +134,6 @@ class Launched:
     def exitcode(self) -> int | None:
         """How it ended, None while it lives."""
         return self._process.poll()
-
-    def terminate(self) -> None:
-        """Ask it to end, with all that it has made."""
-        self._process.terminate()
 
     def kill(self) -> None:
         """End it at once; its workers live on."""
@@ -177,20 +170,16 @@ class Inherited:
         os.kill(pid, 0)
         self.watch_fd = _pidfd(pid)
 
-    def terminate(self) -> None:
-        """Ask it to end, with all that it has made."""
-        self._signal(signal.SIGTERM)
-
     def kill(self) -> None:
         """End it at once; its workers live on."""
-        self._signal(signal.SIGKILL)
+        self._kill()
         self.end()
 
     def end(self) -> None:
         """Wait for it to end, having been told to; kill it if it does not."""
         if self.watch_fd is not None:
             if not select.select([self.watch_fd], [], [], END_SECONDS)[0]:
-                self._signal(signal.SIGKILL)
+                self._kill()
                 select.select([self.watch_fd], [], [], END_SECONDS)
             os.close(self.watch_fd)
             self.watch_fd = None
@@ -203,12 +192,12 @@ class Inherited:
             os.close(self.watch_fd)
             self.watch_fd = None
 
-    def _signal(self, number: int) -> None:
+    def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             if self.watch_fd is not None:
-                signal.pidfd_send_signal(self.watch_fd, number)
+                signal.pidfd_send_signal(self.watch_fd, signal.SIGKILL)
             else:
-                os.kill(self.pid, number)
+                os.kill(self.pid, signal.SIGKILL)
 
 
 def _working_directory() -> str:

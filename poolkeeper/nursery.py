@@ -413,12 +413,6 @@ class Nursery:
             child.let_go()
             child.parent.orphaned(child, f"the fork server has ended (exit code {process.exitcode})")
 
-    def terminate(self) -> None:
-        """Ask the fork servers to end, with all that they have made: the keeper leaves as it is. From any thread."""
-        for server in list(self._servers.values()):
-            with contextlib.suppress(OSError):
-                server.process.terminate()
-
     def close(self, *, leave: bool = False) -> None:
         """Let the fork servers end, and with them every process that is left; or ``leave`` all of them as they are."""
         for child, _, _ in self._waiting:
@@ -440,6 +434,15 @@ class Nursery:
                 process.end()
         self._servers.clear()
         self._server = None
+
+    def kill(self) -> None:
+        """Have every fork server end at once, and with it what it has made; safe in any thread."""
+        for server in list(self._servers.values()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(server.process.pid, signal.SIGTERM)
+        for identity in list(self._awaited.values()):
+            with contextlib.suppress(OSError):
+                identity.signal(signal.SIGTERM)
 
     def _dismiss_awaited(self) -> list[ServerProcess]:
         """Ask fork servers to end that have had no time to call; return them."""

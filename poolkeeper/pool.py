@@ -246,10 +246,10 @@ class Keeper(KeeperView):
         if isinstance(self._runtime, KeeperRuntime):
             self._runtime.on_shutdown(callback)
 
-    def end_processes(self) -> None:
-        """Have all processes of this keeper end now; for a program that leaves at once, without a shutdown."""
+    def publish(self, progress: Callable[[], dict[str, Any]]) -> None:
+        """Have ``poolkeeper attach`` show what ``progress()`` returns: plain data, quickly; see ``progress``."""
         if isinstance(self._runtime, KeeperRuntime):
-            self._runtime.end_processes()
+            self._runtime.publish(progress)
 
     def reexec(self, *, timeout: float = 60.0) -> NoReturn:
         """Replace this process by a new one of the same program, with the code that is on disk now.
@@ -274,10 +274,30 @@ class Keeper(KeeperView):
             )
         PROCESS.perform(self._runtime, timeout=timeout)
 
+    def kill(self) -> None:
+        """Have every process of this keeper killed at once, for a program that ends and waits for nothing."""
+        if isinstance(self._runtime, KeeperRuntime):
+            self._runtime.kill()
+
     def when_ended(self, callback: Callable[[], object]) -> None:
         """Call ``callback()`` when this keeper has ended, by whatever cause; at once if it has already."""
         if isinstance(self._runtime, KeeperRuntime):
             self._runtime.when_ended(callback)
+
+    def detach(self) -> None:
+        """End this keeper and leave all that it has made running, for a later ``Keeper`` of this name to take over.
+
+        Tasks that run go on, and their outcomes wait; so do services. What is pending here fails with PoolkeeperError;
+        submitted again to the later keeper, a task with a key is not run twice. The keeper is shut down afterwards.
+        Idle workers, and outcomes, wait for ``orphan_grace`` seconds.
+
+        Raises:
+            PoolkeeperError: for a keeper that is ephemeral or inline: nobody could find what it leaves.
+            RuntimeError: after ``shutdown``.
+        """
+        if not isinstance(self._runtime, KeeperRuntime):
+            raise PoolkeeperError('start_method="inline" has no processes that could go on')
+        self._runtime.detach()
 
     def ping(self) -> None:
         """Return once the keeper's thread has answered; raises RuntimeError when it has ended."""

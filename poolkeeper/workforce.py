@@ -285,10 +285,10 @@ class Workforce:
             return
         while self._board.read(peer):
             pass
-        self._core.died(worker, time.monotonic(), exit)
-        del self._peers[worker.id]
         if worker.pid is not None and self._survivors.pop(worker.pid, None) is not None and self.adoption is not None:
             self.adoption.gone(worker)
+        self._core.died(worker, time.monotonic(), exit)
+        del self._peers[worker.id]
         self._board.detach(peer)
         self._nursery.buried(peer)
         peer.gone = True

@@ -162,7 +162,14 @@ def test_shutdown_ends_the_fleet_and_leaves_nothing(shop: subprocess.Popen[str],
     assert answer.returncode == 3
     assert "no keeper runs (down)" in answer.stdout
     (home,) = (tmp_path / "home").glob("*/default")
-    assert {path.name for path in home.iterdir()} <= {"keeper.lock", "authkey", "logs", "events.jsonl", "journal.db"}
+    assert {path.name for path in home.iterdir()} <= {
+        "keeper.lock",
+        "authkey",
+        "logs",
+        "events.jsonl",
+        "journal.db",
+        "outcome.json",
+    }
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
