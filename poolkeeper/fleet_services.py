@@ -47,8 +47,11 @@ class FleetServices:
         self._keeper.when_ended(self._keeper_has_ended)
 
     def _keeper_has_ended(self) -> None:
-        if not self._over:
-            self._token.cancel("the keeper has ended")
+        if self._over:
+            return
+        if not self._token.cancelled:
+            self.collapse = "the keeper has ended"  # which nobody has asked for
+        self._token.cancel("the keeper has ended")
 
     def _hear(self, event: ServiceEvent) -> None:
         if event.kind == "fleet.failed":
