@@ -122,6 +122,7 @@ class _Program:
         """The second signal."""
         if isinstance(self.display, LiveDisplay):
             self.display.hide()
+        self._keeper.kill()
         os._exit(128 + number)
 
     def reload(self) -> None:

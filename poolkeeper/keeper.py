@@ -14,26 +14,23 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from .adoption import RECOVERY_SECONDS, Adoption
 from .commands import Command, Decide, Fail, Feed, Kill, Nudge, Retire, Settle, Spawn
 from .core import Core
 from .errors import PoolkeeperError, ProtocolError, ReexecRefused
 from .futures import TaskFuture
 from .home import Home
 from .ledger import Segment, Task
-from .left_behind import left_results
 from .lifecycle import WorkerState
 from .logs import emit
 from .loop import LONGEST_WAIT, Loop, Ready
 from .nursery import Nursery
 from .page import CANCEL
-from .pidfile import ChildRecord
 from .postmortem import Postmortem
 from .reporting import flush, report
 from .settings import Settings
@@ -44,8 +41,11 @@ from .worker_session import WorkerConfig
 from .workforce import Workforce
 
 if TYPE_CHECKING:
+    from .adoption import Adoption
     from .control import Control
+    from .model import Recovered
     from .recording import Recorder
+    from .recovery import Recovery
     from .reexec import Estate
     from .register import Register
     from .service_model import ServiceStatus
@@ -89,8 +89,10 @@ class KeeperRuntime:
         self._calls: deque[Callable[[], None]] = deque()
         self._lock = threading.RLock()
         self._ended = threading.Event()
+        self._mourners: list[Callable[[], object]] = []
         self._retired_at: float | None = None
         self.recorder: Recorder | None = None
+        self._recovery: Recovery | None = None
         self._adoption: Adoption | None = None
         self._supervision: Supervision | None = None
         self._register: Register | None = None
@@ -159,29 +161,24 @@ class KeeperRuntime:
         }
         self._workforce.open(self._board)
         survivors = () if self._register is None else self._register.survivors
-        self._nursery.open(self._board, [child.identity for child in survivors if child.role == "forkserver"])
-        if self.recorder is not None:
-            self._adopt(self.recorder, survivors)
+        self._nursery.open(
+            self._board,
+            [child.identity for child in survivors if child.role == "forkserver"],
+            blind=self._register is not None and self._register.crashed and self._register.inherited is None,
+        )
+        if self._register is not None and self.recorder is not None:
+            from .recovery import Recovery
+
+            traffic = self._traffic
+            recovery = Recovery(
+                self._register, self.recorder, core, self._nursery, self._workforce, self, traffic.deliver
+            )
+            self._recovery, self._adoption = recovery, recovery.adoption
+            self._workforce.adoption = traffic.adoption = recovery.adoption
+            recovery.begin(home.path / "spool", home.key)
         if self._register is not None and self._register.has_services:
             self._supervision = self._new_supervision()
         _require_descriptors(self._loop.descriptor)
-
-    def _adopt(self, recorder: Recorder, survivors: Iterable[ChildRecord]) -> None:
-        """Look after the workers that an earlier keeper has left."""
-        deadline = time.monotonic() + RECOVERY_SECONDS
-        adoption = self._adoption = Adoption(self._core, recorder, self, self._traffic.deliver, deadline)
-        self._workforce.adoption = self._traffic.adoption = adoption
-        for path, left in left_results(self._home.path / "spool", self._home.key):
-            adoption.inherit(left)
-            recorder.when_recorded(partial(path.unlink, missing_ok=True))
-        for child in survivors:
-            number = child.id.rpartition("-")[2]
-            if child.role == "worker" and number.isdecimal():
-                peer = self._workforce.expect(int(number), child.slot or 0, child.id, child.identity)
-                if peer is not None:
-                    adoption.expect(peer.worker)
-            elif child.role == "forkserver":
-                child.identity.signal(signal.SIGURG)
 
     def _open_recorder(self, settings: Settings, home: Home) -> Recorder | None:
         from .recording import open_recorder
@@ -295,6 +292,11 @@ class KeeperRuntime:
         """Whether any service has been declared."""
         return self._supervision is not None
 
+    def recovered(self) -> Recovered | None:
+        """Return what was found of an earlier keeper."""
+        with self._lock:
+            return None if self._recovery is None else self._recovery.recovered()
+
     def service_rows(self) -> list[ServiceStatus]:
         """Return what every service is doing."""
         if self._supervision is None:
@@ -358,6 +360,18 @@ class KeeperRuntime:
     def on_shutdown(self, callback: Callable[[str], object]) -> None:
         """Have ``callback`` called, on the delivery thread, when another program asks this keeper to end."""
         self._on_shutdown = callback
+
+    def kill(self) -> None:
+        """Have the fork servers end, and with them all that they have made; from any thread."""
+        self._nursery.kill()
+
+    def when_ended(self, callback: Callable[[], object]) -> None:
+        """Have ``callback`` called, on the keeper's thread, when it has ended; at once if it has already."""
+        with self._lock:
+            if not self._ended.is_set():
+                self._mourners.append(callback)
+                return
+        callback()
 
     def request_shutdown(self, reason: str) -> None:
         """Another program asks this keeper to end."""
@@ -727,6 +741,8 @@ class KeeperRuntime:
             self._ended.set()
         if self._supervision is not None:
             self._supervision.announce_end()
+        for callback in self._mourners:
+            callback()
         self.wake()
 
     def _vacate(self) -> None:

@@ -24,7 +24,7 @@ from .view import KeeperView
 
 if TYPE_CHECKING:
     from .fleet import Fleet
-    from .model import KeeperStatus, RunResult
+    from .model import KeeperStatus, Recovered, RunResult
     from .policy import RestartPolicy
     from .service_model import ServiceEvent
     from .service_spec import ServiceGroup, ServiceSpec
@@ -277,6 +277,16 @@ class Keeper(KeeperView):
             )
         PROCESS.perform(self._runtime, timeout=timeout)
 
+    def kill(self) -> None:
+        """Have every process of this keeper killed at once, for a program that ends and waits for nothing."""
+        if isinstance(self._runtime, KeeperRuntime):
+            self._runtime.kill()
+
+    def when_ended(self, callback: Callable[[], object]) -> None:
+        """Call ``callback()`` when this keeper has ended, by whatever cause; at once if it has already."""
+        if isinstance(self._runtime, KeeperRuntime):
+            self._runtime.when_ended(callback)
+
     def detach(self) -> None:
         """End this keeper and leave all that it has made running, for a later ``Keeper`` of this name to take over.
 
@@ -307,6 +317,11 @@ class Keeper(KeeperView):
             return {}
         declared = runtime.supervision.supervisor.services
         return {name: ServiceHandle(runtime, service) for name, service in list(declared.items())}
+
+    @property
+    def recovered(self) -> Recovered | None:
+        """What this keeper has found of an earlier one that was lost; None for nothing."""
+        return self._runtime.recovered() if isinstance(self._runtime, KeeperRuntime) else None
 
     def status(self) -> KeeperStatus:
         """Return an immutable snapshot of this keeper, its queue and its workers."""

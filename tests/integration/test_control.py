@@ -33,7 +33,8 @@ def base():
         pass
     print("base goes", flush=True)
 
-@fleet.service(after=base, restart=RestartPolicy.on_failure(1, 0.01))
+# never ready, so that nobody who looks between its start and its end sees it running
+@fleet.service(after=base, restart=RestartPolicy.on_failure(1, 0.01), ready="notify")
 def broken():
     raise ConnectionError("there is no database")
 """
