@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import select
 import signal
 import socket
 import threading
@@ -16,6 +17,7 @@ import pytest
 from poolkeeper import worker_session
 from poolkeeper.arena import Arena, ArenaPool
 from poolkeeper.frames import FrameKind
+from poolkeeper.keeper_line import KeeperLine
 from poolkeeper.link import Handshake, Link
 from poolkeeper.messages import Code, Kind, pack, unpack
 from poolkeeper.payload import Large, loads_view, map_large
@@ -340,4 +342,24 @@ def test_what_has_waited_is_not_sent_where_a_task_has_put_its_own_file(
     with pytest.raises(Retired):
         worker.remark((Kind.PROGRESS, 1, 1, None))
     os.close(stolen)
+    link.close()
+
+
+def test_the_fork_server_does_not_wait_for_a_keeper_that_does_not_read(keeper: Answering, tmp_path: Path) -> None:
+    line = KeeperLine(WorkerConfig(str(tmp_path / "socket"), KEY, str(tmp_path), orphan_grace=1.0), dict)
+    link = keeper.link()
+    number = 0
+    while line.awaits is not None and not line.awaits[1] & select.POLLOUT:
+        number += 1
+        line.send((Kind.NOTICE, f"{number} " + 10_000 * "n"))
+    heard: list[str] = []
+    while len(heard) < number:
+        line.flush()
+        for frame in link.receive()[0]:
+            assert keeper.session.receive(frame)
+            heard += [text.split()[0] for _, text in unpack(frame.body)]
+    assert heard == [str(sent + 1) for sent in range(number)]
+    assert line.awaits is not None
+    assert not line.awaits[1] & select.POLLOUT
+    line.close()
     link.close()
