@@ -249,7 +249,7 @@ class WorkerSession:
 
     def _remark(self) -> None:
         link = self.link
-        if link is None:
+        if link is None or not self.remarks:
             return
         try:
             if link.blocked and not self._push(link):

@@ -363,3 +363,29 @@ def test_the_fork_server_does_not_wait_for_a_keeper_that_does_not_read(keeper: A
     assert not line.awaits[1] & select.POLLOUT
     line.close()
     link.close()
+
+
+def test_an_orphan_that_reports_progress_for_hours_stays_small(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    orphan = WorkerSession(WorkerConfig(path, KEY, str(tmp_path), orphan_grace=300.0), 1)
+    orphan.describe = lambda: ({}, ())
+    for done in range(10_000):
+        orphan.remark((Kind.PROGRESS, 1, done, None))
+        if done % 100 == 0:
+            orphan.remark((Kind.NOTICE, str(done)))
+    assert not orphan.session.outbox
+    keeper = Answering(path)
+    try:
+        orphan.summoned()
+        link = keeper.link()
+        frames = [frame for frame in link.receive()[0] if frame.kind is FrameKind.ASIDE]
+        (frame,) = frames
+        first, *notices, progress = unpack(frame.body)
+        assert first == (Kind.NOTICE, "84 earlier notices are lost, for nobody listened")
+        assert notices == [(Kind.NOTICE, str(done)) for done in range(8_400, 10_000, 100)]
+        assert progress == (Kind.PROGRESS, 1, 9_999, None)
+        link.close()
+    finally:
+        keeper.end()
+        assert orphan.link is not None
+        orphan.link.close()
