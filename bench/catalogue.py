@@ -17,6 +17,8 @@ NAMES = (
     "chaos_kills",
     "replacement",
     "checkpoint",
+    "keeper_lost",
+    "keeper_chaos",
     "many_workers",
     "caller_memory",
     "import_time",

@@ -12,6 +12,10 @@ from bench.chaos_kills import CALM, EVERY_50_MS, EVERY_200_MS
 from bench.checkpoint import ARRAY, BYTES, SMALL
 from bench.durable import KEYED
 from bench.import_time import IMPORT, READY
+from bench.keeper_chaos import CALM as UNDISTURBED
+from bench.keeper_chaos import KILLS
+from bench.keeper_lost import KILLED as LOST
+from bench.keeper_lost import REEXEC
 from bench.large_arrays import ARGUMENT, RESULT
 from bench.map_ints import BEST, ONE, OWN
 from bench.model import OURS
@@ -110,6 +114,11 @@ RESTART_P50 = Figure("service_restart", "p50")
 RESTART_P99 = Figure("service_restart", "p99")
 MASS_SECONDS, MASS_STATUS = Figure("services_mass_kill", "seconds"), Figure("services_mass_kill", "status")
 START_100 = Figure("services_start", "seconds", HUNDRED)
+REEXEC_TIME = Figure("keeper_lost", "milliseconds", REEXEC)
+LOST_TIME, LOST_WRONG = Figure("keeper_lost", "milliseconds", LOST), Figure("keeper_lost", "wrong", LOST)
+CHAOS_WRONG = Figure("keeper_chaos", "wrong", KILLS)
+CHAOS_RATE = Figure("keeper_chaos", "rate", KILLS, better="higher")
+CALM_RATE = Figure("keeper_chaos", "rate", UNDISTURBED, better="higher")
 CALM_SECONDS = Figure("chaos_kills", "seconds", CALM)
 
 
@@ -152,6 +161,17 @@ TARGETS = (
     *(
         Target(f"checkpoint of {case}", Figure("checkpoint", "rate", case, better="higher"), ">=", 500, "MB/s")
         for case in (ARRAY, BYTES)
+    ),
+    Target(
+        "re-exec with 100 busy workers: first new task", Figure("keeper_lost", "milliseconds", REEXEC), "<=", 150, "ms"
+    ),
+    Target("keeper SIGKILLed, 100 busy workers back", LOST_TIME, "<=", 300, "ms"),
+    Target(
+        "100 busy workers, keeper replaced: wrong", Figure("keeper_lost", "wrong", LOST), "<=", 0, "tasks", worst=True
+    ),
+    Target("all are killed: rate, of that without kills", CHAOS_RATE, ">=", 0.7, TIMES, CALM_RATE),
+    Target(
+        "all are killed: lost, wrong or twice", Figure("keeper_chaos", "wrong", KILLS), "<=", 0, "tasks", worst=True
     ),
     Target("100 workers have each begun a task", Figure("many_workers", "seconds"), "<=", 0.3, "s"),
     Target("PSS of each of 100 workers", Figure("many_workers", "pss"), "<=", 3, "MiB"),

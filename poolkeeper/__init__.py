@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .futures import TaskFuture
     from .instance import InstanceLock, LockHolder
     from .losses import DeathReport, TaskQuarantined, WorkerLost, WorkerStartFailed
-    from .model import BatchResult, RunResult, RunStatistics, TaskResult, TaskStatus
+    from .model import BatchResult, Recovered, RunResult, RunStatistics, TaskResult, TaskStatus
     from .policy import ExecutionPolicy, RestartPolicy, RetryPolicy, WorkerPolicy, stop_after_burst
     from .pool import Keeper
     from .program import command
@@ -67,7 +67,7 @@ _MODULES = {
     "futures": ("TaskFuture",),
     "instance": ("InstanceLock", "LockHolder"),
     "losses": ("DeathReport", "TaskQuarantined", "WorkerLost", "WorkerStartFailed"),
-    "model": ("BatchResult", "RunResult", "RunStatistics", "TaskResult", "TaskStatus"),
+    "model": ("BatchResult", "Recovered", "RunResult", "RunStatistics", "TaskResult", "TaskStatus"),
     "policy": ("ExecutionPolicy", "RestartPolicy", "RetryPolicy", "WorkerPolicy", "stop_after_burst"),
     "pool": ("Keeper",),
     "program": ("command",),
@@ -100,6 +100,7 @@ __all__ = [
     "PoolkeeperError",
     "ProtocolError",
     "RateLimit",
+    "Recovered",
     "ReexecRefused",
     "RemoteError",
     "RemoteTraceback",

@@ -8,6 +8,7 @@ at work on it; but not for long, for a survivor may also be silent for hours.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ from .roster import Worker
 from .store import Entry, claim_of
 
 __all__ = ["Adoption"]
+
+SETTLED_SECONDS = 30.0
+"""How long after its start a keeper remembers what has been answered, for survivors that call late."""
 
 RECOVERY_SECONDS = 2.0
 """How long recorded tasks wait for survivors that have not called."""
@@ -59,6 +63,7 @@ class Adoption:
         keeper: of the futures.
         deliver: settles futures with their results; from any thread.
         deadline: until when recorded tasks wait, in seconds of the monotonic clock.
+        awaits: returns whether there may be survivors that are not known yet.
     """
 
     def __init__(
@@ -68,7 +73,9 @@ class Adoption:
         keeper: Keeps,
         deliver: Callable[[list[TaskFuture], Sequence[Any]], None],
         deadline: float,
+        awaits: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._awaits = awaits
         self._core = core
         self._recorder = recorder
         self._keeper = keeper
@@ -79,9 +86,18 @@ class Adoption:
         self._asked: dict[Claim, TaskFuture] = {}
         self._found: dict[Claim, _Foundling] = {}
         self._failed: dict[_Foundling, Unread] = {}
+        self._settled: set[Claim] = set()
+        self._settled_until = deadline - RECOVERY_SECONDS + SETTLED_SECONDS
         self._lock = threading.Lock()
-        self.attached = 0
+        self.attached: list[int] = []
+        """The pids of the workers that have called."""
         self.running = 0
+        """How many tasks they held that somebody may ask for."""
+
+    @property
+    def awaited(self) -> tuple[Worker, ...]:
+        """The workers that live and have not called yet."""
+        return tuple(self._awaited)
 
     # -- survivors ----------------------------------------------------------------------------------------------------
 
@@ -90,35 +106,48 @@ class Adoption:
         self._awaited.add(worker)
 
     def gone(self, worker: Worker) -> None:
-        """A worker of an earlier keeper has ended; what it held, and had not answered, is nobody's."""
+        """A worker of an earlier keeper has ended, and is to be judged; what it has not answered is nobody's."""
         self._awaited.discard(worker)
         for claim, found in list(self._found.items()):
-            if found.worker == worker.id and not found.answered and found not in self._failed:
+            if found.worker == worker.id and worker.task_at(found.index) is found:
                 del self._found[claim]
 
     def take_in(self, worker: Worker, base: int, held: Iterable[Held | None]) -> list[Task | None]:
         """Return the tasks behind what a worker holds, None for those that nobody can want."""
         self._awaited.discard(worker)
-        self.attached += 1
+        self.attached.append(worker.pid or 0)
         tasks: list[Task | None] = []
+        asked = self._asked_for()
         for index, what in enumerate(held, base):
-            task = None if what is None or what[2] is None else self._task(worker, index, Held(*what))
+            task = None if what is None or what[2] is None else self._task(worker, index, Held(*what), asked)
             tasks.append(task)
             self.running += task is not None
         return tasks
 
-    def _task(self, worker: Worker, index: int, held: Held) -> Task | None:
+    def _asked_for(self) -> dict[Claim, TaskFuture]:
+        """Return what the application has asked for and has no outcome yet."""
+        asked = dict(self._asked)
+        for task in self._core.tasks():
+            entry = task.entry if isinstance(task, TaskFuture) and type(task) is not _Foundling else None
+            if entry is not None and not task.withdrawn:
+                asked[claim_of(entry)] = task  # type: ignore[assignment]  # a TaskFuture, for it has an entry
+        return asked
+
+    def _task(self, worker: Worker, index: int, held: Held, asked: dict[Claim, TaskFuture]) -> Task | None:
         claim = held.claim
         assert claim is not None
-        if claim in self._found or self._recorder.knows(*claim):
+        if claim in self._found or claim in self._settled or self._recorder.knows(*claim):
             return None  # it has an outcome, or another worker is at it
-        asked = self._asked.pop(claim, None)
-        if asked is not None:
-            if asked.withdrawn or asked.worker is not None:
+        task = asked.get(claim)
+        if task is not None:
+            if task.withdrawn or task.worker is not None:
                 return None
-            del self._waiting[asked]
-            asked.attempts = held.attempt
-            return asked
+            if self._asked.pop(claim, None) is task:
+                del self._waiting[task]
+            elif not self._core.queue.take_out(task):
+                return None
+            task.attempts = held.attempt
+            return task
         found = self._new(claim, held.name, held.attempt)
         found.worker, found.index = worker.id, index
         return found
@@ -152,7 +181,7 @@ class Adoption:
     @property
     def is_open(self) -> bool:
         """Whether there may be survivors that hold what the application asks for, and they are worth waiting for."""
-        return self._deadline is not None and bool(self._awaited)
+        return self._deadline is not None and (bool(self._awaited) or self._awaits())
 
     def next_deadline(self) -> float | None:
         """Return when ``tend`` has to be called."""
@@ -220,9 +249,9 @@ class Adoption:
         return len(self._waiting)
 
     @property
-    def has_foundlings(self) -> bool:
-        """Whether some worker holds, or has answered, what nobody has asked for."""
-        return bool(self._found)
+    def hears_answers(self) -> bool:
+        """Whether ``answered`` has to be told of what is answered."""
+        return bool(self._found) or bool(self._settled_until)
 
     def abandon(self) -> list[Task]:
         """Return what somebody works on and nobody has asked for: the keeper ends."""
@@ -235,6 +264,8 @@ class Adoption:
 
         A failure that nobody has asked for is kept as it is: whether it is final is for those to say who ask.
         """
+        if self._settled_until:
+            self._remember(futures)
         if not any(type(future) is _Foundling for future in futures):
             return futures, values
         kept: list[TaskFuture] = []
@@ -249,6 +280,13 @@ class Adoption:
             kept.append(future)
             kept_values.append(value)
         return kept, kept_values
+
+    def _remember(self, futures: list[TaskFuture]) -> None:
+        if time.monotonic() >= self._settled_until:
+            self._settled_until = 0.0
+            self._settled.clear()
+            return
+        self._settled.update(claim_of(future.entry) for future in futures if future.entry is not None)
 
     def recorded(self, found: _Foundling, value: Any) -> None:
         """The outcome of a foundling is recorded; on the journal's thread."""

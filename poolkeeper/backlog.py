@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from bisect import insort
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 
 from .ledger import Call, Segment, Task
@@ -135,6 +135,22 @@ class Backlog:
             if not task.withdrawn:
                 tasks.append(task)  # type: ignore[arg-type]  # segments are never together
         return tasks
+
+    def take_out(self, task: Task) -> bool:
+        """Withdraw a task that waits to be fed for the first time, whoever it is for; return whether it was there."""
+        line = self._fresh.get(task.call.options.priority)
+        if line is None or task not in line:
+            return False
+        line.remove(task)
+        return True
+
+    def tasks(self) -> Iterator[Task]:
+        """Return the tasks that wait; what is left of maps is not among them."""
+        for line in self._fresh.values():
+            yield from (entry for entry in line if isinstance(entry, Task))
+        yield from self._again
+        yield from self._suspects
+        yield from (task for _, _, task in self._delayed)
 
     def clear(self) -> list[Task | Segment]:
         """Empty the backlog and return what it held, fresh work first."""

@@ -21,6 +21,7 @@ from .cli_control import COMMANDS
 from .errors import PoolkeeperError
 from .fleet import Fleet, FleetError
 from .preflight_answer import is_preflight
+from .sources import Sources, loaded_sources
 
 __all__ = ["app", "main"]
 
@@ -59,6 +60,8 @@ def app() -> None:
 @click.option(
     "--logs", type=click.Choice(["files", "stdout"]), default="files", help="Copy what workers write to stdout."
 )
+@click.option("--detach", is_flag=True, help="Run it in the background; see `poolkeeper attach`.")
+@click.option("--watch", is_flag=True, help="Reload it when its source files change.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON; what steps print goes to stderr.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGS]...")
 @click.pass_context
@@ -70,6 +73,8 @@ def run(
     fresh: bool,
     retry_failed: bool,
     logs: str,
+    detach: bool,
+    watch: bool,
     as_json: bool,
     arguments: tuple[str, ...],
 ) -> None:
@@ -80,12 +85,15 @@ def run(
     if fresh and retry_failed:
         raise click.UsageError("--fresh runs everything, --retry-failed what has failed: give one of them")
     fleet = loading.load_fleet(file, arguments)
+    sources = loaded_sources() if watch else None  # as early as may be: what changes from now on has not been loaded
     fleet.plan()
     if is_preflight():
         _answer(fleet, file)
         return
+    if detach:
+        context.exit(_start_in_background(_keeper_name(fleet, file), run_id))
     resume: Resume = "never" if fresh else "failed" if retry_failed else "interrupted"
-    code = _run_fleet(fleet, file, run_id, workers, resume, mirror=logs == "stdout", as_json=as_json)
+    code = _run_fleet(fleet, file, run_id, workers, resume, mirror=logs == "stdout", as_json=as_json, sources=sources)
     context.exit(code)
 
 
@@ -129,7 +137,15 @@ def _main() -> int:
 
 
 def _run_fleet(
-    fleet: Fleet, file: str, run_id: str, workers: int | None, resume: Resume, *, mirror: bool, as_json: bool
+    fleet: Fleet,
+    file: str,
+    run_id: str,
+    workers: int | None,
+    resume: Resume,
+    *,
+    mirror: bool,
+    as_json: bool,
+    sources: Sources | None,
 ) -> int:
     from poolkeeper import logs
 
@@ -148,7 +164,23 @@ def _run_fleet(
         # A service that starts again shall not import the file anew.
         preload=[os.path.splitext(os.path.basename(file))[0]] if fleet.services else (),
     )
-    return run_program(fleet, keeper, run_id=run_id, mirror=mirror, as_json=as_json)
+    return run_program(fleet, keeper, run_id=run_id, mirror=mirror, as_json=as_json, sources=sources)
+
+
+def _start_in_background(name: str, run_id: str) -> int:
+    """Have the fleet run without a terminal; return 0 if it does, or has done all that it has to do."""
+    from .background import start_in_background
+    from .startup import STARTUP
+
+    started = start_in_background(STARTUP, "--detach", name, run_id)
+    label = f"{name}/{run_id}"
+    if started.exit_code is not None:
+        click.echo(started.text, nl=False, err=started.exit_code != 0)
+        return 0 if started.exit_code == 0 else 1
+    click.echo(f"{label}: runs as process {started.pid}, and prints to {started.output}")
+    for verb, what in (("status", "how it is"), ("attach", "its progress, to the end"), ("shutdown", "ends it")):
+        click.echo(f"  {f'poolkeeper {verb} -F {label}':<{len(label) + 26}}{what}")
+    return 0
 
 
 def _answer(fleet: Fleet, file: str) -> None:

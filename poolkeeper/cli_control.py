@@ -18,6 +18,7 @@ import click
 
 from .control_client import ControlClient, KeeperUnreachable
 from .homes import KeeperHome, NoSuchFleet, choose_home, find_homes
+from .progress import duration
 from .steering import fleet_status, kill_survivors, reload_keeper, stacks
 
 __all__ = ["COMMANDS"]
@@ -27,6 +28,7 @@ LOOK_SECONDS = 0.05
 TOP_SECONDS = 1.0
 DOWN = 3
 UNKNOWN = 4
+INTERRUPTED = 130
 
 Command = Callable[..., None]
 
@@ -171,6 +173,53 @@ def reload(fleet: str | None) -> None:
 
 @click.command()
 @_fleet
+@click.pass_context
+def attach(context: click.Context, fleet: str | None) -> None:
+    """Show the progress of a fleet that runs elsewhere, until it ends; Ctrl-C leaves it running.
+
+    The exit code is that of the run.
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    from .attachment import look_on, picture
+
+    home = _home(fleet)
+    terminal = Console(stderr=True)
+    try:
+        with Live(console=terminal, auto_refresh=False, transient=True) as live:
+
+            def show(data: dict[str, Any]) -> None:
+                if terminal.is_terminal:
+                    live.update(picture(data, time.monotonic()), refresh=True)
+
+            ended = look_on(home, show)
+    except KeyboardInterrupt:
+        click.echo(f"{home.label}: goes on; `poolkeeper attach` shows it again, `shutdown` ends it", err=True)
+        context.exit(INTERRUPTED)
+    if ended.outcome is not None:
+        click.echo(f"{home.label}: {_ending(ended.outcome.data)}")
+    elif ended.left:
+        click.echo(f"{home.label}: its keeper is gone, and has left processes; the next one takes them over", err=True)
+    else:
+        click.echo(f"{home.label}: has ended")
+    context.exit(ended.exit_code)
+
+
+def _ending(data: dict[str, Any]) -> str:
+    """Return how a run has ended, in a line or a few."""
+    what = data["failure"] or data["stopped"] or ("all is done" if data["ok"] else "some work has failed")
+    lines = [f"{what}, after {duration(data['seconds'])}"]
+    lines += [
+        f"  {name}: {batch['succeeded']} of {batch['tasks']} tasks succeeded" for name, batch in data["batches"].items()
+    ]
+    lines += [f"  {name}: {step['status']}" for name, step in data["steps"].items()]
+    lines += [f"  {name}: not run, {reason}" for name, reason in data["skipped"].items()]
+    return "\n".join(lines)
+
+
+@click.command()
+@_fleet
 def shutdown(fleet: str | None) -> None:
     """End a fleet: its services in reverse order, then its keeper; also what a dead keeper has left."""
     home = _home(fleet)
@@ -255,4 +304,4 @@ def _console() -> Any:
     return Console(width=None if sys.stdout.isatty() else 200)
 
 
-COMMANDS = (status, top, start, stop, restart, scale, reload, shutdown, logs, events, stack)
+COMMANDS = (status, top, attach, start, stop, restart, scale, reload, shutdown, logs, events, stack)

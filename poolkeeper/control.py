@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from .errors import PoolkeeperError
 from .messages import Kind
 from .replica import Service
-from .status import keeper_as_data
+from .status import keeper_as_data, keeper_in_short
 from .supervisor import Supervisor
 from .switchboard import Peer, Switchboard
 
@@ -31,6 +31,9 @@ class Controlled(Protocol):
     @property
     def supervision(self) -> Any:
         """What looks after its services."""
+
+    def progress(self) -> dict[str, Any]:
+        """Return how far its run has come, as plain data."""
 
     def request_shutdown(self, reason: str) -> None:
         """End, as somebody else asks."""
@@ -52,6 +55,7 @@ class Control:
         self._peers: set[Peer] = set()
         self._verbs: dict[str, Callable[..., Any]] = {
             "status": self._status,
+            "progress": self._progress,
             "start": partial(self._each, Supervisor.start),
             "stop": partial(self._each, Supervisor.stop),
             "restart": partial(self._each, Supervisor.restart),
@@ -103,6 +107,9 @@ class Control:
 
     def _status(self) -> dict[str, Any]:
         return keeper_as_data(self._runtime)
+
+    def _progress(self) -> dict[str, Any]:
+        return {**keeper_in_short(self._runtime), "run": self._runtime.progress()}
 
     def _scale(self, replicas: dict[str, int]) -> None:
         for number in replicas.values():

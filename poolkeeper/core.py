@@ -10,7 +10,7 @@ Each question has a module of its own: in which order (``backlog``), who gets wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from .backlog import Backlog
@@ -127,6 +127,13 @@ class Core:
         task.attempts = found.attempts
         if task.call.options.timeout is not None:
             self._timers.set(worker.id, now + task.call.options.timeout)
+
+    def tasks(self) -> Iterator[Task]:
+        """Return every task that waits or that a worker holds."""
+        yield from self.queue.tasks()
+        yield from self._deciding
+        for worker in self.workers.values():
+            yield from (task for task in worker.inflight if task is not None)
 
     def give_up(self, found: Task) -> None:
         """Nobody will ask for what a worker of an earlier keeper holds."""

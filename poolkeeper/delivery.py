@@ -40,6 +40,11 @@ class Delivery:
         else:
             job()
 
+    @property
+    def is_caller(self) -> bool:
+        """Whether this is called on the thread itself."""
+        return self._thread is threading.current_thread()
+
     def close(self) -> None:
         """Let the thread end when it has run what was posted; wait for it, unless it is the caller."""
         with self._starting:

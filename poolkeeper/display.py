@@ -10,29 +10,34 @@ import contextlib
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from .fleet import BatchSpec, Fleet
+from .bars import STATES, draw, workers_line
+from .fleet import Fleet
 from .logs import emit
-from .model import BatchResult, KeeperStatus, RunResult, RunStatistics, StepResult, TaskResult
-from .progress import BatchProgress
+from .model import BatchResult, KeeperStatus, RunResult, StepResult, TaskResult
+from .progress import RunProgress, duration, reused, troubles
 from .runner import RunObserver
-from .service_model import ServiceStatus
 from .summary import error_name, failure_groups
 
 __all__ = ["Display", "LineDisplay", "LiveDisplay", "summary"]
 
 
 class Display(RunObserver):
-    """A run observer that shows something from ``with`` on to its end."""
+    """A run observer that shows something from ``with`` on to its end.
+
+    ``progress`` is told by whoever is told in its place; others may look at it.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.progress = RunProgress(clock)
 
     def __enter__(self) -> Self:
         return self
@@ -46,6 +51,34 @@ class Display(RunObserver):
     def stay(self) -> None:
         """There is no other program: go on."""
 
+    def run_started(self, fleet: Fleet) -> None:
+        """The run starts."""
+        self.progress.run_started(fleet)
+
+    def batch_started(self, name: str, total: int | None) -> None:
+        """A batch starts."""
+        self.progress.batch_started(name, total)
+
+    def task_ended(self, name: str, result: TaskResult[Any]) -> None:
+        """Count one task."""
+        self.progress.task_ended(name, result)
+
+    def batch_ended(self, result: BatchResult[Any]) -> None:
+        """A batch is over."""
+        self.progress.batch_ended(result)
+
+    def batch_skipped(self, name: str, reason: str) -> None:
+        """A batch is not run."""
+        self.progress.batch_skipped(name, reason)
+
+    def step_started(self, name: str) -> None:
+        """A step starts."""
+        self.progress.step_started(name)
+
+    def step_ended(self, result: StepResult) -> None:
+        """A step is over."""
+        self.progress.step_ended(result)
+
 
 class LineDisplay(Display):
     """Plain log lines: when a part starts, when it ends, and now and then in between.
@@ -56,33 +89,33 @@ class LineDisplay(Display):
     """
 
     def __init__(self, interval: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(clock)
         self._interval = interval
         self._clock = clock
-        self._batches: dict[str, BatchProgress] = {}
         self._due: dict[str, float] = {}
 
     def batch_started(self, name: str, total: int | None) -> None:
         """Begin to count."""
-        now = self._clock()
-        self._batches[name] = BatchProgress(name, total, now)
-        self._due[name] = now + self._interval
+        super().batch_started(name, total)
+        self._due[name] = self._clock() + self._interval
         emit("INFO", f"{name}: started, {'an unknown number of' if total is None else total} tasks", batch=name)
 
     def task_ended(self, name: str, result: TaskResult[Any]) -> None:
         """Count one task."""
-        batch, now = self._batches[name], self._clock()
-        batch.ended(result)
+        super().task_ended(name, result)
+        now = self._clock()
         if now >= self._due[name]:
             self._due[name] = now + self._interval
-            of = "" if batch.total is None else f" of {batch.total}"
-            left = batch.remaining(now)
-            eta = "" if left is None else f", {duration(left)} left"
-            emit("INFO", f"{name}: {batch.done}{of} done, {_troubles(batch)}{batch.rate(now):.0f}/s{eta}", batch=name)
+            row = self.progress.row(name)
+            of = "" if row.total is None else f" of {row.total}"
+            eta = "" if row.remaining is None else f", {duration(row.remaining)} left"
+            emit("INFO", f"{name}: {row.done}{of} done, {troubles(row)}{row.rate:.0f}/s{eta}", batch=name)
 
     def batch_ended(self, result: BatchResult[Any]) -> None:
         """Tell how it went."""
+        super().batch_ended(result)
         figures = result.statistics
-        cut = _reused(figures) + ("" if result.complete else ", cut short")
+        cut = reused(figures) + ("" if result.complete else ", cut short")
         emit(
             "INFO" if result.ok else "WARNING",
             f"{result.name}: {figures.succeeded} of {figures.tasks} tasks succeeded in {duration(result.seconds)}{cut}",
@@ -91,14 +124,17 @@ class LineDisplay(Display):
 
     def batch_skipped(self, name: str, reason: str) -> None:
         """Tell why."""
+        super().batch_skipped(name, reason)
         emit("WARNING", f"{name}: not run, {reason}", batch=name)
 
     def step_started(self, name: str) -> None:
         """Tell."""
+        super().step_started(name)
         emit("INFO", f"{name}: started", step=name)
 
     def step_ended(self, result: StepResult) -> None:
         """Tell how it went."""
+        super().step_ended(result)
         if result.reason is not None:
             emit("WARNING", f"{result.name}: not run, {result.reason}", step=result.name)
         elif result.error is not None:
@@ -125,12 +161,11 @@ class LiveDisplay(Display):
         redirect: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__(clock)
         self._console = console
         self._status = status
         self._redirect = redirect
         self._clock = clock
-        self._rows: dict[str, BatchProgress | str] = {}
-        self._notice = ""
         self._live: Live | None = None
         self._left = False
         self._lock = threading.RLock()
@@ -179,90 +214,30 @@ class LiveDisplay(Display):
 
     def notice(self, text: str) -> None:
         """Show ``text`` below everything else from now on."""
-        self._notice = text
-
-    def run_started(self, fleet: Fleet) -> None:
-        """Make room for every batch."""
-        # Only what has a bar gets a line before its time: a step is over before one has read that it waits.
-        self._rows.update((name, "waiting") for name, spec in fleet.parts.items() if isinstance(spec, BatchSpec))
-
-    def batch_started(self, name: str, total: int | None) -> None:
-        """Draw its bar."""
-        self._rows[name] = BatchProgress(name, total, self._clock())
-
-    def task_ended(self, name: str, result: TaskResult[Any]) -> None:
-        """Count one task."""
-        row = self._rows[name]
-        if isinstance(row, BatchProgress):
-            row.ended(result)
-
-    def batch_ended(self, result: BatchResult[Any]) -> None:
-        """Put one line in the place of its bar."""
-        figures = result.statistics
-        failed = f", {figures.failed} failed" if figures.failed else ""
-        self._rows[result.name] = f"{figures.succeeded} done{failed} in {duration(result.seconds)}{_reused(figures)}"
-
-    def batch_skipped(self, name: str, reason: str) -> None:
-        """Tell why."""
-        self._rows[name] = f"not run: {reason}"
+        self.progress.notice = text
 
     def step_started(self, name: str) -> None:
         """Leave the terminal to the step."""
+        super().step_started(name)
         self.hide()
 
     def step_ended(self, result: StepResult) -> None:
         """Draw the display again."""
+        super().step_ended(result)
         self.show()
 
     def render(self) -> RenderableType:
         """Return what is to be drawn now."""
-        now = self._clock()
-        table = Table.grid(padding=(0, 1))
-        for name, row in list(self._rows.items()):
-            if isinstance(row, str):
-                table.add_row(Text(name, "bold"), Text(row, "dim"))
-            else:
-                table.add_row(Text(name, "bold"), _bar(row, now), _counts(row), _pace(row, now))
-        lines: list[RenderableType] = [table]
-        if self._status is not None:
-            status = self._status()
-            if status.services:
-                lines.insert(0, _service_rows(status.services))
-            lines.append(Text(workers_line(status), "dim"))
-        if self._notice:
-            lines.append(Text(self._notice, "yellow"))
-        return Group(*lines)
+        status = None if self._status is None else self._status()
+        workers = "" if status is None else _workers(status)
+        services = () if status is None else status.services
+        return draw(self.progress.rows(), services, workers, self.progress.notice, self._clock())
 
 
-_STATES = {"running": "green", "completed": "green", "failed": "bold red", "backoff": "yellow"}
-_SERVICES_SHOWN = 20
-
-
-def _service_rows(services: Sequence[ServiceStatus]) -> RenderableType:
-    """Return a line for each service; of many, those that do not run come first."""
-    table = Table.grid(padding=(0, 1))
-    ordered = (
-        sorted(services, key=lambda row: row.state.value == "running") if len(services) > _SERVICES_SHOWN else services
-    )
-    for row in ordered[:_SERVICES_SHOWN]:
-        state = row.state.value
-        up = f"up {duration(row.uptime)}" if row.uptime is not None else ""
-        restarts = f"{row.restarts} restart{'' if row.restarts == 1 else 's'}" if row.restarts else ""
-        facts = ", ".join(filter(None, (f"pid {row.pid}" if row.pid else "", up, restarts, row.detail)))
-        table.add_row(Text(row.name, "bold"), Text(state, _STATES.get(state, "cyan")), Text(facts, "dim"))
-    if len(services) > _SERVICES_SHOWN:
-        table.add_row(Text(f"and {len(services) - _SERVICES_SHOWN} more", "dim"))
-    return table
-
-
-def workers_line(status: KeeperStatus) -> str:
-    """Return one line about a keeper's workers: how many, how many are busy, and their memory."""
+def _workers(status: KeeperStatus) -> str:
     busy = sum(worker.task is not None for worker in status.workers)
     memory = sum(worker.rss or 0 for worker in status.workers)
-    parts = [f"{len(status.workers)} workers, {busy} busy", f"{status.queued} queued", f"{status.running} running"]
-    if memory:
-        parts.append(f"{memory / 2**20:.0f} MiB")
-    return ", ".join(parts)
+    return workers_line(len(status.workers), busy, status.queued, status.running, memory)
 
 
 def summary(result: RunResult, samples: int = 3) -> RenderableType:
@@ -291,7 +266,7 @@ def summary(result: RunResult, samples: int = 3) -> RenderableType:
     title = Text(f"{result.fleet} · {result.run_id}", "bold italic")
     parts: list[RenderableType] = [table] if result.batches or result.steps else [title]
     for name, state in result.services.items():
-        parts.append(Text.assemble((name, "bold"), " ", (state.value, _STATES.get(state.value, "cyan"))))
+        parts.append(Text.assemble((name, "bold"), " ", (state.value, STATES.get(state.value, "cyan"))))
     parts += [Text(f"{name}: not run, {reason}", "yellow") for name, reason in result.skipped.items()]
     for step in result.steps.values():
         parts.append(_step_line(step))
@@ -302,44 +277,6 @@ def summary(result: RunResult, samples: int = 3) -> RenderableType:
     if result.stopped is not None:
         parts.append(Text(f"stopped after {duration(result.seconds)}: {result.stopped}", "yellow"))
     return Group(*parts)
-
-
-def duration(seconds: float) -> str:
-    """Return ``seconds`` as people say it: 0.42 s, 12 s, 3:05 min, 2:03:09 h."""
-    if seconds < 10:
-        return f"{seconds:.2g} s" if seconds < 1 else f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes}:{rest:02} min"
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02} h"
-
-
-def _reused(figures: RunStatistics) -> str:
-    return f", {figures.reused} of them reused" if figures.reused else ""
-
-
-def _bar(batch: BatchProgress, now: float) -> ProgressBar:
-    return ProgressBar(total=batch.total, completed=batch.done, width=30, pulse=batch.total is None, animation_time=now)
-
-
-def _counts(batch: BatchProgress) -> Text:
-    of = "" if batch.total is None else f"/{batch.total}"
-    return Text.assemble(
-        f"{batch.done}{of}", (f" {_troubles(batch).rstrip(', ')}", "red" if batch.failed else "yellow")
-    )
-
-
-def _pace(batch: BatchProgress, now: float) -> Text:
-    left = batch.remaining(now)
-    return Text(f"{batch.rate(now):,.0f}/s" + ("" if left is None else f", {duration(left)} left"), "cyan")
-
-
-def _troubles(batch: BatchProgress) -> str:
-    failed = f"{batch.failed} failed, " if batch.failed else ""
-    return failed + (f"{batch.retried} retried, " if batch.retried else "")
 
 
 def _if_any(count: int, style: str) -> Text:

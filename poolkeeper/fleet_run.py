@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import TextIO
 
@@ -28,9 +29,12 @@ from .keeper_log import KeeperLog
 from .model import RunResult
 from .pool import Keeper
 from .reexec import PROCESS
+from .run_outcome import RunOutcome, forget_outcome, leave_outcome
 from .runner import run_fleet
 from .sdnotify import Notifier
+from .sources import Sources
 from .summary import run_as_data
+from .watching import SourceWatch
 
 __all__ = ["INTERRUPTED", "run_program"]
 
@@ -39,7 +43,9 @@ INTERRUPTED = 130
 _STOPPING = "services stop, tasks that run are finished, the rest is not started"
 
 
-def run_program(fleet: Fleet, keeper: Keeper, *, run_id: str, mirror: bool, as_json: bool) -> int:
+def run_program(
+    fleet: Fleet, keeper: Keeper, *, run_id: str, mirror: bool, as_json: bool, sources: Sources | None = None
+) -> int:
     """Run ``fleet`` on ``keeper``, show how it goes, and return the exit code of the process.
 
     Args:
@@ -48,6 +54,7 @@ def run_program(fleet: Fleet, keeper: Keeper, *, run_id: str, mirror: bool, as_j
         run_id: the name of the run, for the report.
         mirror: whether what workers write is copied to standard output.
         as_json: whether the summary is JSON; what steps print goes to standard error then.
+        sources: when these change, what SIGHUP does is done.
     """
     terminal = Console(stderr=True)
     with contextlib.ExitStack() as stack:
@@ -62,8 +69,18 @@ def run_program(fleet: Fleet, keeper: Keeper, *, run_id: str, mirror: bool, as_j
         stack.enter_context(program.display)
         stack.enter_context(program.under_systemd())
         keeper.on_shutdown(program.token.cancel)
+        keeper.publish(program.display.progress.as_data)
+        forget_outcome(keeper.home)
+        if sources is not None:
+            stack.enter_context(SourceWatch(sources, program.reload_changed))
         result = run_fleet(fleet, keeper, run_id=run_id, observer=program.display, cancel=program.token)
+        code = _exit_code(result, program, interrupts)
+        leave_outcome(keeper.home, RunOutcome(os.getpid(), time.time(), code, run_as_data(result)))
     _report(result, as_json=as_json)
+    return _exit_code(result, program, interrupts)
+
+
+def _exit_code(result: RunResult, program: _Program, interrupts: Interrupts) -> int:
     if interrupts.received is not None:
         return INTERRUPTED if interrupts.received == signal.SIGINT else 0
     if program.asked_from_outside:
@@ -105,6 +122,7 @@ class _Program:
         """The second signal."""
         if isinstance(self.display, LiveDisplay):
             self.display.hide()
+        self._keeper.kill()
         os._exit(128 + number)
 
     def reload(self) -> None:
@@ -116,6 +134,16 @@ class _Program:
             self._keeper.reexec()
         except PoolkeeperError as error:
             logs.emit("ERROR", f"SIGHUP: {error}")
+
+    def reload_changed(self, changed: list[str]) -> None:
+        """Source files have changed: go on with them, or without where they do not load."""
+        try:
+            self._keeper.reexec()
+        except (PoolkeeperError, RuntimeError) as error:
+            logs.emit("ERROR", f"--watch: {error}")
+            if isinstance(self.display, LiveDisplay):
+                names = ", ".join(sorted({os.path.basename(path) for path in changed}))
+                self.display.notice(f"{names} changed and cannot be loaded: what was loaded before goes on")
 
     @contextlib.contextmanager
     def as_host(self) -> Iterator[None]:

@@ -26,6 +26,7 @@ class FleetServices:
         self._token = token
         self._changed = threading.Condition()
         self._group_failed = False  # which leaves its other members stopped
+        self._over = False
         if not hasattr(executor, "declare_service"):
             raise FleetError(f"fleet {fleet.name!r} has services, which need a Keeper to run, not {executor!r}")
 
@@ -43,6 +44,11 @@ class FleetServices:
                 self.handles[name] = self._keeper.declare_service(spec)
         self._keeper.disown_services()
         self._token.on_cancel(self._wake)
+        self._keeper.when_ended(self._keeper_has_ended)
+
+    def _keeper_has_ended(self) -> None:
+        if not self._over:
+            self._token.cancel("the keeper has ended")
 
     def _hear(self, event: ServiceEvent) -> None:
         if event.kind == "fleet.failed":
@@ -76,6 +82,7 @@ class FleetServices:
 
     def stop(self) -> dict[str, ServiceState]:
         """Stop them in reverse order and wait for that; return the state of each before it was stopped."""
+        self._over = True
         states = {name: handle.state for name, handle in self.handles.items()}
         for name in reversed(self.handles):
             self.handles[name].stop_unless_at_rest()

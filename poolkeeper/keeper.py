@@ -14,26 +14,23 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from .adoption import RECOVERY_SECONDS, Adoption
 from .commands import Command, Decide, Fail, Feed, Kill, Nudge, Retire, Settle, Spawn
 from .core import Core
 from .errors import PoolkeeperError, ProtocolError, ReexecRefused
 from .futures import TaskFuture
 from .home import Home
 from .ledger import Segment, Task
-from .left_behind import left_results
 from .lifecycle import WorkerState
 from .logs import emit
 from .loop import LONGEST_WAIT, Loop, Ready
 from .nursery import Nursery
 from .page import CANCEL
-from .pidfile import ChildRecord
 from .postmortem import Postmortem
 from .reporting import flush, report
 from .settings import Settings
@@ -44,8 +41,11 @@ from .worker_session import WorkerConfig
 from .workforce import Workforce
 
 if TYPE_CHECKING:
+    from .adoption import Adoption
     from .control import Control
+    from .model import Recovered
     from .recording import Recorder
+    from .recovery import Recovery
     from .reexec import Estate
     from .register import Register
     from .service_model import ServiceStatus
@@ -89,14 +89,18 @@ class KeeperRuntime:
         self._calls: deque[Callable[[], None]] = deque()
         self._lock = threading.RLock()
         self._ended = threading.Event()
+        self._mourners: list[Callable[[], object]] = []
         self._retired_at: float | None = None
         self.recorder: Recorder | None = None
+        self._recovery: Recovery | None = None
         self._adoption: Adoption | None = None
         self._supervision: Supervision | None = None
         self._register: Register | None = None
         self._control: Control | None = None
         self._on_shutdown: Callable[[str], object] | None = None
+        self._progress: Callable[[], dict[str, Any]] | None = None
         self._departing: str | None = None
+        self._detached = False
         self._at_rest = threading.Event()
         self._stranded: Future[None] = Future()
         undo = contextlib.ExitStack()
@@ -157,29 +161,24 @@ class KeeperRuntime:
         }
         self._workforce.open(self._board)
         survivors = () if self._register is None else self._register.survivors
-        self._nursery.open(self._board, [child.identity for child in survivors if child.role == "forkserver"])
-        if self.recorder is not None:
-            self._adopt(self.recorder, survivors)
+        self._nursery.open(
+            self._board,
+            [child.identity for child in survivors if child.role == "forkserver"],
+            blind=self._register is not None and self._register.crashed and self._register.inherited is None,
+        )
+        if self._register is not None and self.recorder is not None:
+            from .recovery import Recovery
+
+            traffic = self._traffic
+            recovery = Recovery(
+                self._register, self.recorder, core, self._nursery, self._workforce, self, traffic.deliver
+            )
+            self._recovery, self._adoption = recovery, recovery.adoption
+            self._workforce.adoption = traffic.adoption = recovery.adoption
+            recovery.begin(home.path / "spool", home.key)
         if self._register is not None and self._register.has_services:
             self._supervision = self._new_supervision()
         _require_descriptors(self._loop.descriptor)
-
-    def _adopt(self, recorder: Recorder, survivors: Iterable[ChildRecord]) -> None:
-        """Look after the workers that an earlier keeper has left."""
-        deadline = time.monotonic() + RECOVERY_SECONDS
-        adoption = self._adoption = Adoption(self._core, recorder, self, self._traffic.deliver, deadline)
-        self._workforce.adoption = self._traffic.adoption = adoption
-        for path, left in left_results(self._home.path / "spool", self._home.key):
-            adoption.inherit(left)
-            recorder.when_recorded(partial(path.unlink, missing_ok=True))
-        for child in survivors:
-            number = child.id.rpartition("-")[2]
-            if child.role == "worker" and number.isdecimal():
-                peer = self._workforce.expect(int(number), child.slot or 0, child.id, child.identity)
-                if peer is not None:
-                    adoption.expect(peer.worker)
-            elif child.role == "forkserver":
-                child.identity.signal(signal.SIGURG)
 
     def _open_recorder(self, settings: Settings, home: Home) -> Recorder | None:
         from .recording import open_recorder
@@ -293,6 +292,11 @@ class KeeperRuntime:
         """Whether any service has been declared."""
         return self._supervision is not None
 
+    def recovered(self) -> Recovered | None:
+        """Return what was found of an earlier keeper."""
+        with self._lock:
+            return None if self._recovery is None else self._recovery.recovered()
+
     def service_rows(self) -> list[ServiceStatus]:
         """Return what every service is doing."""
         if self._supervision is None:
@@ -345,9 +349,29 @@ class KeeperRuntime:
                 self._traffic.withdraw(task)
         self.wake()
 
+    def publish(self, progress: Callable[[], dict[str, Any]]) -> None:
+        """Have ``progress``, called on the keeper's thread, say how far the run has come when others ask for it."""
+        self._progress = progress
+
+    def progress(self) -> dict[str, Any]:
+        """Return what is published, nothing where nothing is."""
+        return {} if self._progress is None else self._progress()
+
     def on_shutdown(self, callback: Callable[[str], object]) -> None:
         """Have ``callback`` called, on the delivery thread, when another program asks this keeper to end."""
         self._on_shutdown = callback
+
+    def kill(self) -> None:
+        """Have the fork servers end, and with them all that they have made; from any thread."""
+        self._nursery.kill()
+
+    def when_ended(self, callback: Callable[[], object]) -> None:
+        """Have ``callback`` called, on the keeper's thread, when it has ended; at once if it has already."""
+        with self._lock:
+            if not self._ended.is_set():
+                self._mourners.append(callback)
+                return
+        callback()
 
     def request_shutdown(self, reason: str) -> None:
         """Another program asks this keeper to end."""
@@ -391,6 +415,29 @@ class KeeperRuntime:
                 self._core.give_up(found)
         if self._supervision is not None:
             self._supervision.stop_all("the keeper ends")
+
+    def detach(self) -> None:
+        """End, and leave every process as it is to a later keeper of this name; what is pending fails.
+
+        Raises PoolkeeperError for a keeper that is ephemeral, RuntimeError for one that has been shut down.
+        """
+        if self._home.ephemeral:
+            raise PoolkeeperError(
+                "an ephemeral keeper's processes end with it, for none could find them: give it a name"
+            )
+        with self._lock:
+            if self.refusal is not None and not self._detached:
+                raise RuntimeError(self.refusal)
+            self.refusal = f"{self._title} was detached"
+            self.leave_unfinished("detached")
+            self._detached = True
+        self.wake()
+        if not self._traffic.delivery.is_caller:  # a callback, for which the end itself waits
+            self.join()
+
+    @property
+    def _title(self) -> str:
+        return f"keeper {self.name}/{self.run_id}"
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until all is done and every process is gone; return whether that is so."""
@@ -462,7 +509,7 @@ class KeeperRuntime:
 
     def has_news(self) -> bool:
         """Whether there is something to process without waiting."""
-        return bool(self._inbox or self._calls or self._departing)  # who drives shall leave the seat
+        return bool(self._inbox or self._calls or self._departing or self._detached)  # who drives shall leave the seat
 
     def runs_one_short_task(self, task: TaskFuture, limit: float) -> float | None:
         """Return how many seconds ``task`` takes if nothing else runs, and it takes less than ``limit``; else None."""
@@ -507,6 +554,8 @@ class KeeperRuntime:
 
     def _finished(self) -> bool:
         core = self._core
+        if self._detached:
+            return True
         if not core.closing or self._inbox or self._calls or core.outstanding:
             return False
         if self._adoption is not None and self._adoption.waiting:
@@ -644,6 +693,9 @@ class KeeperRuntime:
         self.leave_unfinished(self.refusal)
         failure = PoolkeeperError(f"{self.refusal}; this is a defect of poolkeeper")
         failure.__cause__ = error
+        self._fail_pending(failure)
+
+    def _fail_pending(self, failure: PoolkeeperError) -> None:
         with self._lock:
             self._take_inbox()
             self._give_out()
@@ -654,12 +706,23 @@ class KeeperRuntime:
                 self._traffic.fail_task(task, failure)
         self._traffic.announce()
 
+    def _part(self) -> None:
+        """Write down, for a later keeper, all that goes on; from now on nothing that is let go of counts as gone."""
+        if self._register is not None:
+            self._register.close(keep=True)
+        if self.recorder is not None:
+            self.recorder.close()  # before what is pending fails, for that is no outcome
+        message = f"{self._title} was detached: what runs goes on, and a later keeper of this name has its outcome"
+        self._fail_pending(PoolkeeperError(message))
+
     def _end(self) -> None:
-        """Leave nothing behind: no process, no descriptor, no file that should not stay."""
+        """Leave nothing behind, no process, no descriptor, no file that should not stay; unless detached."""
         self._loop.leave()
         self._traffic.announce()
+        if self._detached:
+            self._part()
         self._board.close()  # first: a fork server that has just been started would wait for an answer
-        self._nursery.close()
+        self._nursery.close(leave=self._detached)
         self._workforce.close()
         if self._supervision is not None:
             self._supervision.close()
@@ -667,11 +730,10 @@ class KeeperRuntime:
             self._control.close()
         self.stowage.close()
         self._loop.selector.close()
-        if self._register is not None:
-            self._register.close()
-        if self.recorder is not None:
-            self.recorder.close()
-        self._home.remove()
+        if self._detached:
+            self._home.close_lock()
+        else:
+            self._vacate()
         self._traffic.delivery.close()
         flush()
         with self._lock:
@@ -679,7 +741,17 @@ class KeeperRuntime:
             self._ended.set()
         if self._supervision is not None:
             self._supervision.announce_end()
+        for callback in self._mourners:
+            callback()
         self.wake()
+
+    def _vacate(self) -> None:
+        """No process is left: nor shall a file be that speaks of one."""
+        if self._register is not None:
+            self._register.close()
+        if self.recorder is not None:
+            self.recorder.close()
+        self._home.remove()
 
     def abandon_in_child(self) -> None:
         """In a fork of the application: let go of everything that belongs to the parent's keeper."""

@@ -41,6 +41,9 @@ __all__ = ["UNKNOWN", "Child", "Nursery", "Parent"]
 
 UNKNOWN = Exit(None, None)
 
+BLIND_SECONDS = 1.2
+"""The same where only the calls tell what there is: those who have lost their keeper call at least once a second."""
+
 PATIENCE_SECONDS = 0.5
 """How long a new keeper waits for the fork server of the one before it, before it starts its own."""
 
@@ -193,22 +196,30 @@ class Nursery:
         self._patience: float | None = None
         self._awaited: dict[int, ProcessIdentity] = {}
         self._tickets = count(1)
-        self.on_listed: Callable[[int, list[tuple[str, str, int]]], None] = lambda pid, children: None
-        """Is told the pid of a fork server that an earlier keeper has left, and its children: tag, role, pid."""
+        self.on_listed: list[Callable[[int, list[tuple[str, str, int]]], None]] = []
+        """Are told the pid of a fork server that an earlier keeper has left, and its children: tag, role, pid."""
 
-    def open(self, board: Switchboard, expected: Collection[ProcessIdentity] = ()) -> None:
-        """Start the fork server, which will call at ``board``; or wait a little for those that are ``expected``."""
+    def open(self, board: Switchboard, expected: Collection[ProcessIdentity] = (), *, blind: bool = False) -> None:
+        """Start the fork server, which will call at ``board``; or wait a little for those that are ``expected``.
+
+        ``blind`` is for a keeper that knows that there was another one, and nothing else of it.
+        """
         self._board = board
         self._awaited = {identity.pid: identity for identity in expected}
-        if not expected:
-            self._launch()
+        if expected or blind:
+            self._patience = time.monotonic() + (BLIND_SECONDS if blind else PATIENCE_SECONDS)
         else:
-            self._patience = time.monotonic() + PATIENCE_SECONDS
+            self._launch()
 
     @property
     def pid(self) -> int | None:
         """The pid of the fork server that makes processes, None while there is none."""
         return None if self._server is None else self._server.process.pid
+
+    @property
+    def awaits(self) -> bool:
+        """Whether a fork server of an earlier keeper may still call, which knows of workers that nobody has told of."""
+        return self._patience is not None
 
     def next_deadline(self) -> float | None:
         """Return when ``tend`` has to be called."""
@@ -294,7 +305,8 @@ class Nursery:
             else:
                 peer.take(ticket, child)
         self._awaited.pop(peer.process.pid, None)
-        self.on_listed(peer.process.pid, [(tag, role, pid) for tag, role, pid, _ in content["children"]])
+        for listener in self.on_listed:
+            listener(peer.process.pid, [(tag, role, pid) for tag, role, pid, _ in content["children"]])
         changed = changed_sources(content["sources"])
         if self._server is None and content["digest"] == self._start.digest and not changed:
             self._server = peer
@@ -422,6 +434,15 @@ class Nursery:
                 process.end()
         self._servers.clear()
         self._server = None
+
+    def kill(self) -> None:
+        """Have every fork server end at once, and with it what it has made; safe in any thread."""
+        for server in list(self._servers.values()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(server.process.pid, signal.SIGTERM)
+        for identity in list(self._awaited.values()):
+            with contextlib.suppress(OSError):
+                identity.signal(signal.SIGTERM)
 
     def _dismiss_awaited(self) -> list[ServerProcess]:
         """Ask fork servers to end that have had no time to call; return them."""

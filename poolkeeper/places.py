@@ -66,8 +66,11 @@ def base_folder(
 
 
 def local_base(base: str | os.PathLike[str], *, kind_of: Callable[[Path], str | None] = filesystem_type) -> Path:
-    """Return ``base``, which the user has chosen; raises HomeUnusable if it lies on the network."""
-    path = Path(base)
+    """Return ``base``, which the user has chosen, for whatever working directory a process may have.
+
+    Raises HomeUnusable if it lies on the network.
+    """
+    path = Path(os.path.abspath(base))
     kind = kind_of(path)
     if is_network(kind):
         raise HomeUnusable(

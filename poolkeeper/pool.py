@@ -24,7 +24,7 @@ from .view import KeeperView
 
 if TYPE_CHECKING:
     from .fleet import Fleet
-    from .model import KeeperStatus, RunResult
+    from .model import KeeperStatus, Recovered, RunResult
     from .policy import RestartPolicy
     from .service_model import ServiceEvent
     from .service_spec import ServiceGroup, ServiceSpec
@@ -246,6 +246,11 @@ class Keeper(KeeperView):
         if isinstance(self._runtime, KeeperRuntime):
             self._runtime.on_shutdown(callback)
 
+    def publish(self, progress: Callable[[], dict[str, Any]]) -> None:
+        """Have ``poolkeeper attach`` show what ``progress()`` returns: plain data, quickly; see ``progress``."""
+        if isinstance(self._runtime, KeeperRuntime):
+            self._runtime.publish(progress)
+
     def reexec(self, *, timeout: float = 60.0) -> NoReturn:
         """Replace this process by a new one of the same program, with the code that is on disk now.
 
@@ -269,6 +274,31 @@ class Keeper(KeeperView):
             )
         PROCESS.perform(self._runtime, timeout=timeout)
 
+    def kill(self) -> None:
+        """Have every process of this keeper killed at once, for a program that ends and waits for nothing."""
+        if isinstance(self._runtime, KeeperRuntime):
+            self._runtime.kill()
+
+    def when_ended(self, callback: Callable[[], object]) -> None:
+        """Call ``callback()`` when this keeper has ended, by whatever cause; at once if it has already."""
+        if isinstance(self._runtime, KeeperRuntime):
+            self._runtime.when_ended(callback)
+
+    def detach(self) -> None:
+        """End this keeper and leave all that it has made running, for a later ``Keeper`` of this name to take over.
+
+        Tasks that run go on, and their outcomes wait; so do services. What is pending here fails with PoolkeeperError;
+        submitted again to the later keeper, a task with a key is not run twice. The keeper is shut down afterwards.
+        Idle workers, and outcomes, wait for ``orphan_grace`` seconds.
+
+        Raises:
+            PoolkeeperError: for a keeper that is ephemeral or inline: nobody could find what it leaves.
+            RuntimeError: after ``shutdown``.
+        """
+        if not isinstance(self._runtime, KeeperRuntime):
+            raise PoolkeeperError('start_method="inline" has no processes that could go on')
+        self._runtime.detach()
+
     def ping(self) -> None:
         """Return once the keeper's thread has answered; raises RuntimeError when it has ended."""
         if isinstance(self._runtime, KeeperRuntime):
@@ -284,6 +314,11 @@ class Keeper(KeeperView):
             return {}
         declared = runtime.supervision.supervisor.services
         return {name: ServiceHandle(runtime, service) for name, service in list(declared.items())}
+
+    @property
+    def recovered(self) -> Recovered | None:
+        """What this keeper has found of an earlier one that was lost; None for nothing."""
+        return self._runtime.recovered() if isinstance(self._runtime, KeeperRuntime) else None
 
     def status(self) -> KeeperStatus:
         """Return an immutable snapshot of this keeper, its queue and its workers."""

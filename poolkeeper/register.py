@@ -18,6 +18,7 @@ from .service_model import ServiceEvent
 __all__ = ["Register"]
 
 PIDFILE = "keeper.pid"
+PIDFILE_SECONDS = 0.01
 
 
 class _Entry(NamedTuple):
@@ -50,7 +51,7 @@ class Register:
         self._services = Handover() if self.inherited is None else self.inherited.services
         self._entries: dict[str, _Entry] = {}
         self._identities: dict[str, ProcessIdentity | None] = {}
-        self._pidfile = PidfileWriter(home.path / PIDFILE)
+        self._pidfile = PidfileWriter(home.path / PIDFILE, interval=PIDFILE_SECONDS)
         self._events = EventLog(home.path)
         self._pidfile.update(self._document)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
+from collections.abc import Iterable
 
-__all__ = ["Sources", "changed_sources", "loaded_sources"]
+__all__ = ["Sources", "changed_sources", "current_sources", "loaded_sources"]
 
 Sources = dict[str, tuple[int, int]]
 """Time of change in nanoseconds, and size in bytes, by path."""
@@ -34,16 +35,21 @@ def loaded_sources(known: Sources | None = None) -> Sources:
 
 def changed_sources(sources: Sources) -> list[str]:
     """Return the files that are not what they were when they were loaded, or gone."""
-    changed = []
-    for path, seen in sources.items():
+    now = current_sources(sources)
+    return [path for path, seen in sources.items() if now[path] != tuple(seen)]
+
+
+def current_sources(paths: Iterable[str]) -> Sources:
+    """Return what files are like now; those that are gone have no time and no size."""
+    found: Sources = {}
+    for path in paths:
         try:
             status = os.stat(path)
         except OSError:
-            changed.append(path)
-            continue
-        if (status.st_mtime_ns, status.st_size) != tuple(seen):
-            changed.append(path)
-    return changed
+            found[path] = (-1, -1)
+        else:
+            found[path] = (status.st_mtime_ns, status.st_size)
+    return found
 
 
 _INSTALLED: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from .model import KeeperStatus, WorkerStatus
 from .process_identity import resident_bytes
 from .service_model import ServiceExit, ServiceStatus
 
-__all__ = ["keeper_as_data", "keeper_status"]
+__all__ = ["keeper_as_data", "keeper_in_short", "keeper_status"]
 
 
 def keeper_status(name: str | None, run_id: str, runtime: Any) -> KeeperStatus:
@@ -56,6 +56,32 @@ def keeper_as_data(runtime: Any) -> dict[str, Any]:
             for row in rows
         ],
         "services": [_service_as_data(row) for row in runtime.service_rows()],
+    }
+
+
+def keeper_in_short(runtime: Any) -> dict[str, Any]:
+    """Return what a display shows of ``runtime`` a few times a second, as plain data; looks at no process either."""
+    queued, running, rows = runtime.snapshot()
+    return {
+        "name": runtime.name,
+        "run_id": runtime.run_id,
+        "pid": os.getpid(),
+        "started": runtime.started,
+        "queued": queued,
+        "running": running,
+        "workers": [row.pid for row in rows],
+        "busy": sum(row.task is not None for row in rows),
+        "services": [
+            {
+                "name": row.name,
+                "state": row.state.value,
+                "pid": row.pid,
+                "uptime": row.uptime,
+                "restarts": row.restarts,
+                "detail": row.detail,
+            }
+            for row in runtime.service_rows()
+        ],
     }
 
 

@@ -103,7 +103,7 @@ class Supervision:
         self._survivors: Survivors | None = None
         if register is not None:
             self._survivors = survivors = Survivors(register, nursery, board, selector, time.monotonic())
-            nursery.on_listed = self._listed
+            nursery.on_listed.append(self._listed)
             supervisor.inherit_groups(survivors.groups)
             if survivors.roll_call is not None:
                 supervisor.hold(survivors.roll_call)

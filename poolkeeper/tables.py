@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .display import duration
+from .progress import duration
 
 __all__ = ["status_table", "top_table"]
 

@@ -206,7 +206,7 @@ class Traffic:
             if type(future.payload) not in _LIGHT:
                 self._stowage.drop(future.payload)
             future.payload = None
-        if self.adoption is not None and self.adoption.has_foundlings:
+        if self.adoption is not None and self.adoption.hears_answers:
             futures, values = self.adoption.answered(futures, values)
         if self.recorder is not None:
             futures, values = self.recorder.settle(futures, values)

@@ -158,14 +158,18 @@ class Workforce:
         peer.worker.birth = birth
         return peer
 
-    def expect(self, id: int, slot: int, tag: str, identity: ProcessIdentity) -> WorkerPeer | None:
+    def expect(self, id: int, slot: int, tag: str, identity: ProcessIdentity) -> Worker | None:
         """Look after a worker of an earlier keeper, and have it call; return None if it is gone."""
         peer = self._take_over(id, slot, tag, identity.pid)
         if peer.watched and not identity.is_alive():  # looked at behind the pidfd: it cannot be anybody else's now
             self._gone(peer, UNKNOWN)
             return None
         peer.signal(signal.SIGURG)
-        return peer
+        return peer.worker
+
+    def found(self, id: int, tag: str, pid: int) -> Worker | None:
+        """Look after a worker that its fork server tells of; return None for one that is known."""
+        return None if pid in self._survivors else self._take_over(id, id, tag, pid).worker
 
     def _take_over(self, id: int, slot: int, tag: str, pid: int) -> WorkerPeer:
         worker = self._core.take_over(id, slot, "")
@@ -281,10 +285,10 @@ class Workforce:
             return
         while self._board.read(peer):
             pass
-        self._core.died(worker, time.monotonic(), exit)
-        del self._peers[worker.id]
         if worker.pid is not None and self._survivors.pop(worker.pid, None) is not None and self.adoption is not None:
             self.adoption.gone(worker)
+        self._core.died(worker, time.monotonic(), exit)
+        del self._peers[worker.id]
         self._board.detach(peer)
         self._nursery.buried(peer)
         peer.gone = True

@@ -14,8 +14,10 @@ from tests.helpers import MARK, children, leftovers
 
 os.environ[MARK] = uuid.uuid4().hex
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's script ignores it for what it runs by "&"
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # or the tests' own programs could not be interrupted
+# A shell's script has what it runs by "&" ignore both: the tests' own programs could not be interrupted.
+for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, default)
 
 hypothesis.settings.register_profile("poolkeeper", deadline=None)  # a busy machine is no counterexample
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None)

@@ -284,7 +284,7 @@ def test_a_keeper_that_is_closed_at_once_does_not_linger() -> None:
     """The fork server is still starting, has just connected, or is about to fork."""
     import time
 
-    from poolkeeper.forkserver import END_SECONDS
+    from poolkeeper.launching import END_SECONDS
 
     for wait in (0.0, 0.02, 0.05, 0.1, 0.2):
         with Keeper(2):

@@ -33,7 +33,8 @@ def base():
         pass
     print("base goes", flush=True)
 
-@fleet.service(after=base, restart=RestartPolicy.on_failure(1, 0.01))
+# never ready, so that nobody who looks between its start and its end sees it running
+@fleet.service(after=base, restart=RestartPolicy.on_failure(1, 0.01), ready="notify")
 def broken():
     raise ConnectionError("there is no database")
 """
@@ -161,7 +162,14 @@ def test_shutdown_ends_the_fleet_and_leaves_nothing(shop: subprocess.Popen[str],
     assert answer.returncode == 3
     assert "no keeper runs (down)" in answer.stdout
     (home,) = (tmp_path / "home").glob("*/default")
-    assert {path.name for path in home.iterdir()} <= {"keeper.lock", "authkey", "logs", "events.jsonl", "journal.db"}
+    assert {path.name for path in home.iterdir()} <= {
+        "keeper.lock",
+        "authkey",
+        "logs",
+        "events.jsonl",
+        "journal.db",
+        "outcome.json",
+    }
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

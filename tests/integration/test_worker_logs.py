@@ -152,7 +152,7 @@ def test_the_file_is_made_again_when_somebody_removes_it(keeper: Keeper) -> None
 
     def is_there_again() -> bool:
         keeper.submit(speakers.say, "after").result(PATIENCE)
-        return path.exists()
+        return path.exists() and bool(path.read_text())
 
     wait_until(is_there_again)
     assert re.fullmatch(r"\S+ worker-1\[\d+\]#1 after", path.read_text().splitlines()[0])

@@ -10,7 +10,8 @@ import loguru
 import pytest
 from rich.console import Console
 
-from poolkeeper.display import LineDisplay, LiveDisplay, duration, summary, workers_line
+from poolkeeper.bars import workers_line
+from poolkeeper.display import LineDisplay, LiveDisplay, summary
 from poolkeeper.fleet import Fleet
 from poolkeeper.logs import configure
 from poolkeeper.model import (
@@ -22,6 +23,7 @@ from poolkeeper.model import (
     TaskStatus,
     WorkerStatus,
 )
+from poolkeeper.progress import duration
 
 
 def done(index: int) -> TaskResult[Any]:
@@ -152,8 +154,9 @@ class TestLive:
                 WorkerStatus("w2", 11, "ready", rss=64 * 2**20),
             ),
         )
-        assert workers_line(status) == "2 workers, 1 busy, 5 queued, 1 running, 128 MiB"
-        assert workers_line(status) in text_of(LiveDisplay(console, lambda: status).render())
+        line = "2 workers, 1 busy, 5 queued, 1 running, 128 MiB"
+        assert workers_line(2, 1, 5, 1, 128 * 2**20) == line
+        assert line in text_of(LiveDisplay(console, lambda: status).render())
 
     def test_it_is_put_away_while_a_step_runs(self, console: Console) -> None:
         display = LiveDisplay(console, redirect=False)

@@ -30,6 +30,7 @@ PUBLIC = {
     "PoolkeeperError",
     "ProtocolError",
     "RateLimit",
+    "Recovered",
     "ReexecRefused",
     "RemoteError",
     "RemoteTraceback",
