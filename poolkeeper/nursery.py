@@ -33,13 +33,14 @@ from .switchboard import Heir, Peer, Switchboard
 from .worker_session import WorkerConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from .register import Register
 
 __all__ = ["UNKNOWN", "Child", "Nursery", "Parent"]
 
 UNKNOWN = Exit(None, None)
+
+Listed = Callable[[int, list[tuple[str, str, int]]], None]
+"""Is told the pid of a fork server and its children: tag, role, pid."""
 
 BLIND_SECONDS = 1.2
 """The same where only the calls tell what there is: those who have lost their keeper call at least once a second."""
@@ -149,6 +150,7 @@ class Server(Peer):
         self.process = process
         self.children: dict[str, Child] = {}
         self.strangers: dict[str, tuple[str, int]] = {}
+        self.listed: list[tuple[str, str, int]] = []
 
     def take(self, ticket: str, child: Child) -> None:
         """Count ``child`` among its processes."""
@@ -196,8 +198,7 @@ class Nursery:
         self._patience: float | None = None
         self._awaited: dict[int, ProcessIdentity] = {}
         self._tickets = count(1)
-        self.on_listed: list[Callable[[int, list[tuple[str, str, int]]], None]] = []
-        """Are told the pid of a fork server that an earlier keeper has left, and its children: tag, role, pid."""
+        self._on_listed: list[Listed] = []
 
     def open(self, board: Switchboard, expected: Collection[ProcessIdentity] = (), *, blind: bool = False) -> None:
         """Start the fork server, which will call at ``board``; or wait a little for those that are ``expected``.
@@ -229,6 +230,16 @@ class Nursery:
         """Start a fork server if the one that was expected has not called in time."""
         if self._patience is not None and now >= self._patience:
             self._end_patience()
+
+    def on_listed(self, listener: Listed) -> None:
+        """Tell ``listener`` the pid and the children of each fork server that an earlier keeper has left."""
+        self._on_listed.append(listener)
+        for server in self._servers.values():
+            if server.listed:  # it was faster
+                left = set(server.strangers.values())
+                listener(
+                    server.process.pid, [(tag, role, pid) for tag, role, pid in server.listed if (tag, pid) in left]
+                )
 
     def will_report(self, child: Child) -> bool:
         """Whether the fork server that has made ``child`` is there to say how it ends."""
@@ -305,8 +316,9 @@ class Nursery:
             else:
                 peer.take(ticket, child)
         self._awaited.pop(peer.process.pid, None)
-        for listener in self.on_listed:
-            listener(peer.process.pid, [(tag, role, pid) for tag, role, pid, _ in content["children"]])
+        peer.listed = [(tag, role, pid) for tag, role, pid, _ in content["children"]]
+        for listener in self._on_listed:
+            listener(peer.process.pid, peer.listed)
         changed = changed_sources(content["sources"])
         if self._server is None and content["digest"] == self._start.digest and not changed:
             self._server = peer

@@ -49,7 +49,7 @@ class Recovery:
         self._recorder = recorder
         self._workforce = workforce
         self._left = 0
-        nursery.on_listed.append(self._listed)
+        nursery.on_listed(self._listed)
         deadline = time.monotonic() + RECOVERY_SECONDS
         self.adoption = Adoption(core, recorder, keeper, deliver, deadline, lambda: nursery.awaits)
 

@@ -104,10 +104,10 @@ class Supervision:
         self._survivors: Survivors | None = None
         if register is not None:
             self._survivors = survivors = Survivors(register, nursery, board, selector, time.monotonic())
-            nursery.on_listed.append(self._listed)
             supervisor.inherit_groups(survivors.groups)
             if survivors.roll_call is not None:
                 supervisor.hold(survivors.roll_call)
+            nursery.on_listed(self._listed)
         delivery.post(_warm_up)
 
     def take_on(self, spec: ServiceSpec, blob: bytes, code: str = "") -> Service:
