@@ -23,9 +23,11 @@ What bounds an outbox is who fills it, for a session refuses nothing:
   each arena that it has lent; as it answers nothing, it is fed nothing more.
 
 There are no heartbeats: on one machine the kernel ends the link of a dead peer at once, a stopped one shows as a full
-socket or a call without answer, and silence alone proves nothing. Nothing is compressed: 64 KiB of Python source take
-0.5 ms to compress by zlib level 1 (to a third) and 0.4 ms to decompress, against 0.03 ms for the way through the socket
-(0.01 at best; two cores, Python 3.11, which has no zstd), and large payloads travel by memory that both sides map.
+socket or a call without answer, and silence alone proves nothing.
+
+Nothing is compressed. *Measured* on two cores, Python 3.11 (which has no zstd), from one process to another, checked
+there, and the answer back: 64 KiB of Python source take 0.03 ms as they are, and 1.0 ms by zlib level 1, to a third of
+the size. Large payloads travel by memory that both sides map.
 """
 
 from __future__ import annotations
