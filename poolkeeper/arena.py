@@ -172,6 +172,10 @@ class ArenaPool:
         """Whether each of ``fds`` is the descriptor of an arena that is lent, and still open."""
         return fds <= {arena.fd for arena in self._lent.values() if arena.fd in fds and arena.intact}
 
+    def size_of(self, fds: set[int]) -> int:
+        """Return how many bytes the arenas hold that are lent with these descriptors."""
+        return sum(arena.size for arena in self._lent.values() if arena.fd in fds)
+
     def restore(self, arena: Arena) -> None:
         """Give an arena a new descriptor; raises OSError where its content is lost, or the system gives no more."""
         arena.restore(self._directory)

@@ -193,6 +193,7 @@ class Fleet:
         on_give_up: Literal["ignore", "stop-fleet"] = "ignore",
         stop_signal: int = signal.SIGTERM,
         group: ServiceGroup | None = None,
+        overlap: bool = False,
     ) -> Callable[[Function], Function]:
         """Declare that the decorated function is a service; see ``Keeper.service`` for the arguments.
 
@@ -219,6 +220,7 @@ class Fleet:
                 on_give_up=on_give_up,
                 stop_signal=int(stop_signal),
                 group=group,
+                overlap=overlap,
             )
             self._parts[spec.name] = spec
             return function

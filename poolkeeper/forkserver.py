@@ -113,22 +113,25 @@ class ForkServer:
         poll.register(self._wake.fileno(), select.POLLIN)
         if self._logs is not None:
             self._logs.watch(poll)
-        linked: int | None = None
+        linked: tuple[int, int] | None = None
         while not self._ending and not self._line.ended:
             if self._reap() or self._orphans:
                 self._orphans.sweep(self._known())
             self._keep_spare()
-            if self._line.fd is None and self._is_forsaken():
+            if self._line.awaits is None and self._is_forsaken():
                 return
             if self._line.call_if_due():
                 self._take(self._line.early())
                 self._rally()
-            linked = _watch_instead(poll, linked, self._line.fd)
+            linked = _watch_instead(poll, linked, self._line.awaits)
             ready = dict(poll.poll(self._timeout()))
             if self._wake.fileno() in ready:
                 with contextlib.suppress(BlockingIOError):
                     self._wake.recv(4096)
-            if linked in ready:
+            events = 0 if linked is None else ready.get(linked[0], 0)
+            if events & select.POLLOUT:
+                self._line.flush()
+            if events & ~select.POLLOUT:
                 self._take(self._line.receive())
 
     def _describe(self) -> dict[str, Any]:
@@ -320,7 +323,7 @@ class ForkServer:
     def _timeout(self) -> float | None:
         """Send what the log writer has held back; return the milliseconds until there may be more to do."""
         waits = [self._orphans.timeout(), self._line.timeout()]
-        if self._line.fd is None and not self._workers:
+        if self._line.awaits is None and not self._workers:
             waits.append(max(0.0, ((self._config.orphan_grace or 0.0) - self._line.lost_for()) * 1000))
         if self._spare_at < math.inf:
             waits.append(max(0.0, (self._spare_at - time.monotonic()) * 1000))
@@ -331,13 +334,15 @@ class ForkServer:
         return min((wait for wait in waits if wait is not None), default=None)
 
 
-def _watch_instead(poll: select.poll, old: int | None, new: int | None) -> int | None:
-    """Have ``poll`` look at descriptor ``new`` in the place of ``old``; return it."""
+def _watch_instead(
+    poll: select.poll, old: tuple[int, int] | None, new: tuple[int, int] | None
+) -> tuple[int, int] | None:
+    """Have ``poll`` look at ``new``, a descriptor and events, in the place of ``old``; return it."""
     if new != old:
         if old is not None:
-            poll.unregister(old)
+            poll.unregister(old[0])
         if new is not None:
-            poll.register(new, select.POLLIN)
+            poll.register(*new)
     return new
 
 

@@ -2,12 +2,13 @@
 
 Every frame is a fixed header followed by its body::
 
-    body length u32 | crc32 u32 | kind u8 | fds u8 | reserved u16 | sequence u64 | acknowledged u64
+    body length u32 | crc32 u32 | kind u8 | fds u8 | guard u16 | sequence u64 | acknowledged u64
 
-The CRC covers the header behind it and the body. ``fds`` counts the descriptors that travel beside the frame.
-``sequence`` numbers the DATA frames of a session from 1 and is 0 for all others; ``acknowledged`` is the highest
-sequence that the sender of this frame has received. Bodies of handshake frames are JSON, so that nothing is
-unpickled before a peer has proved that it knows the key.
+The CRC covers the header behind it and the body. The guard is the lower half of the length's own CRC, for a length that
+is damaged would have the receiver wait for ever; 0 stands for none. ``fds`` counts the descriptors that travel beside
+the frame. ``sequence`` numbers the DATA frames of a session from 1 and is 0 for all others; ``acknowledged`` is the
+highest sequence up to which all that the sender of this frame has received is safe with it. Bodies of handshake frames
+are JSON, so that nothing is unpickled before a peer has proved that it knows the key.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ __all__ = [
 
 PROTOCOL = 1
 HEADER = struct.Struct("<IIBBHQQ")
+LENGTH = struct.Struct("<I")
 CHECKED = struct.Struct("<BBHQQ")
 HEADER_SIZE = HEADER.size
 
@@ -48,7 +50,8 @@ BODY_LIMIT = 1 << 30
 class FrameKind(IntEnum):
     """What a frame is for; DATA alone is numbered, acknowledged and resent.
 
-    ATTACH is what a caller tells a keeper that knows nothing of it yet, ahead of what it sends again.
+    ATTACH is what a caller tells a keeper that knows nothing of it yet, ahead of what it sends again. An ASIDE has a
+    body as DATA has, and may be lost: what it says is soon overtaken.
     """
 
     CHALLENGE = 1
@@ -58,6 +61,7 @@ class FrameKind(IntEnum):
     DATA = 5
     ACK = 6
     ATTACH = 7
+    ASIDE = 8
 
 
 _KINDS = {kind.value: kind for kind in FrameKind}
@@ -80,8 +84,9 @@ def encode(kind: FrameKind, body: bytes = b"", sequence: int = 0, acknowledged: 
     """
     if len(body) > BODY_LIMIT:
         raise ProtocolError(f"a frame of {len(body)} bytes is longer than the limit of {BODY_LIMIT}")
-    checked = CHECKED.pack(kind, fds, 0, sequence, acknowledged)
-    return b"".join((struct.pack("<II", len(body), crc32(body, crc32(checked))), checked, body))
+    length = LENGTH.pack(len(body))
+    checked = CHECKED.pack(kind, fds, crc32(length) & 0xFFFF, sequence, acknowledged)
+    return b"".join((length, LENGTH.pack(crc32(body, crc32(checked))), checked, body))
 
 
 class FrameReader:
@@ -112,9 +117,11 @@ class FrameReader:
         position, end = 0, len(view)
         limit = BODY_LIMIT if self.authenticated else HANDSHAKE_LIMIT
         while end - position >= HEADER_SIZE:
-            length, crc, kind, fds, _, sequence, acknowledged = HEADER.unpack_from(view, position)
+            length, crc, kind, fds, guard, sequence, acknowledged = HEADER.unpack_from(view, position)
             if length > limit:
                 raise ProtocolError(f"a frame announces {length} bytes; the limit is {limit}")
+            if guard and guard != crc32(LENGTH.pack(length)) & 0xFFFF:
+                raise ProtocolError("the length of a frame is damaged")
             stop = position + HEADER_SIZE + length
             if stop > end:
                 self._needed = stop - position

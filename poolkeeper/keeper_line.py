@@ -2,18 +2,22 @@
 
 When a keeper is lost the line is dead for a while, and what is said meanwhile waits in the session's outbox. A keeper
 that comes later is called: soon after the loss, then less and less often, and at once when it asks for that by a
-signal. An ephemeral keeper has no successor, and its line ends with it.
+signal. One that does not read is not waited for: what its socket does not take goes out when it reads on, and is no
+more than it has asked for: an answer for each process to start, and one for its end. An ephemeral keeper has no
+successor, and its line ends with it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from .backoff import Backoff
+from .connection import Connection
 from .errors import ProtocolError
 from .frames import Frame
 from .link import Link, call_keeper, draw
@@ -43,17 +47,20 @@ class KeeperLine:
         self._config = config
         self._describe = describe
         self._session = Session()
-        self._backoff = Backoff(FIRST_RETRY, LONGEST_RETRY)
-        self._call_at = 0.0
-        self._lost_at: float | None = None
-        self.ended = False
-        """Whether the keeper has ended in good order, or there can be no other one."""
         self._link: Link | None = self._call()
+        self._connection = Connection(Backoff(FIRST_RETRY, LONGEST_RETRY), linked=True)
 
     @property
-    def fd(self) -> int | None:
-        """The link's descriptor, None while there is none."""
-        return None if self._link is None else self._link.fileno()
+    def ended(self) -> bool:
+        """Whether the keeper has ended in good order, or there can be no other one."""
+        return self._connection.ended
+
+    @property
+    def awaits(self) -> tuple[int, int] | None:
+        """The link's descriptor and what to wait for on it, None while there is no link."""
+        if self._link is None:
+            return None
+        return self._link.fileno(), select.POLLIN | (select.POLLOUT if self._link.blocked else 0)
 
     def early(self) -> Iterator[tuple[tuple[Any, ...], list[int]]]:
         """Return what has come with the handshake; as ``receive``."""
@@ -61,6 +68,12 @@ class KeeperLine:
         if link is not None and link.early:
             frames, link.early = link.early, []
             yield from self._messages(link, frames)
+
+    def flush(self) -> None:
+        """The link has room for what has waited."""
+        if self._link is not None:
+            with contextlib.suppress(OSError):
+                self._link.flush()
 
     def receive(self) -> Iterator[tuple[tuple[Any, ...], list[int]]]:
         """Read once; return the messages, each with the descriptors that it may take from the list."""
@@ -84,30 +97,30 @@ class KeeperLine:
 
     def summoned(self) -> None:
         """A keeper may be there: call it without further delay, if there is no link."""
-        self._call_at = 0.0
+        self._connection.summon()
 
     def call_if_due(self) -> bool:
         """Call where a keeper may answer, if there is none; return whether one has."""
-        if self._link is not None or self.ended or time.monotonic() < self._call_at:
+        connection = self._connection
+        if not connection.is_due(time.monotonic()):
             return False
+        connection.begin_call(time.monotonic())
         try:
             self._link = self._call()
         except (OSError, ProtocolError):
-            self._call_at = time.monotonic() + self._backoff.next(draw())
+            connection.unanswered(time.monotonic(), draw())
             return False
-        self._backoff.reset()
-        self._lost_at = None
+        connection.answered()
         return True
 
     def timeout(self) -> float | None:
         """Return the milliseconds until ``call_if_due`` has something to do, None: it has not."""
-        if self._link is not None or self.ended:
-            return None
-        return max(0.0, (self._call_at - time.monotonic()) * 1000)
+        seconds = self._connection.wait(time.monotonic())
+        return None if seconds is None else seconds * 1000
 
     def lost_for(self) -> float:
         """Return for how many seconds there has been no keeper."""
-        return 0.0 if self._lost_at is None else time.monotonic() - self._lost_at
+        return self._connection.lost_for(time.monotonic())
 
     def close(self) -> None:
         """Close the link: in a child, or at the end."""
@@ -119,7 +132,9 @@ class KeeperLine:
         config = self._config
         introduction = {"role": "forkserver", "id": 0, "birth": config.incarnation, "pid": os.getpid()}
         attach = None if config.orphan_grace is None else self._attachment
-        return call_keeper(config.socket, config.key, self._session, introduction, CALL_TIMEOUT, attach=attach)
+        return call_keeper(
+            config.socket, config.key, self._session, introduction, CALL_TIMEOUT, attach=attach, patient=False
+        )
 
     def _attachment(self) -> tuple[bytes, tuple[int, ...]]:
         return pack([self._describe()]), ()
@@ -132,7 +147,7 @@ class KeeperLine:
                     continue
                 for message in unpack(frame.body):
                     if message[0] == Kind.FAREWELL:
-                        self.ended = True
+                        self._connection.end()
                     else:
                         yield message, fds
             finally:
@@ -142,6 +157,6 @@ class KeeperLine:
     def _lose(self) -> None:
         self.close()
         if self._config.orphan_grace is None:
-            self.ended = True
-        elif self._lost_at is None:
-            self._lost_at = time.monotonic()
+            self._connection.end()
+        else:
+            self._connection.lose(time.monotonic())

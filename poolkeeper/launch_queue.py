@@ -67,6 +67,15 @@ class LaunchQueue:
         """Hand out again."""
         self._opens = 0.0
 
+    def is_open(self, now: float) -> bool:
+        """Whether anything may be handed out now."""
+        return now >= self._opens
+
+    @property
+    def opens_at(self) -> float:
+        """When anything may be handed out, be there anything or not."""
+        return self._opens
+
     def granted(self) -> None:
         """The system has given a process: the next pause is short again."""
         self._refusals = 0

@@ -8,8 +8,10 @@ the other has not received.
 from __future__ import annotations
 
 import array
+import fcntl
 import hmac
 import os
+import signal
 import socket
 import sys
 from collections import deque
@@ -27,6 +29,7 @@ FDS_LIMIT = 120
 """Descriptors beside one frame; the kernel takes 253 in one message."""
 
 _CMSG_CLOEXEC = int(socket.MSG_CMSG_CLOEXEC) if hasattr(socket, "MSG_CMSG_CLOEXEC") else 0
+_DONTWAIT = int(socket.MSG_DONTWAIT) if hasattr(socket, "MSG_DONTWAIT") else 0
 _CTRUNC = int(socket.MSG_CTRUNC)
 _CMSG_SPACE = socket.CMSG_SPACE(FDS_LIMIT * array.array("i").itemsize)
 
@@ -39,11 +42,15 @@ def draw() -> float:
 class Link:
     """A connected socket with a frame reader, and a queue of what the socket would not take yet.
 
-    A non-blocking socket keeps the rest for ``flush``; a blocking one sends all at once.
+    A non-blocking socket keeps the rest for ``flush``, and so does a link that is not ``patient``: its receiver may
+    have been stopped, and what is to be done meanwhile does not wait for it. Else a blocking one sends all at once.
+    ``vet`` is shown the descriptors that have waited before they go; what it raises leaves them where they are.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
+        self.patient = True
+        self.vet: Callable[[tuple[int, ...]], None] | None = None
         self.reader = FrameReader()
         self._unsent: deque[tuple[memoryview, tuple[int, ...]]] = deque()
         self._fds: deque[int] = deque()
@@ -91,23 +98,27 @@ class Link:
         """
         if not self._unsent and not fds:
             try:
-                sent = self.socket.send(frame)
+                sent = self.socket.send(frame, 0 if self.patient else _DONTWAIT)
             except BlockingIOError:
                 sent = 0
             if sent == len(frame):
                 return True
             self._unsent.append((memoryview(frame)[sent:], ()))
-            return False if self.socket.gettimeout() == 0.0 else self.flush()
+            return self.flush() if self.patient and self.socket.gettimeout() != 0.0 else False
         self._unsent.append((memoryview(frame), fds))
         return self.flush()
 
     def flush(self) -> bool:
         """Send what is queued; return whether all of it is sent. Raises OSError if the peer is gone."""
         unsent = self._unsent
+        flags = 0 if self.patient else _DONTWAIT
         while unsent:
             data, fds = unsent[0]
+            if fds and self.vet is not None:
+                self.vet(fds)
+            beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
             try:
-                sent = socket.send_fds(self.socket, [data], list(fds)) if fds else self.socket.send(data)
+                sent = self.socket.sendmsg([data], beside, flags) if fds else self.socket.send(data, flags)
             except BlockingIOError:
                 return False
             if sent == len(data):
@@ -115,6 +126,16 @@ class Link:
             else:
                 unsent[0] = (data[sent:], ())
         return True
+
+    def ask_for_signal(self, wanted: bool) -> None:
+        """Have SIGURG tell this process when the peer has made room for what is blocked, where the system can."""
+        if not hasattr(fcntl, "F_SETSIG"):
+            return
+        if wanted:
+            fcntl.fcntl(self.socket, fcntl.F_SETSIG, signal.SIGURG)
+            fcntl.fcntl(self.socket, fcntl.F_SETOWN, os.getpid())
+        flags = fcntl.fcntl(self.socket, fcntl.F_GETFL)
+        fcntl.fcntl(self.socket, fcntl.F_SETFL, flags | os.O_ASYNC if wanted else flags & ~os.O_ASYNC)
 
     def close(self) -> None:
         """Close the socket and the descriptors that no frame has claimed."""
@@ -153,12 +174,15 @@ class Handshake:
             raise ProtocolError(f"a caller speaks protocol {hello.get('protocol')!r}, this keeper speaks {PROTOCOL}")
         return hello
 
-    def welcome(self, hello: dict[str, Any], received: int, *, attach: bool = False) -> bytes:
-        """Return the frame by which the keeper proves itself and says up to where it has received.
+    def welcome(
+        self, hello: dict[str, Any], received: int, acknowledged: int | None = None, *, attach: bool = False
+    ) -> bytes:
+        """Return the frame by which the keeper proves itself and says up to where it has received, and acknowledges.
 
         ``attach`` asks for an ATTACH frame: this keeper knows nothing of the caller yet.
         """
-        content = {"received": received, "attach": attach}
+        acknowledged = received if acknowledged is None else acknowledged
+        content = {"received": received, "acknowledged": acknowledged, "attach": attach}
         mac = proof(self._key, "keeper", bytes.fromhex(str(hello["nonce"])), encode_json(content))
         return encode(FrameKind.WELCOME, encode_json({**content, "proof": mac}))
 
@@ -173,13 +197,17 @@ def call_keeper(
     session: Session,
     introduction: dict[str, Any],
     timeout: float,
-    before_resend: Callable[[], None] = lambda: None,
+    before_resend: Callable[[set[int]], None] = lambda _: None,
     attach: Callable[[], tuple[bytes, tuple[int, ...]]] | None = None,
+    *,
+    patient: bool = True,
 ) -> Link:
     """Connect to the keeper's socket, pass the handshake, resend what it misses, and return the blocking link.
 
-    ``timeout`` is in seconds for each step. ``before_resend`` is called when the session's outbox holds exactly what is
-    to be sent again; what it raises ends the call. ``attach`` returns what a keeper must know that has taken over from
+    One that is not ``patient`` may hold what the keeper does not read yet, see ``Link``.
+
+    ``timeout`` is in seconds for each step. ``before_resend`` is shown the descriptors that are to be sent again;
+    what it raises ends the call. ``attach`` returns what a keeper must know that has taken over from
     another one, and the descriptors that go beside it. Raises OSError when nobody answers, ProtocolError when
     whoever answers is not the keeper, or is another one and there is no ``attach``.
     """
@@ -200,12 +228,14 @@ def call_keeper(
         if not _same(str(given), proof(key, "keeper", nonce, encode_json(welcome))):
             raise ProtocolError("whoever listens on the keeper's socket does not know its key")
         sock.settimeout(None)
-        resend = session.resume(int(welcome["received"]))
-        before_resend()
+        link.patient = patient
+        received = int(welcome["received"])
+        resend = session.resume(received, int(welcome.get("acknowledged", received)))
+        before_resend({fd for _, fds in resend for fd in fds})
         if welcome.get("attach"):
             if attach is None:
                 raise ProtocolError("another keeper than the one that this process belongs to has answered")
-            body, beside = attach()
+            body, beside = attach()  # nothing waits ahead of them: the descriptors go at once
             link.send(encode(FrameKind.ATTACH, body, fds=len(beside)), beside)
         for frame, fds in resend:
             link.send(frame, fds)

@@ -168,6 +168,7 @@ class Keeper(KeeperView):
         on_give_up: Literal["ignore", "stop-fleet"] = "ignore",
         stop_signal: int = signal.SIGTERM,
         group: ServiceGroup | None = None,
+        overlap: bool = False,
     ) -> ServiceHandle:
         """Start ``target(*args, **kwargs)`` as a service: a process of its own, restarted by policy when it ends.
 
@@ -188,6 +189,7 @@ class Keeper(KeeperView):
             on_give_up: when the restart policy is exhausted: "ignore", or "stop-fleet" for all services to stop.
             stop_signal: the signal that asks it to end.
             group: services that are restarted together.
+            overlap: whether, when its code has changed, the new process gets ready before the old one is stopped.
 
         Raises:
             ValueError, TypeError: for an argument that makes no sense, a name that is taken, an unknown ``after``.
@@ -213,6 +215,7 @@ class Keeper(KeeperView):
             on_give_up=on_give_up,
             stop_signal=int(stop_signal),
             group=group,
+            overlap=overlap,
         )
         return self.declare_service(spec)
 

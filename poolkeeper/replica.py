@@ -23,6 +23,7 @@ class Ending(Enum):
     RESTART = ExitReason.RESTARTED
     GROUP = ExitReason.GROUP
     RECYCLE = ExitReason.RECYCLED
+    UPGRADE = ExitReason.UPGRADED
     WATCHDOG = ExitReason.WATCHDOG
     START_TIMEOUT = ExitReason.START_TIMEOUT
     MEMORY = ExitReason.MEMORY
@@ -33,7 +34,7 @@ class Ending(Enum):
         return self in _AGAIN
 
 
-_AGAIN = frozenset({Ending.RESTART, Ending.RECYCLE})
+_AGAIN = frozenset({Ending.RESTART, Ending.RECYCLE, Ending.UPGRADE})
 
 
 class Pulse(Protocol):
@@ -58,15 +59,19 @@ class Replica:
     ``up`` is whether it shall run, ``resumes`` whether it shall under the next keeper, though not under this one, which
     is about to leave. ``attempt`` counts its processes; what is heard of an earlier one is ignored. ``detail`` says why
     it is in its state, or what it waits for, or what the service itself has to say. ``why`` is why its process is to
-    end, "" as long as it is not; ``healthy`` is for how many seconds its last process was ready. All moments are in
-    seconds of the monotonic clock: ``watched_from`` is when it was launched or got ready, or when the keeper last woke
-    from a sleep; ``hold`` is when its group allows it to start again, None unless it is restarted along with others.
+    end, "" as long as it is not; ``code`` is the fingerprint of what its process was made from; ``healthy`` is for how
+    many seconds its last process was ready. All moments are in seconds of the monotonic clock: ``watched_from`` is when
+    it was launched or got ready, or when the keeper last woke from a sleep; ``hold`` is when its group allows it to
+    start again, None unless it is restarted along with others.
+
+    Where processes may overlap, a ``successor`` of the same number, whose ``incumbent`` this one is, may be about to
+    take its place; ``used`` is the last attempt that it had.
     """
 
     __slots__ = (
-        "attempt", "detail", "due", "ending", "exits", "force", "force_at", "healthy", "hold", "id", "launched",
-        "number", "pid", "pulse", "ready_at", "record", "removed", "restarts", "resumes", "service", "state",
-        "told_ready", "up", "waiting_since", "watched_from", "why",
+        "attempt", "code", "detail", "due", "ending", "exits", "force", "force_at", "healthy", "hold", "id",
+        "incumbent", "launched", "number", "pid", "pulse", "ready_at", "record", "removed", "restarts", "resumes",
+        "service", "state", "successor", "told_ready", "up", "used", "waiting_since", "watched_from", "why",
     )  # fmt: skip
 
     def __init__(self, id: int, service: Service, number: int) -> None:
@@ -78,6 +83,10 @@ class Replica:
         self.resumes = False
         self.removed = False
         self.attempt = 0
+        self.used = 0
+        self.code = ""
+        self.successor: Replica | None = None
+        self.incumbent: Replica | None = None
         self.restarts = 0
         self.pid: int | None = None
         self.pulse: Pulse | None = None
@@ -121,15 +130,19 @@ class Service:
     """A declared service and its replicas, by number.
 
     ``wanted`` is whether somebody has started it and nobody has stopped it since, ``resumes`` as for ``Replica``.
-    ``dependents`` are the services that are after it.
+    ``dependents`` are the services that are after it. ``code`` is the fingerprint of what its processes are made from,
+    "" where there is none. ``extras`` are successors that are not ready yet, and those that have been succeeded, to
+    their end.
     """
 
-    def __init__(self, spec: ServiceSpec) -> None:
+    def __init__(self, spec: ServiceSpec, code: str = "") -> None:
         self.spec = spec
+        self.code = code
         self.name = spec.name
         self.wanted = False
         self.resumes = False
         self.replicas: list[Replica] = []
+        self.extras: list[Replica] = []
         self.after: list[Service] = []
         self.dependents: list[Service] = []
 

@@ -70,6 +70,7 @@ class Adoption:
             forced=replica.force is not Force.ASKED,
             why=replica.why,
             leaving=next((group.name for group in self._around(replica) if replica in group.leaving), ""),
+            code=replica.code,
             record=RestartRecord(
                 exits=record.exits,
                 since=None if record.since is None else record.since + epoch,
@@ -141,7 +142,7 @@ class Adoption:
     def give_process(self, replica: Replica, attempt: int, now: float) -> None:
         """A process of a replica that seemed to have none, or an earlier one, has been found."""
         self._timers.cancel(replica.id)
-        replica.attempt = attempt
+        replica.attempt, replica.code = attempt, ""
         replica.up = True  # for somebody has started it since
         replica.due = replica.hold = replica.ready_at = None
         replica.told_ready = False
@@ -164,7 +165,7 @@ class Adoption:
         replica.ready_at = None if left.ready_at is None else _past(left.ready_at, epoch, now)
         replica.told_ready = left.ready_at is not None
         replica.hold = None if left.hold is None else _future(left.hold, left.hold_in, epoch, now)
-        replica.why = left.why
+        replica.why, replica.code = left.why, left.code
         if replica.hold is not None:
             for group in self._around(replica):
                 if group.name == left.leaving:

@@ -63,6 +63,7 @@ class ReplicaRecord:
     forced: bool = False
     why: str = ""
     leaving: str = ""
+    code: str = ""
     record: RestartRecord = _NOTHING
     exits: tuple[ServiceExit, ...] = ()
 
@@ -88,6 +89,7 @@ class ReplicaRecord:
             "forced": self.forced,
             "why": self.why,
             "leaving": self.leaving,
+            "code": self.code,
             "record": {
                 "exits": record.exits,
                 "since": record.since,
@@ -126,6 +128,7 @@ class ReplicaRecord:
             forced=data.get("forced") is True,
             why=_text(data, "why"),
             leaving=_text(data, "leaving"),
+            code=_text(data, "code"),
             record=_record_from_data(record if isinstance(record, Mapping) else {}),
             exits=_several(data.get("exits"), _exit_from_data)[-EXITS_LEFT:],
         )

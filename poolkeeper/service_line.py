@@ -17,6 +17,7 @@ from typing import Any
 
 from .arena import identity
 from .backoff import Backoff
+from .connection import Connection
 from .errors import ProtocolError
 from .link import Link, call_keeper, draw
 from .messages import Kind, pack
@@ -70,8 +71,7 @@ class ServiceLine:
         self._link: Link | None = None
         self._identity: tuple[int, int] | None = None
         self._kept: dict[Kind, tuple[Any, ...]] = {}
-        self._backoff = Backoff(FIRST_RETRY, LONGEST_RETRY)
-        self._call_at = 0.0
+        self._connection = Connection(Backoff(FIRST_RETRY, LONGEST_RETRY), SHARE, linked=link >= 0)
         self._beside: tuple[int, ...] = ()
         self._nobody = False
         if link >= 0:
@@ -99,7 +99,7 @@ class ServiceLine:
 
     def summoned(self) -> None:
         """A keeper may be there: the next call need not wait."""
-        self._call_at = 0.0
+        self._connection.summon()
 
     def look(self) -> bool:
         """Call if there is no keeper, or another one than there was, and if it is time to; return whether one is."""
@@ -107,9 +107,10 @@ class ServiceLine:
 
     def call(self, *, at_once: bool = False) -> bool:
         """Resume the session over a new link, unless it is too early to try again; return whether there is a link."""
-        began = time.monotonic()
-        if began < self._call_at and not at_once:
+        connection, began = self._connection, time.monotonic()
+        if not at_once and not connection.is_due(began):
             return False
+        connection.begin_call(began)
         config = self._config
         seconds = BRIEF_SECONDS if self._durable and not at_once else CALL_SECONDS
         attach = self._attachment if self._durable else None
@@ -118,14 +119,13 @@ class ServiceLine:
         except (OSError, ProtocolError) as error:
             now = time.monotonic()
             self._nobody = isinstance(error, (FileNotFoundError, ConnectionRefusedError)) or now - began >= seconds
-            self._call_at = now + max(self._backoff.next(draw()), SHARE * (now - began))
+            connection.unanswered(now, draw())
             return False
         finally:
             beside, self._beside = self._beside, ()
             for fd in beside:
                 os.close(fd)
-        self._backoff.reset()
-        self._call_at = 0.0
+        connection.answered()
         self._identity = identity(link.fileno())
         self._link = link
         return self._send_kept(link)
@@ -145,6 +145,7 @@ class ServiceLine:
         link, self._link = self._link, None
         if link is None:
             return
+        self._connection.lose(time.monotonic())
         if identity(link.fileno()) == self._identity:
             link.close()
         else:  # closed by the callable, and the number may be its own file's by now

@@ -63,6 +63,8 @@ class ExitReason(Enum):
     GROUP = "group restart"
     RECYCLED = "recycled"
     """Replaced for its age, or because its memory exceeded ``max_memory``."""
+    UPGRADED = "upgraded"
+    """Replaced because its code had changed."""
 
     @property
     def is_failure(self) -> bool:
@@ -71,7 +73,14 @@ class ExitReason(Enum):
 
 
 _NO_FAILURES = frozenset(
-    {ExitReason.RETURNED, ExitReason.STOPPED, ExitReason.RESTARTED, ExitReason.GROUP, ExitReason.RECYCLED}
+    {
+        ExitReason.RETURNED,
+        ExitReason.STOPPED,
+        ExitReason.RESTARTED,
+        ExitReason.GROUP,
+        ExitReason.RECYCLED,
+        ExitReason.UPGRADED,
+    }
 )
 
 
@@ -144,7 +153,7 @@ class ServiceEvent:
     """A change of state, with its reason.
 
     ``kind`` is ``"service."`` and the new state, such as ``"service.failed"``; or ``"group.failed"``,
-    ``"fleet.failed"``. ``time`` is in seconds since the epoch.
+    ``"fleet.failed"``, ``"upgrade.completed"``, ``"upgrade.failed"``. ``time`` is in seconds since the epoch.
     """
 
     time: float

@@ -112,6 +112,7 @@ class ServiceSpec:
         on_give_up: once the restart policy is exhausted: "ignore", or "stop-fleet".
         stop_signal: the number of the signal that asks it to end.
         group: the group that it belongs to.
+        overlap: whether, in an upgrade, the new process gets ready before the old one is stopped.
 
     Raises:
         ValueError, TypeError: for an argument that makes no sense.
@@ -133,8 +134,11 @@ class ServiceSpec:
     on_give_up: Checked[OnGiveUp] = Checked(_one_of("ignore", "stop-fleet"), "ignore")
     stop_signal: Checked[int] = Checked(whole_number(1, 64), SIGTERM)
     group: ServiceGroup | None = None
+    overlap: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.overlap, bool):
+            raise TypeError(f"ServiceSpec(overlap={self.overlap!r}): must be True or False")
         if not isinstance(self.worker, WorkerPolicy):
             raise TypeError(f"ServiceSpec(worker={self.worker!r}): must be a WorkerPolicy")
         if self.worker.max_tasks is not None:

@@ -138,9 +138,10 @@ class Stopping:
             if service in seen:
                 continue
             seen.add(service)
-            for other in service.replicas:
+            processes = (*service.replicas, *service.extras)
+            for other in processes:
                 if other.state is ServiceState.STOPPING or other in self._requests:
                     return True
-            if not any(other.state.has_process for other in service.replicas):
+            if not any(other.state.has_process for other in processes):
                 services.extend(service.dependents)
         return False

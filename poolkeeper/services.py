@@ -6,10 +6,14 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import PayloadError
+from .fingerprint import fingerprint_of_arguments, fingerprint_of_code
 from .payload import dumps_in_band
+from .program import Program
 from .service_model import ServiceExit, ServiceState, ServiceStatus
 from .service_spec import ServiceSpec
 
@@ -144,12 +148,31 @@ def declare(runtime: KeeperRuntime, spec: ServiceSpec) -> ServiceHandle:
         blob = dumps_in_band((spec.target, spec.args, dict(spec.kwargs)))
     except PayloadError as error:
         raise PayloadError(f"service {spec.name!r}: its target or its arguments {error}") from error.__cause__
+    code = _fingerprint(spec)
     supervision = runtime.supervision
 
     def take_on() -> Service:
-        return supervision.take_on(spec, blob)
+        return supervision.take_on(spec, blob, code)
 
     return ServiceHandle(runtime, runtime.ask(take_on))
+
+
+def _fingerprint(spec: ServiceSpec) -> str:
+    """Return what tells whether a process was made from this declaration, "" where nothing does."""
+    options = repr((spec.ready, spec.watchdog, spec.stop_signal, spec.worker))
+    if isinstance(spec.target, Program):
+        return sha256(repr((spec.target, options)).encode()).hexdigest()
+    try:
+        code, _ = fingerprint_of_code(spec.target)
+        arguments, _ = fingerprint_of_arguments(spec.args, dict(spec.kwargs), look=_not_looked_at)
+    except Exception:  # whatever the objects of others do when they are looked at
+        return ""
+    return "" if code is None or arguments is None else sha256(f"{code} {arguments} {options}".encode()).hexdigest()
+
+
+def _not_looked_at(path: Path) -> NoReturn:
+    """What is in a file or directory may change while a service works with it."""
+    raise FileNotFoundError(path)
 
 
 def _states(state: States) -> frozenset[ServiceState]:

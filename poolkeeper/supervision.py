@@ -38,6 +38,7 @@ from .service_peer import ServicePeer, StackDumps, is_program
 from .service_spec import ServiceSpec
 from .service_survivors import Survivors, read_words, take_page
 from .service_worker import ServiceDefinition
+from .sources import changed_sources
 from .supervisor import Supervisor
 from .switchboard import Switchboard
 
@@ -109,12 +110,12 @@ class Supervision:
                 supervisor.hold(survivors.roll_call)
         delivery.post(_warm_up)
 
-    def take_on(self, spec: ServiceSpec, blob: bytes) -> Service:
+    def take_on(self, spec: ServiceSpec, blob: bytes, code: str = "") -> Service:
         """Take on a service, and start it or go on with what an earlier keeper has left of it.
 
-        ``blob`` is its pickled target. Raises DeclarationError.
+        ``blob`` is its pickled target, ``code`` the fingerprint of that and of its options. Raises DeclarationError.
         """
-        service = self.supervisor.add(spec)
+        service = self.supervisor.add(spec, code)
         make_room(self._max_workers + self.supervisor.size)
         self._definitions[service] = (blob, Limits.of(spec.worker), dict(spec.worker.env or {}))
         record, peers = (None, []) if self._survivors is None else self._survivors.claim(spec.name)
@@ -349,6 +350,8 @@ class Supervision:
             self.supervisor.ready(replica, attempt, now)
         if isinstance(status, str):
             replica.detail = status
+        if changed_sources(peer.content.get("sources", {})):
+            self.supervisor.outdated(replica, attempt)
 
     def _listed(self, server: int, children: list[tuple[str, str, int]]) -> None:
         """A fork server tells which processes it has made for earlier keepers, and that live."""

@@ -27,6 +27,7 @@ from .service_exits import LastWords, judge_exit
 from .service_groups import Group, Groups, GroupVerdict
 from .service_handover import GroupRecord, ReplicaRecord, ServiceRecord
 from .service_model import ServiceExit, ServiceState
+from .service_rolling import Rolling
 from .service_spec import DeclarationError, ServiceSpec
 from .service_states import Step
 from .service_stopping import Stopping
@@ -55,6 +56,8 @@ class Supervisor:
         self._stopping = Stopping(self._changes, self._timers)
         self._watch = Watch(self._changes, self._timers, self._stopping)
         self._adoption = Adoption(self._changes, self._timers, self._stopping, self._watch, self._groups)
+        self._rolling = Rolling(self._changes, self._stopping, self._obstacle, self._start_successor)
+        self._rolling_waits = False
         self._replicas: dict[int, Replica] = {}
         self._next_id = SAMPLING + 1
 
@@ -74,8 +77,8 @@ class Supervisor:
 
     # -- what people ask for ------------------------------------------------------------------------------------------
 
-    def add(self, spec: ServiceSpec) -> Service:
-        """Take on a service, not started yet.
+    def add(self, spec: ServiceSpec, code: str = "") -> Service:
+        """Take on a service, not started yet; ``code`` is the fingerprint of what its processes are made from.
 
         Raises DeclarationError for a name that is taken, and for an ``after`` that is not there yet (so that there can
         be no circles).
@@ -88,7 +91,7 @@ class Supervisor:
             raise DeclarationError(
                 f"service {spec.name!r} is after {unknown[0]!r}, which is no service (there are: {known})"
             )
-        service = Service(spec)
+        service = Service(spec, code)
         others = [self.services[name] for name in spec.after]
         service.after = list(dict.fromkeys([*others, *self._groups.join(service)]))
         for other in service.after:
@@ -228,7 +231,14 @@ class Supervisor:
                 replica.removed = True
                 self._stop(replica, now, "scaled down")
                 self._drop_if_removed(replica)
+            if replica.state.has_process and replica.code and service.code and replica.code != service.code:
+                self._rolling.add(replica)
         self._queue.recheck()
+
+    def outdated(self, replica: Replica, attempt: int) -> None:
+        """The process runs code that has changed: it is replaced in its turn."""
+        if attempt == replica.attempt and replica.state.has_process:
+            self._rolling.add(replica)
 
     def found(self, service: Service, number: int, attempt: int, now: float) -> Replica | None:
         """A process of an earlier keeper exists that nobody knew of; return whose it is, None if it is one too many."""
@@ -278,6 +288,8 @@ class Supervisor:
         self._changes.move(replica, Step.READY, now)
         if replica.state is ServiceState.RUNNING:
             self._watch.ready(replica, now)
+            if replica.incumbent is not None:
+                self._take_place(replica, replica.incumbent)
 
     def dumped(self, replica: Replica, attempt: int, now: float) -> None:
         """What a ``Dump`` has asked for is done as far as it can be."""
@@ -300,6 +312,12 @@ class Supervisor:
             return
         exit = judge_exit(replica, now, self.epoch, code=code, words=words, stacks=stacks, out_of_memory=out_of_memory)
         replica.exits.append(exit)
+        if replica.incumbent is not None:  # it has not become ready: the incumbent goes on
+            replica.incumbent.exits.append(exit)
+            replica.incumbent.successor = None
+            replica.up, replica.removed = False, True
+        elif replica.successor is not None:
+            self._take_place(replica.successor, replica)
         asked = replica.ending
         again = asked is Ending.STOP or (asked is not None and asked.again)
         if self._stopping.requested(replica) is Ending.RESTART:  # people want a new process, however the old one ends
@@ -350,6 +368,9 @@ class Supervisor:
                 self._watch.sample(self._replicas.values(), now)
             elif number in self._replicas:
                 self._look(self._replicas[number], now)
+        self._rolling_waits = bool(self._rolling) and not self._queue.is_open(now)
+        if not self._rolling_waits:
+            self._rolling.advance(self.services.values(), now)
         self._stopping.ask_in_order(now)
         self._launch(now)
         self._queue.review()
@@ -360,6 +381,8 @@ class Supervisor:
         if self._changes or self._stopping.due:
             return 0.0
         opens = self._queue.opens if self.starting < self._max_starting else None
+        if self._rolling_waits:
+            opens = self._queue.opens_at
         return min((when for when in (self._timers.earliest, opens) if when is not None), default=None)
 
     def _look(self, replica: Replica, now: float) -> None:
@@ -401,7 +424,10 @@ class Supervisor:
             replica = self._queue.take(now)
             if replica is None:
                 return
-            replica.attempt += 1
+            replica.attempt = replica.used = max(replica.attempt, replica.used) + 1
+            if replica.incumbent is not None:
+                replica.incumbent.used = replica.attempt
+            replica.code = replica.service.code
             self._changes.move(replica, Step.LAUNCH, now)
             self._watch.launched(replica, now)
             self._changes.command(Launch(replica, replica.attempt))
@@ -419,12 +445,47 @@ class Supervisor:
     def _stop(self, replica: Replica, now: float, reason: str) -> None:
         """End a replica's process when its turn has come; without one, it is down at once."""
         replica.up = False
+        self._call_off(replica, now, reason)
         if replica.state in (ServiceState.STARTING, ServiceState.RUNNING):
             self._stopping.request(replica, Ending.STOP, reason)
         elif replica.state is not ServiceState.STOPPING:
             self._timers.cancel(replica.id)
             self._changes.move(replica, Step.STOP, now, reason)
             self._drop_if_removed(replica)
+
+    # -- successors ---------------------------------------------------------------------------------------------------
+
+    def _start_successor(self, replica: Replica, now: float, reason: str) -> None:
+        """Start another process beside that of ``replica``."""
+        successor = replica.successor = self._new_replica(replica.service, replica.number)
+        successor.incumbent = replica
+        successor.attempt = successor.used = max(replica.attempt, replica.used)
+        successor.up = True
+        replica.service.extras.append(successor)
+        self._changes.move(successor, Step.START, now, reason)
+
+    def _take_place(self, successor: Replica, replica: Replica) -> None:
+        """A successor is ready, or its incumbent has ended: from now on it stands for the service."""
+        service = replica.service
+        service.extras.remove(successor)
+        service.replicas[service.replicas.index(replica)] = successor
+        service.extras.append(replica)
+        replica.successor = successor.incumbent = None
+        successor.restarts, successor.record = replica.restarts, replica.record
+        successor.exits.extend(replica.exits)
+        replica.up, replica.removed = False, True
+        self._changes.touched.add(service)
+        if replica.state in (ServiceState.STARTING, ServiceState.RUNNING):
+            self._stopping.request(replica, Ending.UPGRADE, "its successor is ready")
+        self._queue.recheck()
+
+    def _call_off(self, replica: Replica, now: float, reason: str) -> None:
+        """No successor is wanted any more."""
+        successor = replica.successor
+        if successor is not None:
+            replica.successor = successor.incumbent = None
+            successor.removed = True
+            self._stop(successor, now, reason)
 
     # -- after an end -------------------------------------------------------------------------------------------------
 
@@ -481,6 +542,7 @@ class Supervisor:
             if replica is cause:
                 continue
             if replica.state.has_process:
+                self._call_off(replica, now, f"{cause.name} restarts")
                 replica.hold = max(due, replica.hold or due)
                 self._changes.touched.add(replica.service)
                 group.leaving.add(replica)
@@ -507,10 +569,14 @@ class Supervisor:
 
     # -- book-keeping -------------------------------------------------------------------------------------------------
 
-    def _add_replica(self, service: Service, number: int) -> Replica:
+    def _new_replica(self, service: Service, number: int) -> Replica:
         replica = Replica(self._next_id, service, number)
         self._next_id += 1
         self._replicas[replica.id] = replica
+        return replica
+
+    def _add_replica(self, service: Service, number: int) -> Replica:
+        replica = self._new_replica(service, number)
         service.replicas.append(replica)
         service.replicas.sort(key=lambda replica: replica.number)
         return replica
@@ -518,7 +584,8 @@ class Supervisor:
     def _drop_if_removed(self, replica: Replica) -> None:
         if replica.removed and replica.state.at_rest and replica.id in self._replicas:
             del self._replicas[replica.id]
-            replica.service.replicas.remove(replica)
+            service = replica.service
+            (service.extras if replica in service.extras else service.replicas).remove(replica)
             self._timers.cancel(replica.id)
             self._queue.recheck()
 

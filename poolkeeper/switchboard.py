@@ -34,7 +34,7 @@ DEAF_SECONDS = 0.1
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-_WITHIN_A_SESSION = frozenset({FrameKind.DATA, FrameKind.ACK, FrameKind.ATTACH})
+_WITHIN_A_SESSION = frozenset({FrameKind.DATA, FrameKind.ACK, FrameKind.ATTACH, FrameKind.ASIDE})
 
 STRANGERS = 256
 """Connections that have not authenticated yet, at most; beyond, the oldest is closed."""
@@ -170,13 +170,14 @@ class Switchboard:
         self._drain(peer)
         if not peer.attached:
             peer.session = Session(received=int(hello["acknowledged"]), sent=int(hello["received"]))
-            peer.told = peer.session.received
         resend = peer.session.resume(int(hello["received"]))
         del self._callers[caller.link]
         self.detach(peer)
         link = peer.link = caller.link
         self._selector.modify(link.socket, selectors.EVENT_READ, partial(self._hear, peer))
-        welcome = caller.handshake.welcome(hello, peer.session.received, attach=not peer.attached)
+        session = peer.session
+        peer.told = session.acknowledgeable
+        welcome = caller.handshake.welcome(hello, session.received, peer.told, attach=not peer.attached)
         sent = link.send(welcome)
         for frame, fds in resend:
             sent = link.send(frame, fds)
@@ -243,7 +244,7 @@ class Switchboard:
                     self._attach(peer, frame, fds)
                 elif not peer.attached:
                     raise ProtocolError(f"{frame.kind.name} came before ATTACH")
-                elif peer.session.receive(frame):
+                elif peer.session.receive(frame) or frame.kind is FrameKind.ASIDE:
                     self.mark(peer)  # an acknowledgement may be due
                     for message in unpack(frame.body):
                         peer.listener.message(peer, message, fds)

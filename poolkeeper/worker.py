@@ -134,7 +134,7 @@ class _Worker(NoService):
             self._progress_at = now
             with contextlib.suppress(Retired):
                 self.out.flush()
-                self.out.send((Kind.PROGRESS, self.index, done, total))
+                self.out.remark((Kind.PROGRESS, self.index, done, total))
 
     def notice(self, text: str) -> None:
         """Say what the user should know, in the worker's own log and in the keeper's."""
@@ -143,7 +143,7 @@ class _Worker(NoService):
             sys.stderr.write(f"poolkeeper: {text}\n")
         with contextlib.suppress(Retired):
             self.out.flush()
-            self.out.send((Kind.NOTICE, text))
+            self.out.remark((Kind.NOTICE, text))
 
     def resumption(self) -> Resumption:
         """Made when the running task first asks for it; that of an item of a map ends with the item."""
@@ -322,7 +322,7 @@ class _Worker(NoService):
             index += 1
             now = clock()
             if now - out.flushed > FLUSH_SECONDS:
-                out.flush()
+                now = out.flush_before_next(now)
         call.expected = (now - started) / len(payloads)
         self.index = 0
 
@@ -359,7 +359,7 @@ class _Worker(NoService):
         _, index, call_id, items, plain, starred, careful, attempt, (number, start) = message
         call = self.calls[call_id]
         words = self.page.words
-        self.out.flush()
+        self.out.flush_before_next(0.0)
         self.out.first = index + 1
         self.name, self.attempt, self.key, self.index = call.name, attempt, None, index
         began = time.monotonic()

@@ -6,6 +6,9 @@ here is written so that it may cut in anywhere. Threads that a task has started 
 A task may close any descriptor, the link's and those of arenas among them, and open files of its own in their place.
 So what comes over a link is taken in, and what came beside it mapped, before anything more of the user's code runs;
 and before a descriptor is sent it is looked at.
+
+A keeper that is stopped, or busy, may not read for hours. The worker goes on with what it has been fed: what the socket
+does not take waits (and SIGURG tells of room), until so much waits that the next task does.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from typing import Any, NamedTuple
 
 from .arena import Arena, ArenaPool, ReleaseQueue, identity
 from .backoff import Backoff
+from .connection import Connection
 from .errors import ProtocolError
 from .frames import Frame
 from .holdings import Holdings
@@ -32,6 +36,7 @@ from .limits import Limits
 from .link import FDS_LIMIT, Link, call_keeper, draw
 from .messages import Code, Kind, pack, unpack
 from .payload import Large, loads_view, map_large
+from .remarks import Remarks
 from .session import Session
 
 __all__ = ["Mapped", "Retired", "WorkerConfig", "WorkerSession"]
@@ -40,6 +45,12 @@ CALL_TIMEOUT = 5.0
 CALL_ATTEMPTS = 6
 FIRST_RETRY = 0.02
 LONGEST_RETRY = 1.0
+SHARE = 20.0
+"""A call that fails is followed by a pause of at least so many times its length: a keeper may be stopped."""
+
+OUTBOX_BYTES = 1 << 27
+OUTBOX_FDS = 256
+"""No further task is begun while so much waits for a keeper that does not read, or is not there."""
 
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
@@ -104,8 +115,7 @@ class WorkerSession:
         self.birth = birth
         self.describe: Callable[[], tuple[dict[str, Any], tuple[int, ...]]]
         self._holdings = Holdings() if config.orphan_grace is not None else None
-        self._backoff = Backoff(FIRST_RETRY, LONGEST_RETRY)
-        self._call_at = 0.0
+        self._connection = Connection(Backoff(FIRST_RETRY, LONGEST_RETRY), SHARE)
         self._idle_since: float | None = None
         self.session = Session()
         self.link: Link | None = None
@@ -113,6 +123,7 @@ class WorkerSession:
         self._identity: tuple[int, int] | None = None
         self.arenas = ArenaPool(config.arena_directory)
         self.released = ReleaseQueue()
+        self.remarks = Remarks()
         self.values: list[Any] = []
         self.codes: dict[int, int] = {}
         self.lending: dict[int, Arena] = {}
@@ -210,12 +221,92 @@ class WorkerSession:
         try:
             if self.link is None:
                 raise ConnectionResetError
-            self.link.send(frame, fds)
+            if not self.link.send(frame, fds):
+                self._await_room(self.link)
         except OSError:
             self._call()
+        if self.remarks:
+            self._remark()
         if fds:
             # A frame that is not acknowledged may have to be sent again, with its descriptors.
             self.arenas.trim_lent({fd for outgoing in self.session.outbox for fd in outgoing.fds})
+
+    def remark(self, message: tuple[Any, ...]) -> None:
+        """Send progress or a notice, now or when a keeper listens; raises Retired as ``flush``."""
+        if self.forked:
+            return
+        with self._lock:
+            self.remarks.add(message)
+            if self._busy:
+                return  # what is being sent takes it along, or what is sent next
+            self._busy = True
+            try:
+                if self.link is None:
+                    self._call()
+                self._remark()
+            finally:
+                self._busy = False
+
+    def _remark(self) -> None:
+        link = self.link
+        if link is None or not self.remarks:
+            return
+        try:
+            if link.blocked and not self._push(link):
+                return
+            if not link.send(self.session.aside(pack(self.remarks.take()))):
+                self._await_room(link)
+        except OSError:
+            self._call()
+
+    # -- a keeper that does not read -----------------------------------------------------------------------------------
+
+    def _await_room(self, link: Link) -> None:
+        """Have a signal say when the keeper reads on; it might just have."""
+        link.ask_for_signal(True)
+        self._push(link)
+
+    def _push(self, link: Link) -> bool:
+        """Send what has waited, as far as the keeper takes it; return whether that is all."""
+        if not link.flush():
+            return False
+        link.ask_for_signal(False)
+        return True
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether as much waits for the keeper as may."""
+        if self.link is not None and not self.link.blocked:
+            return False
+        outbox = self.session.outbox
+        fds = {fd for outgoing in outbox for fd in outgoing.fds}
+        waiting = sum(len(outgoing.body) for outgoing in outbox) + self.arenas.size_of(fds)
+        return len(fds) >= OUTBOX_FDS or waiting >= OUTBOX_BYTES
+
+    def flush_before_next(self, now: float) -> float:
+        """Flush, and wait where too much waits already; return what time it is. Raises Retired as ``receive``."""
+        self.flush()
+        while (self.link is None or self.link.blocked) and self._is_full and not self.forked:
+            self.receive()
+            now = time.monotonic()
+        return now
+
+    def _wait_to_receive(self, link: Link) -> bool:
+        """Send what has waited, while there is nothing to read; return whether there is."""
+        poll = select.poll()
+        poll.register(link.fileno(), select.POLLIN | select.POLLOUT)
+        events = poll.poll()[0][1]
+        if events & select.POLLOUT:
+            with self._lock:
+                busy, self._busy = self._busy, True
+                try:
+                    if self.link is link and link.blocked:
+                        self._push(link)
+                finally:
+                    self._busy = busy
+        return bool(events & ~select.POLLOUT)
+
+    # -- the link ------------------------------------------------------------------------------------------------------
 
     def begin(self, fd: int) -> None:
         """Take descriptor ``fd`` for the first link, or call the keeper where it is -1; raises Retired."""
@@ -223,8 +314,11 @@ class WorkerSession:
             self.connect()
             return
         self._identity = identity(fd)
-        self.link = Link(socket.socket(fileno=fd))
-        self.link.reader.authenticated = True
+        link = Link(socket.socket(fileno=fd))
+        link.reader.authenticated = True
+        link.patient, link.vet = False, self._vet
+        self.link = link
+        self._connection.answered()
         self.send((Kind.HERE, os.getpid()))
 
     def receive(self) -> None:
@@ -234,6 +328,8 @@ class WorkerSession:
             self._await_keeper()
             return
         try:
+            if link.blocked and not self._wait_to_receive(link):
+                return
             frames, alive = link.receive()
             with self._lock:
                 busy, self._busy = self._busy, True
@@ -264,11 +360,12 @@ class WorkerSession:
                 self._idle_since = now
             else:
                 raise Retired
-        wait = max(0.001, min(self._call_at, self._idle_since + grace) - now)
+        due = self._connection.wait(now) or 0.0
+        wait = max(0.001, min(due, self._idle_since + grace - now))
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGURG,))
         try:
             if self.link is None and _await_signal(signal.SIGURG, wait):
-                self._call_at = 0.0
+                self._connection.summon()
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGURG,))
 
@@ -295,9 +392,9 @@ class WorkerSession:
 
     def summoned(self) -> None:
         """A signal has come, perhaps because another keeper is there: call it if the one that we had is gone."""
-        if self._holdings is None or self.forked:
+        if self.forked or (self._holdings is None and (self.link is None or not self.link.blocked)):
             return
-        self._call_at = 0.0
+        self._connection.summon()
         with self._lock:
             if self._busy:
                 return  # what is being sent finds out by itself
@@ -305,6 +402,10 @@ class WorkerSession:
             try:
                 if self.link is None or self._is_broken(self.link):
                     self._call()
+                elif self.link.blocked:
+                    self._send_what_waits(self.link)
+                if self.remarks:
+                    self._remark()
             finally:
                 self._busy = False
 
@@ -373,32 +474,47 @@ class WorkerSession:
                 time.sleep(delay)
                 delay *= 2
 
+    def _send_what_waits(self, link: Link) -> None:
+        with contextlib.suppress(OSError):  # a broken link is seen by whoever uses it next
+            self._await_room(link)
+
     def _try_to_call(self) -> None:
         """Call where a keeper may answer, unless it is too early for that: the work goes on without one."""
-        if time.monotonic() < self._call_at:
+        connection = self._connection
+        if not connection.is_due(time.monotonic()):
             return
+        connection.begin_call(time.monotonic())
         try:
             self._connect()
         except (OSError, ProtocolError):
-            self._call_at = time.monotonic() + self._backoff.next(draw())
+            connection.unanswered(time.monotonic(), draw())
+        except BaseException:
+            connection.end()  # it leaves
+            raise
         else:
-            self._backoff.reset()
+            connection.answered()
             self._idle_since = None
+            if self.remarks:
+                self._remark()
 
     def _connect(self) -> None:
         introduction = {"role": "worker", "id": self.id, "birth": self.birth, "pid": os.getpid()}
         attach = None if self._holdings is None else self._attachment
         link = call_keeper(
-            self.config.socket, self.config.key, self.session, introduction, CALL_TIMEOUT, self._check_outbox, attach
-        )
+            self.config.socket, self.config.key, self.session, introduction, CALL_TIMEOUT, self._vet, attach,
+            patient=False,
+        )  # fmt: skip
         try:
             early, link.early = link.early, []
             self._take_in(link, early)
         except BaseException:
             link.close()
             raise
+        link.vet = self._vet
         self._identity = identity(link.fileno())
         self.link = link
+        if link.blocked:
+            self._send_what_waits(link)
 
     def _attachment(self) -> tuple[bytes, tuple[int, ...]]:
         """Return what a keeper must know that has not made this worker; the one before it holds nothing any more."""
@@ -413,6 +529,7 @@ class WorkerSession:
         link, self.link = self.link, None
         if link is None:
             return
+        self._connection.lose(time.monotonic())
         if identity(link.fileno()) == self._identity:
             self._drain(link)
             link.close()
@@ -430,10 +547,9 @@ class WorkerSession:
                 frames, alive = link.receive()
                 self._take_in(link, frames)
 
-    def _check_outbox(self) -> None:
+    def _vet(self, fds: Iterable[int]) -> None:
         """Leave rather than send again what a task has closed since it was sent first, or somebody else's file."""
-        needed = {fd for outgoing in self.session.outbox for fd in outgoing.fds}
-        if not self.arenas.holds(needed):
+        if not self.arenas.holds(set(fds)):
             raise Retired
 
 

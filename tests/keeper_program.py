@@ -135,10 +135,10 @@ def main() -> None:
     """Be the keeper."""
     from poolkeeper import Keeper, RestartPolicy, command
     from poolkeeper.service_spec import ServiceGroup
-    from tests import services
+    from tests import services, tasks
 
     home, options = sys.argv[1:3]
-    with Keeper(2, name=NAME, home=home, **eval(f"dict({options})")) as keeper:
+    with Keeper(**{"max_workers": 2, "name": NAME, "home": home, **eval(f"dict({options})")}) as keeper:
 
         def rows() -> list[dict[str, Any]]:
             return [
@@ -157,7 +157,9 @@ def main() -> None:
 
         names = {
             "keeper": keeper,
+            "futures": [],
             "services": services,
+            "tasks": tasks,
             "rows": rows,
             "RestartPolicy": RestartPolicy,
             "ServiceGroup": ServiceGroup,

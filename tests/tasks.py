@@ -102,6 +102,14 @@ def hold(folder: Path, value: Any = None) -> Any:
     return value
 
 
+def make_bytes_behind(folder: Path, number: int, size: int, gate: str | None = None) -> bytes:
+    """Leave a note in ``begun-NUMBER``, wait for the file ``gate`` if there is one, return so many bytes."""
+    note(folder, f"begun-{number}")
+    if gate is not None:
+        wait_for_file(folder / gate)
+    return bytes(size)
+
+
 def hold_until_cancelled(folder: Path) -> str:
     note(folder, "started")
     if not context().wait(60):

@@ -149,3 +149,14 @@ def test_a_proof_binds_key_role_and_parts() -> None:
     assert len(set(proofs)) == len(proofs)
     assert proofs[0] == proof(b"key", "caller", b"nonce", b"body")
     assert len(bytes.fromhex(proofs[0])) == 32
+
+
+@given(bit=st.integers(0, 31))
+def test_a_damaged_length_is_seen_at_once(bit: int) -> None:
+    """Else the reader would wait for what will never come."""
+    data = bytearray(encode(FrameKind.DATA, b"body", 1))
+    data[bit // 8] ^= 1 << bit % 8
+    reader = FrameReader()
+    reader.authenticated = True
+    with pytest.raises(ProtocolError, match=r"damaged|announces"):
+        reader.receive(bytes(data))

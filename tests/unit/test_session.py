@@ -6,7 +6,7 @@ import struct
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from poolkeeper.errors import ProtocolError
@@ -188,3 +188,66 @@ def test_a_body_that_cannot_be_encoded_leaves_the_session_as_it_was() -> None:
         session.send(b"too many descriptors", tuple(range(300)))
     assert decode(session.send(b"after")).sequence == 2
     assert [decode(data).body for data, _ in session.resume(1)] == [b"after"]
+
+
+def test_what_is_withheld_stays_with_its_sender_across_a_reconnect() -> None:
+    """Its receiver may be killed before it is recorded, and the next one asks for it."""
+    worker, keeper = Session(), Session()
+    for body in (b"a", b"b"):
+        keeper.receive(decode(worker.send(body)))
+        keeper.withhold()
+    keeper.release(1)
+    assert worker.resume(keeper.received, keeper.acknowledgeable) == []
+    assert [outgoing.body for outgoing in worker.outbox] == [b"b"]
+    heir = Session(received=worker.acknowledged, sent=worker.received)
+    assert [decode(frame).body for frame, _ in worker.resume(heir.received, heir.acknowledgeable)] == [b"b"]
+
+
+@given(steps=st.lists(st.tuples(st.sampled_from(["receive", "withhold", "release", "acknowledge"]), st.integers(0, 9))))
+def test_acknowledged_is_all_that_lies_before_the_first_that_is_withheld(steps: list[tuple[str, int]]) -> None:
+    sender, receiver = Session(), Session()
+    withheld: list[int] = []
+    for what, number in steps:
+        if what in ("receive", "withhold"):
+            receiver.receive(decode(sender.send(b"")))
+            if what == "withhold":
+                assert receiver.withhold() == receiver.withhold() == receiver.received, "as often as one likes"
+                withheld.append(receiver.received)
+        elif what == "release" and withheld:
+            sequence = withheld.pop(number % len(withheld))
+            receiver.release(sequence)
+            receiver.release(sequence)
+        elif what == "acknowledge":
+            sender.receive(decode(receiver.acknowledge()))
+            assert not receiver.owes_ack
+            assert sender.acknowledged == receiver.acknowledgeable
+        assert receiver.acknowledgeable == min(withheld, default=receiver.received + 1) - 1
+
+
+@given(sent=st.integers(0, 20), data=st.data())
+def test_who_takes_over_begins_where_the_caller_stands(sent: int, data: st.DataObject) -> None:
+    worker = Session()
+    for number in range(sent):
+        worker.send(b"%d" % number)
+    acknowledged = data.draw(st.integers(0, sent))
+    worker.receive(Frame(FrameKind.ACK, 0, acknowledged, 0, b""))
+    heir = Session(received=worker.acknowledged, sent=worker.received)
+    taken = []
+    for frame, _ in worker.resume(heir.received, heir.acknowledgeable):
+        again = decode(frame)
+        assert heir.receive(again)
+        taken.append(bytes(again.body))
+    assert taken == [b"%d" % number for number in range(acknowledged, sent)]
+    worker.receive(decode(heir.send(b"order")))
+    assert not worker.outbox
+
+
+def test_an_aside_is_neither_numbered_nor_kept() -> None:
+    here, there = Session(), Session()
+    here.receive(decode(there.send(b"order")))
+    aside = decode(here.aside(b"by the way"))
+    assert (aside.kind, aside.sequence, bytes(aside.body)) == (FrameKind.ASIDE, 0, b"by the way")
+    assert not here.outbox
+    assert not there.receive(aside)
+    assert not there.outbox, "it acknowledges, as every frame does"
+    assert there.receive(decode(here.send(b"numbered")))

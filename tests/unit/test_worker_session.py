@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import queue
+import select
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -12,7 +14,10 @@ from typing import Any
 
 import pytest
 
+from poolkeeper import worker_session
 from poolkeeper.arena import Arena, ArenaPool
+from poolkeeper.frames import FrameKind
+from poolkeeper.keeper_line import KeeperLine
 from poolkeeper.link import Handshake, Link
 from poolkeeper.messages import Code, Kind, pack, unpack
 from poolkeeper.payload import Large, loads_view, map_large
@@ -231,11 +236,11 @@ def test_a_flush_that_cuts_into_a_reconnect_waits_for_its_end(keeper: Answering,
     calls = []
 
     class Interrupted(Session):
-        def resume(self, peer_received: int) -> Any:
+        def resume(self, peer_received: int, peer_acknowledges: int | None = None) -> Any:
             calls.append(peer_received)
             worker.values.append(5)
             worker.flush()
-            return super().resume(peer_received)
+            return super().resume(peer_received, peer_acknowledges)
 
     worker.session = Interrupted()
     worker.connect()
@@ -257,3 +262,130 @@ def test_a_fork_of_the_worker_says_nothing(keeper: Answering, worker: WorkerSess
     assert worker.link is None
     assert link.receive() == ([], False)
     link.close()
+
+
+def fill(worker: WorkerSession) -> int:
+    """Have results wait for a keeper that does not read; return how many there are."""
+    number = 0
+    while worker.link is not None and not worker.link.blocked:
+        number += 1
+        worker.hold(number, b"r" * 50_000, Code.PICKLED)
+        worker.flush()
+    return number
+
+
+def test_what_a_keeper_does_not_read_is_not_waited_for_and_arrives_when_it_reads(
+    keeper: Answering, worker: WorkerSession
+) -> None:
+    told = threading.Event()
+    before = signal.signal(signal.SIGURG, lambda *_: (worker.summoned(), told.set()))
+    try:
+        worker.connect()
+        link = keeper.link()
+        number = fill(worker)
+        for done in range(1_000):
+            worker.remark((Kind.PROGRESS, 1, done, None))
+        assert len(worker.session.outbox) == number, "progress is not kept"
+        heard: list[tuple[Any, ...]] = []
+        asides: list[tuple[Any, ...]] = []
+        while len(heard) < number or not asides:
+            for frame in link.receive()[0]:
+                if keeper.session.receive(frame):
+                    heard += unpack(frame.body)
+                elif frame.kind is FrameKind.ASIDE:
+                    asides += unpack(frame.body)
+        assert [message[1] for message in heard] == list(range(1, number + 1))
+        assert asides == [(Kind.PROGRESS, 1, 999, None)], "the newest alone"
+        assert told.is_set(), "the signal has had it sent, not the next message"
+        link.close()
+    finally:
+        signal.signal(signal.SIGURG, before)
+
+
+def test_no_further_task_is_begun_while_too_much_waits(
+    keeper: Answering, worker: WorkerSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_session, "OUTBOX_BYTES", 500_000)
+    worker.connect()
+    link = keeper.link()
+    number = fill(worker)
+    assert worker.flush_before_next(1.0) == 1.0, "there is room yet"
+    while not worker._is_full:
+        number += 1
+        worker.hold(number, b"r" * 50_000, Code.PICKLED)
+        worker.flush()
+    waiting = threading.Thread(target=worker.flush_before_next, args=(1.0,))
+    waiting.start()
+    waiting.join(0.1)
+    assert waiting.is_alive()
+    heard = 0
+    while heard < number:
+        heard += len(keeper.results(link))
+    waiting.join(PATIENCE)
+    assert not waiting.is_alive()
+    link.close()
+
+
+def test_what_has_waited_is_not_sent_where_a_task_has_put_its_own_file(
+    keeper: Answering, worker: WorkerSession, tmp_path: Path
+) -> None:
+    worker.connect()
+    link = keeper.link()
+    number = fill(worker)
+    arena = result(worker, number + 1, b"a" * 100_000)
+    worker.flush()
+    stolen = arena.fd
+    steal(stolen, tmp_path / "file")
+    heard = 0
+    while heard < number - 1:  # of the last a part has not been sent
+        heard += len(keeper.results(link))
+    with pytest.raises(Retired):
+        worker.remark((Kind.PROGRESS, 1, 1, None))
+    os.close(stolen)
+    link.close()
+
+
+def test_the_fork_server_does_not_wait_for_a_keeper_that_does_not_read(keeper: Answering, tmp_path: Path) -> None:
+    line = KeeperLine(WorkerConfig(str(tmp_path / "socket"), KEY, str(tmp_path), orphan_grace=1.0), dict)
+    link = keeper.link()
+    number = 0
+    while line.awaits is not None and not line.awaits[1] & select.POLLOUT:
+        number += 1
+        line.send((Kind.NOTICE, f"{number} " + 10_000 * "n"))
+    heard: list[str] = []
+    while len(heard) < number:
+        line.flush()
+        for frame in link.receive()[0]:
+            assert keeper.session.receive(frame)
+            heard += [text.split()[0] for _, text in unpack(frame.body)]
+    assert heard == [str(sent + 1) for sent in range(number)]
+    assert line.awaits is not None
+    assert not line.awaits[1] & select.POLLOUT
+    line.close()
+    link.close()
+
+
+def test_an_orphan_that_reports_progress_for_hours_stays_small(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    orphan = WorkerSession(WorkerConfig(path, KEY, str(tmp_path), orphan_grace=300.0), 1)
+    orphan.describe = lambda: ({}, ())
+    for done in range(10_000):
+        orphan.remark((Kind.PROGRESS, 1, done, None))
+        if done % 100 == 0:
+            orphan.remark((Kind.NOTICE, str(done)))
+    assert not orphan.session.outbox
+    keeper = Answering(path)
+    try:
+        orphan.summoned()
+        link = keeper.link()
+        frames = [frame for frame in link.receive()[0] if frame.kind is FrameKind.ASIDE]
+        (frame,) = frames
+        first, *notices, progress = unpack(frame.body)
+        assert first == (Kind.NOTICE, "84 earlier notices are lost, for nobody listened")
+        assert notices == [(Kind.NOTICE, str(done)) for done in range(8_400, 10_000, 100)]
+        assert progress == (Kind.PROGRESS, 1, 9_999, None)
+        link.close()
+    finally:
+        keeper.end()
+        assert orphan.link is not None
+        orphan.link.close()

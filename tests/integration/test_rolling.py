@@ -1,0 +1,158 @@
+"""Services are replaced one by one when their code has changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolkeeper.control_client import ControlClient, KeeperUnreachable
+from poolkeeper.homes import KeeperHome
+from poolkeeper.steering import reload_keeper
+from tests.helpers import PATIENCE, is_running, wait_until
+from tests.keeper_program import end_all
+
+SHOP = """
+from pathlib import Path
+from poolkeeper import Fleet, RestartPolicy, context
+
+fleet = Fleet("shop")
+HERE = Path(__file__).parent
+VERSION = 1
+
+def serve(name):
+    with open(HERE / "notes", "a") as notes:
+        notes.write(f"{name} {VERSION}\\n")
+    if (HERE / f"bad-{name}").exists():
+        raise OSError("no port")
+    context().ready(f"version {VERSION}")
+    while not context().wait(100):
+        pass
+    with open(HERE / "notes", "a") as notes:
+        notes.write(f"{name} {VERSION} stops\\n")
+
+@fleet.service(ready="notify", restart=RestartPolicy.on_failure(0))
+def base():
+    serve("base")
+
+@fleet.service(ready="notify", after=base, overlap=True)
+def web():
+    serve("web")
+"""
+
+
+class Shop:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.write(SHOP)
+        with open(folder / "errors", "wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "poolkeeper", "run", "shop.py"],
+                env={**os.environ, "POOLKEEPER_HOME": str(folder / "home")},
+                cwd=folder,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+            )
+
+    def write(self, text: str) -> None:
+        (self.folder / "shop.py").write_text(text)
+
+    @property
+    def home(self) -> KeeperHome:
+        (path,) = (self.folder / "home").glob("*/default")
+        return KeeperHome(path, path.parent.name, "default", True)
+
+    def rows(self) -> dict[str, Any]:
+        try:
+            with ControlClient(self.home.path) as client:
+                return {row["name"]: row for row in client.ask("status")["services"]}
+        except (KeeperUnreachable, ValueError):
+            return {}
+
+    def reach(self, **details: str) -> dict[str, Any]:
+        """Wait until the services run and say so."""
+
+        def there() -> dict[str, Any] | None:
+            rows = self.rows()
+            right = {name: rows[name]["detail"] for name in details if name in rows} == details
+            return rows if right and all(row["state"] == "running" for row in rows.values()) else None
+
+        found = wait_until(there, f"{details}: {self.rows()}")
+        assert found is not None
+        return found
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.home.path / "events.jsonl").read_text().splitlines()]
+
+    def upgrade(self) -> dict[str, Any]:
+        """Wait for the end of an upgrade, and return what is said of it."""
+        seen = wait_until(lambda: [one for one in self.events() if one["kind"].startswith("upgrade.")])
+        return seen[-1]
+
+    def notes(self) -> list[str]:
+        return (self.folder / "notes").read_text().splitlines()
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    shop = Shop(tmp_path)
+    try:
+        yield shop
+    finally:
+        shop.process.kill()
+        shop.process.wait()
+        end_all(tmp_path / "home")
+
+
+def test_a_reload_replaces_what_has_changed_in_order(shop: Shop) -> None:
+    before = shop.reach(base="version 1", web="version 1")
+    shop.write(SHOP.replace("VERSION = 1", "VERSION = 2"))
+    reload_keeper(shop.home)
+    after = shop.reach(base="version 2", web="version 2")
+    assert shop.upgrade()["kind"] == "upgrade.completed"
+    assert shop.upgrade()["reason"] == "2 processes replaced"
+    assert [after[name]["attempt"] for name in ("base", "web")] == [2, 2]
+    assert [after[name]["restarts"] for name in ("base", "web")] == [0, 0]
+    assert not any(is_running(row["pid"]) for row in before.values())
+    assert shop.notes() == [
+        "base 1", "web 1", "base 1 stops", "base 2", "web 2", "web 1 stops",
+    ]  # fmt: skip
+    reload_keeper(shop.home)
+    assert {name: row["pid"] for name, row in shop.reach(web="version 2").items()} == {
+        name: row["pid"] for name, row in after.items()
+    }
+    shop.process.terminate()
+    assert shop.process.wait(PATIENCE) == 0
+
+
+def test_one_that_does_not_get_ready_leaves_the_old_one_in_place(shop: Shop, tmp_path: Path) -> None:
+    before = shop.reach(base="version 1", web="version 1")
+    (tmp_path / "bad-web").touch()
+    shop.write(SHOP.replace("VERSION = 1", "VERSION = 2"))
+    reload_keeper(shop.home)
+    failed = shop.upgrade()
+    assert (failed["kind"], failed["name"]) == ("upgrade.failed", "web")
+    assert "no port" in failed["reason"]
+    web = shop.rows()["web"]
+    assert (web["pid"], web["state"], web["attempt"]) == (before["web"]["pid"], "running", 1)
+    assert "its new process has not become ready" in web["detail"]
+    (tmp_path / "bad-web").unlink()
+    reload_keeper(shop.home)
+    shop.reach(base="version 2", web="version 2")
+
+
+def test_an_upgrade_stops_at_the_first_that_fails(shop: Shop, tmp_path: Path) -> None:
+    before = shop.reach(base="version 1", web="version 1")
+    (tmp_path / "bad-base").touch()
+    shop.write(SHOP.replace("VERSION = 1", "VERSION = 2"))
+    reload_keeper(shop.home)
+    assert (shop.upgrade()["kind"], shop.upgrade()["name"]) == ("upgrade.failed", "base")
+    rows = shop.rows()
+    assert (rows["web"]["pid"], rows["web"]["state"]) == (before["web"]["pid"], "running")
+    assert rows["web"]["detail"] == "its code has changed, and the upgrade has stopped at base"

@@ -1,0 +1,54 @@
+"""A keeper that is stopped reads nothing: what it has made goes on, and tells it everything when it reads again."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import wait_until
+from tests.keeper_program import KeeperProgram, keepers
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., KeeperProgram]]:
+    with keepers(tmp_path / "home") as start:
+        yield start
+
+
+@contextmanager
+def stopped(keeper: KeeperProgram) -> Iterator[None]:
+    """Have it stand still for a while."""
+    keeper.process.send_signal(signal.SIGSTOP)
+    wait_until(lambda: Path(f"/proc/{keeper.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+    try:
+        yield
+    finally:
+        keeper.process.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("name", ["'etl'", "None"], ids=["durable", "ephemeral"])
+def test_a_worker_goes_on_with_what_it_has_and_keeps_what_is_not_read(
+    start: Callable[..., KeeperProgram], tmp_path: Path, name: str
+) -> None:
+    """The results fill the socket several times over; the last task is long, and holds up none of those before it."""
+    number, size = 12, 60_000
+    home = "" if name != "None" else ", home=None"
+    keeper = start(options=f"max_workers=1, name={name}{home}")
+    make = f"keeper.submit(tasks.make_bytes_behind, PosixPath({str(tmp_path)!r})"
+    keeper(f"[{make}, f'warm-{{warm}}', 1).result() and None for warm in range(150)]")  # they are found to be short
+    gate = f"{{0: 'gate', {number - 1}: 'end'}}.get(number)"
+    keeper(f"futures.extend({make}, number, {size}, {gate}) for number in range({number}))")
+    wait_until((tmp_path / "begun-0").exists, "the first task runs")
+    wait_until(lambda: keeper("len(keeper._runtime._core.queue)") == 0, "all are fed")
+    with stopped(keeper):
+        (tmp_path / "gate").touch()
+        wait_until((tmp_path / f"begun-{number - 1}").exists, "the last task is reached while nobody reads")
+    assert keeper("[len(future.result(20)) for future in futures[:-1]]") == [size] * (number - 1)
+    (tmp_path / "end").touch()
+    assert keeper("len(futures[-1].result(20))") == size
+    assert all(len((tmp_path / f"begun-{task}").read_text().split()) == 1 for task in range(number)), "each ran once"
+    keeper.end()
