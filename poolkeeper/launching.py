@@ -20,6 +20,9 @@ from .worker_session import WorkerConfig
 __all__ = ["Inherited", "Launched", "ServerProcess", "Start", "launch"]
 
 END_SECONDS = 5.0
+GONE = "(gone)"
+"""In place of a working directory that has been removed."""
+
 
 # The application's path comes first, for it decides which poolkeeper is meant, also under python -I.
 _BOOTSTRAP = (
@@ -79,6 +82,8 @@ def launch(start: Start) -> Launched:
     """Start a fork server; it will call the keeper."""
     # as multiprocessing does
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
+    if _working_directory() == GONE and "-P" not in flags:
+        flags.append("-P")  # some of Python 3.13 look for the directory after -c, and fail where it is gone
     output = None if start.inherit_output else subprocess.DEVNULL
     process = subprocess.Popen(
         [sys.executable, *flags, "-c", _BOOTSTRAP],
@@ -204,7 +209,7 @@ def _working_directory() -> str:
     try:
         return os.getcwd()
     except FileNotFoundError:
-        return "(gone)"
+        return GONE
 
 
 def _pidfd(pid: int) -> int | None:

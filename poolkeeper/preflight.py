@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,8 +31,8 @@ SHOWN = 8000
 _LOADER = """\
 import json, sys
 about = json.loads(sys.argv[1])
-if about["path"] is not None and not getattr(sys.flags, "safe_path", False):
-    sys.path[0:1] = [about["path"]]
+if about["path"] is not None:
+    sys.path.insert(0, about["path"])
 try:
     from poolkeeper.preflight_program import check_program
 except ImportError:
@@ -87,8 +88,14 @@ def _loader(startup: Startup) -> list[str]:
         path = os.path.dirname(os.path.realpath(target)) if os.path.isfile(target) else target
     else:
         path = startup.directory or ""
-    about = {"kind": kind.name, "target": target, "path": path, "package": str(Path(__file__).parents[1])}
-    return [startup.executable, *options, "-c", _LOADER, json.dumps(about)]
+    about = {
+        "kind": kind.name,
+        "target": target,
+        "path": None if sys.flags.safe_path else path,
+        "package": str(Path(__file__).parents[1]),
+    }
+    # -P, for some of Python 3.13 look for the working directory after -c, and fail where that is gone
+    return [startup.executable, *options, "-P", "-c", _LOADER, json.dumps(about)]
 
 
 def _start(command: Sequence[str], startup: Startup, writer: int, output: IO[bytes]) -> subprocess.Popen[bytes]:

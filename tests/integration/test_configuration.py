@@ -203,6 +203,14 @@ def test_a_relative_home_survives_a_change_of_directory(tmp_path: Path, monkeypa
     assert [entry for entry in os.listdir(tmp_path / "relative") if entry.startswith("poolkeeper-")] == []
 
 
+def test_a_working_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with Keeper(1) as keeper:
+        assert keeper.submit(pow, 2, 3).result(PATIENCE) == 8
+
+
 def test_a_home_with_blanks_and_umlauts(tmp_path: Path) -> None:
     with Keeper(1, home=tmp_path / "Ein Ort, größer", name="näme {} %s") as keeper:
         assert keeper.submit(tasks.square, 3).result(PATIENCE) == 9
