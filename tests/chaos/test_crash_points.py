@@ -108,7 +108,7 @@ SECOND = {"take-over", "claim"}
 NUMBERS = {"fork server": (1,), "lock": (1,), "end": (1,), "fork": (1, 2)}
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.soak)])
 @pytest.mark.parametrize("point", POINTS)
 def test_the_next_keeper_has_every_outcome_once(tmp_path: Path, point: str, when: str) -> None:
     try:

@@ -119,7 +119,7 @@ def a_document() -> PidfileDocument:
 
 def test_a_reader_always_sees_a_whole_document(tmp_path: Path) -> None:
     path = tmp_path / "keeper.pid"
-    for _ in range(10):
+    for _ in range(3):
         write_pidfile(path, a_document())
         with running(WRITER, path) as writer:
             names = {"first"}

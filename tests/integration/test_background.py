@@ -100,7 +100,7 @@ def test_a_fleet_runs_without_a_terminal_to_its_end(cli: Run, tmp_path: Path) ->
     assert f"process {pid}" in again.stderr
     with subprocess.Popen(
         [sys.executable, "-m", "poolkeeper", "attach", "-F", "work"],
-        env={**os.environ, "POOLKEEPER_HOME": str(tmp_path / "home")},
+        env={**os.environ, "POOLKEEPER_HOME": str(tmp_path / "home"), "PYTHONDONTWRITEBYTECODE": "1"},
         stdout=subprocess.PIPE,
         text=True,
     ) as attached:

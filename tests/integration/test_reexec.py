@@ -584,9 +584,9 @@ def test_reload_uses_the_code_on_disk(shop: Shop) -> None:
         ("def broken(:\n", "SyntaxError"),
         ("import nowhere\n", "No module named 'nowhere'"),
         (None, "shop.py"),
-        ("fleet = None\n", "declares no fleet"),
-        (SHOP.replace('Fleet("shop")', 'Fleet("inn")'), "is another fleet, 'inn-"),
-        (SHOP.replace("restart=", "after='nobody', restart="), "nobody"),
+        pytest.param("fleet = None\n", "declares no fleet", marks=pytest.mark.soak),
+        pytest.param(SHOP.replace('Fleet("shop")', 'Fleet("inn")'), "is another fleet, 'inn-", marks=pytest.mark.soak),
+        pytest.param(SHOP.replace("restart=", "after='nobody', restart="), "nobody", marks=pytest.mark.soak),
         (SHOP.replace("import os", "import os; os._exit(0); import sys"), "cannot be loaded (exit code 0)"),
     ],
 )
@@ -628,6 +628,7 @@ def test_a_signal_that_comes_in_between_is_heard_by_the_new_program(shop: Shop) 
     assert shop.process.wait(PATIENCE) == 0, "it has ended in good order"
 
 
+@pytest.mark.soak
 def test_a_loop_that_fails_is_replaced_but_not_for_ever(shop: Shop) -> None:
     breaks = """
 import threading

@@ -54,7 +54,7 @@ class Shop:
         with open(folder / "errors", "wb") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "poolkeeper", "run", "shop.py"],
-                env={**os.environ, "POOLKEEPER_HOME": str(folder / "home")},
+                env={**os.environ, "POOLKEEPER_HOME": str(folder / "home"), "PYTHONDONTWRITEBYTECODE": "1"},
                 cwd=folder,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,

@@ -38,7 +38,7 @@ def shop(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     with open(tmp_path / "errors", "wb") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "poolkeeper", "run", "--watch", "shop.py"],
-            env={**os.environ, "POOLKEEPER_HOME": str(tmp_path / "home")},
+            env={**os.environ, "POOLKEEPER_HOME": str(tmp_path / "home"), "PYTHONDONTWRITEBYTECODE": "1"},
             cwd=tmp_path,
             stdout=subprocess.DEVNULL,
             stderr=errors,

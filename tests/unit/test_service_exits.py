@@ -107,5 +107,5 @@ def test_exits_are_remembered_up_to_a_number() -> None:
 
 
 def test_reasons_that_are_no_failures() -> None:
-    asked = {ExitReason.STOPPED, ExitReason.RESTARTED, ExitReason.GROUP, ExitReason.RECYCLED}
+    asked = {ExitReason.STOPPED, ExitReason.RESTARTED, ExitReason.GROUP, ExitReason.RECYCLED, ExitReason.UPGRADED}
     assert {reason for reason in ExitReason if not reason.is_failure} == asked | {ExitReason.RETURNED}

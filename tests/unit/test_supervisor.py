@@ -900,6 +900,7 @@ def test_kill_all_waits_for_nobody(driver: Driver) -> None:
     assert driver.log == "+db +web ?web ?db !db !web"
 
 
+@pytest.mark.soak
 def test_72_hours_leave_nothing_behind() -> None:
     """Crashes, hangs, leaks, age, groups and people, for three days."""
     random.seed(72)  # tenacity's jitter comes from there
