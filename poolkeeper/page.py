@@ -50,6 +50,12 @@ class WorkerPage:
         self.times = whole[:_MARKS_AT].cast("d")
         self.marks = whole[_MARKS_AT:]
 
+    def close(self) -> None:
+        """Give the memory back now: later, the mapping would close a descriptor by a number that is another's."""
+        for view in (self.words, self.times, self.marks):
+            view.release()
+        self._map.close()
+
 
 class KeeperPage(WorkerPage):
     """The keeper's side; of a fresh page, or of the one behind ``fd``, which it closes in the end."""
@@ -77,9 +83,7 @@ class KeeperPage(WorkerPage):
 
     def close(self) -> None:
         """Give the memory back."""
-        for view in (self.words, self.times, self.marks):
-            view.release()
-        self._map.close()
+        super().close()
         self.close_fd()
 
     def close_fd(self) -> None:

@@ -89,6 +89,7 @@ class _Service:
         self._config = config
         self._definition = definition
         self._page = WorkerPage(page)
+        self._pages: list[WorkerPage] = []
         os.close(page)
         self._lock = threading.Lock()
         self._stopping = False
@@ -177,6 +178,7 @@ class _Service:
         try:
             page, before = WorkerPage(fd), self._page
             self._page = page
+            self._pages.append(before)  # for good: its end would close a descriptor that may be the callable's by now
             page.times[BEAT] = max(page.times[BEAT], before.times[BEAT])
         except BaseException:
             os.close(fd)
@@ -186,6 +188,7 @@ class _Service:
     def close(self) -> None:
         """Close what it has opened."""
         self._line.close()
+        self._page.close()
         for end in self._pipe:
             os.close(end)
 

@@ -502,6 +502,7 @@ def rehearse(config: WorkerConfig) -> None:
     worker.out.flush()
     if worker.out.link is not None:
         worker.out.link.close()
+    worker.page.close()
     ours.close()
 
 

@@ -544,6 +544,7 @@ def test_a_service_may_use_a_keeper(keeper: Keeper, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", [services.close_everything, services.take_all_descriptors])
 def test_a_service_may_close_all_descriptors(keeper: Keeper, tmp_path: Path, target: Callable[[Path], None]) -> None:
+    assert keeper.submit(tasks.die).exception(PATIENCE) is not None  # from now on processes are made ahead
     handle = keeper.service(target, (tmp_path,), name=name(), restart="never", ready="notify")
     wait_until(lambda: tasks.notes(tmp_path, "started"))
     (tmp_path / "go").touch()
