@@ -32,7 +32,7 @@ with Keeper(2, name="killed", home=sys.argv[1]) as keeper:
 """
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(1, 4))])
 def test_what_was_seen_is_recorded(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     script = tmp_path / "script.py"

@@ -86,7 +86,15 @@ def test_who_does_not_stop_is_killed_and_its_stacks_are_kept(
     assert not is_running(pid)
 
 
-@pytest.mark.parametrize("then", [None, services.die, services.fail, services.ignore_stop])
+@pytest.mark.parametrize(
+    "then",
+    [
+        pytest.param(None, marks=pytest.mark.soak),
+        services.die,
+        pytest.param(services.fail, marks=pytest.mark.soak),
+        services.ignore_stop,
+    ],
+)
 def test_descendants_end_with_it_also_those_that_have_left(
     keeper: Keeper, tmp_path: Path, then: Callable[..., None] | None
 ) -> None:

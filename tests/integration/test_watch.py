@@ -51,6 +51,7 @@ def shop(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
         end_all(tmp_path / "home")
 
 
+@pytest.mark.soak
 def test_what_is_changed_is_loaded_and_what_is_broken_is_refused(shop: subprocess.Popen[bytes], tmp_path: Path) -> None:
     started: set[float] = set()
 
