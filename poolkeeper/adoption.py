@@ -128,9 +128,10 @@ class Adoption:
         """Return what the application has asked for and has no outcome yet."""
         asked = dict(self._asked)
         for task in self._core.tasks():
-            entry = task.entry if isinstance(task, TaskFuture) and type(task) is not _Foundling else None
-            if entry is not None and not task.withdrawn:
-                asked[claim_of(entry)] = task  # type: ignore[assignment]  # a TaskFuture, for it has an entry
+            if isinstance(task, TaskFuture) and type(task) is not _Foundling and not task.withdrawn:
+                claim = claim_of(task.entry)
+                if claim is not None:
+                    asked[claim] = task
         return asked
 
     def _task(self, worker: Worker, index: int, held: Held, asked: dict[Claim, TaskFuture]) -> Task | None:
@@ -204,11 +205,10 @@ class Adoption:
         """Return what of ``tasks`` is to run: not what some worker holds, nor what one may hold."""
         rest = []
         for task in tasks:
-            entry = task.entry if isinstance(task, TaskFuture) else None
-            if entry is None or entry.arguments is None or entry.shelf.code is None:
+            claim = claim_of(task.entry) if isinstance(task, TaskFuture) else None
+            if claim is None:
                 rest.append(task)
                 continue
-            claim = claim_of(entry)
             found = self._found.pop(claim, None)
             if found is not None and (found.answered or found in self._failed or found.worker is not None):
                 self._hand_over(found, task, rest, now)
@@ -286,7 +286,7 @@ class Adoption:
             self._settled_until = 0.0
             self._settled.clear()
             return
-        self._settled.update(claim_of(future.entry) for future in futures if future.entry is not None)
+        self._settled.update(claim for future in futures if (claim := claim_of(future.entry)) is not None)
 
     def recorded(self, found: _Foundling, value: Any) -> None:
         """The outcome of a foundling is recorded; on the journal's thread."""

@@ -186,8 +186,7 @@ class Inherited:
             if not select.select([self.watch_fd], [], [], END_SECONDS)[0]:
                 self._kill()
                 select.select([self.watch_fd], [], [], END_SECONDS)
-            os.close(self.watch_fd)
-            self.watch_fd = None
+            self.leave()
         with contextlib.suppress(ChildProcessError):  # it is ours where this keeper was re-exec'd
             os.waitpid(self.pid, os.WNOHANG)
 

@@ -39,9 +39,11 @@ class Entry(NamedTuple):
     arguments: str | None
 
 
-def claim_of(entry: Entry) -> tuple[str, str, str | int, str]:
-    """Return what tells one recorded task from all others, in this keeper and in later ones."""
-    return entry.shelf.name, entry.shelf.code, entry.identity, entry.arguments  # type: ignore[return-value]
+def claim_of(entry: Entry | None) -> tuple[str, str, str | int, str] | None:
+    """Return what tells one recorded task from all others, in this keeper and later ones; None where nothing does."""
+    if entry is None or entry.arguments is None or entry.shelf.code is None:
+        return None
+    return entry.shelf.name, entry.shelf.code, entry.identity, entry.arguments
 
 
 class Store(Protocol):

@@ -297,7 +297,4 @@ class Traffic:
 
 def _claim(task: Task) -> tuple[Any, ...] | None:
     """Return what a later keeper knows a task by, None where it cannot."""
-    entry = task.entry if isinstance(task, TaskFuture) else None
-    if entry is None or entry.arguments is None or entry.shelf.code is None:
-        return None
-    return claim_of(entry)
+    return claim_of(task.entry) if isinstance(task, TaskFuture) else None
