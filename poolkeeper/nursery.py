@@ -366,10 +366,11 @@ class Nursery:
         """Return the process behind a report that comes after the end of its keeper; its pid may not be known."""
         return self._expected.pop((tag, pid), None) or self._expected.pop((tag, 0), None)
 
-    def buried(self, child: Child) -> None:
-        """Its parent has seen a process to its end."""
-        for key in [key for key, expected in self._expected.items() if expected is child]:
-            del self._expected[key]
+    def buried(self, child: Child, *, reported: bool = True) -> None:
+        """Its parent has seen a process to its end; unless ``reported``, its fork server may still say how it was."""
+        if reported:
+            for key in [key for key, expected in self._expected.items() if expected is child]:
+                del self._expected[key]
         if self._register is not None:
             self._register.gone(child.tag)
 

@@ -14,7 +14,7 @@ from poolkeeper.ledger import Task
 from poolkeeper.lifecycle import WorkerState
 from poolkeeper.messages import Code
 from poolkeeper.roster import FIRST_BACKOFF, UNEXPLAINED_ATTEMPTS, Exit, Worker
-from tests.scripted import Job, Script, call, keys, segment, tasks
+from tests.scripted import Job, Page, Script, call, keys, segment, tasks
 
 FAST, LONG = 1e-5, 10.0
 
@@ -505,6 +505,20 @@ def test_a_verdict_waits_no_longer_than_a_moment_and_no_shorter() -> None:
     assert script.failures() == [("0", "quarantined")]
     script.core.died(worker, script.now, Exit(0, None))
     assert script.decide() == [], "what is known later changes nothing"
+
+
+def test_a_verdict_is_passed_whoever_is_taken_over_meanwhile() -> None:
+    script = Script(2, ready=0)
+    task = one_task(deaths=1)
+    for held in ([task], []):  # two of one id, as two keepers have given it
+        worker = script.core.take_over(1, 0, "")
+        page = script.pages[worker.id] = Page()
+        page.started = len(held)
+        script.core.attached(worker, page, 1, held)
+        script.die(worker, None)
+    script.decide(after=REPORT_WAIT)
+    assert script.failures() == [("0", "quarantined")]
+    assert not script.core.outstanding
 
 
 def test_a_task_cancelled_before_its_verdict_has_no_second_end() -> None:
