@@ -37,7 +37,7 @@ from .settings import Settings
 from .spool import Stowage
 from .switchboard import Peer, Switchboard
 from .traffic import Traffic
-from .worker_session import WorkerConfig
+from .worker_config import WorkerConfig
 from .workforce import Workforce
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 It is single-threaded, so that user code may fork. Results are held back for at most ``FLUSH_SECONDS`` of run time,
 and never behind a task that is expected to take longer; where that expectation fails the keeper nudges (SIGURG), and
 the signal's handler sends what is held. The handler runs between two bytecodes of the main thread; see
-``worker_session``.
+``worker_line``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ from .process_setup import settle_in, unblock_signals
 from .sources import Sources, loaded_sources
 from .task_context import NoService, wants_context
 from .timers import old_age
-from .worker_session import Mapped, Retired, WorkerConfig, WorkerSession
+from .worker_config import WorkerConfig
+from .worker_line import Retired
+from .worker_session import Mapped, WorkerSession
 
 if TYPE_CHECKING:
     from .resumption import Resumption
@@ -486,7 +488,7 @@ def main(config: WorkerConfig, id: int, slot: int, birth: str, page: int | str, 
     worker = _Worker(config, id, slot, birth, os.open(page, os.O_RDWR) if isinstance(page, str) else page)
     signal.signal(signal.SIGURG, worker.nudged)
     unblock_signals()
-    os.register_at_fork(after_in_child=worker.out.leave_to_parent)
+    os.register_at_fork(after_in_child=worker.out.line.leave_to_parent)
     task_context.enter(worker)
     with contextlib.suppress(Retired):
         worker.run(link)
@@ -500,8 +502,8 @@ def rehearse(config: WorkerConfig) -> None:
     worker.out.begin(theirs.detach())
     worker._run_tasks(1, _Call("", dumps_in_band(abs)), [(1,), dumps_in_band(((1,), {}))], None)  # noqa: SLF001
     worker.out.flush()
-    if worker.out.link is not None:
-        worker.out.link.close()
+    if worker.out.line.link is not None:
+        worker.out.line.link.close()
     worker.page.close()
     ours.close()
 

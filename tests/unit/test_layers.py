@@ -24,11 +24,11 @@ LAYERS = {
     "process_identity filesystems places file_locking lock_file instance pidfile checkpoint startup "
     "inheritance home page arena payload spool link postmortem process_setup orphans families sdnotify "
     "preflight_answer preflight preflight_program reexec notify_socket survey logprocess logwriter "
-    "event_log register control_client homes journal_file journal_runs run_outcome result_files left_behind journal "
-    "recall",
-    "runtime": "settings cancellation interrupts init_process resumption task_context program worker_session worker "
-    "service_line service_worker forking keeper_line forkserver delivery retrying switchboard futures "
-    "calls recording launching nursery adoption workforce recovery traffic driving loop status control "
+    "event_log register control_client homes journal_file journal_runs run_outcome sealed_file result_files "
+    "left_behind journal recall",
+    "runtime": "settings cancellation interrupts init_process resumption task_context program worker_config "
+    "worker_line worker_session worker service_line service_worker forking keeper_line forkserver delivery "
+    "retrying switchboard futures calls recording launching nursery adoption workforce recovery traffic driving loop status control "
     "program_notices service_peer service_news service_survivors supervision keeper configuration inline",
     "faces": "services mapping feed batch fleet loading fleet_services runner progress bars summary view pool display "
     "steering tables attachment background watching cli_control fleet_run cli __main__",

@@ -22,7 +22,9 @@ from poolkeeper.link import Handshake, Link
 from poolkeeper.messages import Code, Kind, pack, unpack
 from poolkeeper.payload import Large, loads_view, map_large
 from poolkeeper.session import Session
-from poolkeeper.worker_session import Mapped, Retired, WorkerConfig, WorkerSession
+from poolkeeper.worker_config import WorkerConfig
+from poolkeeper.worker_line import Retired
+from poolkeeper.worker_session import Mapped, WorkerSession
 from tests.helpers import PATIENCE
 
 KEY = b"k" * 32
@@ -104,8 +106,8 @@ def worker(keeper: Answering, tmp_path: Path) -> Iterator[WorkerSession]:
     session = WorkerSession(WorkerConfig(str(tmp_path / "socket"), KEY, str(tmp_path)), 1)
     yield session
     session.arenas.close()
-    if session.link is not None:
-        session.link.close()
+    if session.line.link is not None:
+        session.line.link.close()
 
 
 def steal(fd: int, path: Path) -> None:
@@ -133,16 +135,16 @@ def test_what_comes_with_each_welcome_is_taken_in_once_and_in_order(keeper: Answ
     for number in range(4):
         keeper.session.send(pack([(Kind.RELEASE, [number])]))
         if number % 2:
-            worker.reconnect(worker.link)
+            worker.line.reconnect(worker.line.link)
     assert list(worker.inbox) == [[(Kind.RELEASE, [number])] for number in range(4)]
 
 
 def test_sending_over_a_link_that_a_task_has_replaced_by_a_file_reconnects(
     keeper: Answering, worker: WorkerSession, tmp_path: Path
 ) -> None:
-    worker.connect()
-    assert worker.link is not None
-    stolen = worker.link.fileno()
+    worker.line.reconnect(None)
+    assert worker.line.link is not None
+    stolen = worker.line.link.fileno()
     steal(stolen, tmp_path / "file")
     keeper.session.send(pack([(Kind.RETIRE,)]))
     worker.values.append(7)
@@ -157,11 +159,11 @@ def test_sending_over_a_link_that_a_task_has_replaced_by_a_file_reconnects(
 
 
 def test_a_link_that_is_given_up_is_closed_where_it_is_still_ours(keeper: Answering, worker: WorkerSession) -> None:
-    worker.connect()
+    worker.line.reconnect(None)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         keeper.link().close()
-        worker.reconnect(worker.link)
+        worker.line.reconnect(worker.line.link)
     keeper.link().close()
     assert len(os.listdir("/proc/self/fd")) <= before
 
@@ -169,7 +171,7 @@ def test_a_link_that_is_given_up_is_closed_where_it_is_still_ours(keeper: Answer
 def test_large_arguments_are_mapped_before_the_tasks_ahead_of_them_run(
     keeper: Answering, worker: WorkerSession
 ) -> None:
-    worker.connect()
+    worker.line.reconnect(None)
     link = keeper.link()
     argument = large(keeper.arenas, b"a" * 100_000)
     before = len(os.listdir("/proc/self/fd"))
@@ -190,7 +192,7 @@ def test_large_arguments_are_mapped_before_the_tasks_ahead_of_them_run(
 def test_a_result_that_is_held_back_survives_the_loss_of_its_descriptor(
     keeper: Answering, worker: WorkerSession, tmp_path: Path
 ) -> None:
-    worker.connect()
+    worker.line.reconnect(None)
     arenas = [result(worker, index, bytes([index]) * 100_000) for index in (1, 2)]
     stolen = arenas[0].fd
     steal(stolen, tmp_path / "file")
@@ -204,7 +206,7 @@ def test_a_result_that_is_held_back_survives_the_loss_of_its_descriptor(
 def test_a_result_that_did_not_arrive_is_sent_again_over_the_next_link(
     keeper: Answering, worker: WorkerSession
 ) -> None:
-    worker.connect()
+    worker.line.reconnect(None)
     result(worker, 1, b"a" * 100_000)
     worker.flush()
     keeper.link().close()  # without having read it
@@ -219,7 +221,7 @@ def test_a_result_that_did_not_arrive_is_sent_again_over_the_next_link(
 def test_a_worker_leaves_rather_than_send_somebody_elses_file_as_a_result(
     keeper: Answering, worker: WorkerSession, tmp_path: Path
 ) -> None:
-    worker.connect()
+    worker.line.reconnect(None)
     arena = result(worker, 1, b"a" * 100_000)
     worker.flush()
     keeper.link().close()  # without having read it
@@ -242,8 +244,8 @@ def test_a_flush_that_cuts_into_a_reconnect_waits_for_its_end(keeper: Answering,
             worker.flush()
             return super().resume(peer_received, peer_acknowledges)
 
-    worker.session = Interrupted()
-    worker.connect()
+    worker.line.session = Interrupted()
+    worker.line.reconnect(None)
     assert calls == [0]
     assert worker.values == [5]
     worker.flush()
@@ -253,13 +255,13 @@ def test_a_flush_that_cuts_into_a_reconnect_waits_for_its_end(keeper: Answering,
 
 
 def test_a_fork_of_the_worker_says_nothing(keeper: Answering, worker: WorkerSession) -> None:
-    worker.connect()
+    worker.line.reconnect(None)
     link = keeper.link()
     worker.values.append(1)
-    worker.leave_to_parent()
+    worker.line.leave_to_parent()
     worker.flush()
     worker.send((Kind.PROGRESS, 1, 1, None))
-    assert worker.link is None
+    assert worker.line.link is None
     assert link.receive() == ([], False)
     link.close()
 
@@ -267,7 +269,7 @@ def test_a_fork_of_the_worker_says_nothing(keeper: Answering, worker: WorkerSess
 def fill(worker: WorkerSession) -> int:
     """Have results wait for a keeper that does not read; return how many there are."""
     number = 0
-    while worker.link is not None and not worker.link.blocked:
+    while worker.line.link is not None and not worker.line.link.blocked:
         number += 1
         worker.hold(number, b"r" * 50_000, Code.PICKLED)
         worker.flush()
@@ -280,12 +282,12 @@ def test_what_a_keeper_does_not_read_is_not_waited_for_and_arrives_when_it_reads
     told = threading.Event()
     before = signal.signal(signal.SIGURG, lambda *_: (worker.summoned(), told.set()))
     try:
-        worker.connect()
+        worker.line.reconnect(None)
         link = keeper.link()
         number = fill(worker)
         for done in range(1_000):
             worker.remark((Kind.PROGRESS, 1, done, None))
-        assert len(worker.session.outbox) == number, "progress is not kept"
+        assert len(worker.line.session.outbox) == number, "progress is not kept"
         heard: list[tuple[Any, ...]] = []
         asides: list[tuple[Any, ...]] = []
         while len(heard) < number or not asides:
@@ -306,7 +308,7 @@ def test_no_further_task_is_begun_while_too_much_waits(
     keeper: Answering, worker: WorkerSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_session, "OUTBOX_BYTES", 500_000)
-    worker.connect()
+    worker.line.reconnect(None)
     link = keeper.link()
     number = fill(worker)
     assert worker.flush_before_next(1.0) == 1.0, "there is room yet"
@@ -329,7 +331,7 @@ def test_no_further_task_is_begun_while_too_much_waits(
 def test_what_has_waited_is_not_sent_where_a_task_has_put_its_own_file(
     keeper: Answering, worker: WorkerSession, tmp_path: Path
 ) -> None:
-    worker.connect()
+    worker.line.reconnect(None)
     link = keeper.link()
     number = fill(worker)
     arena = result(worker, number + 1, b"a" * 100_000)
@@ -373,7 +375,7 @@ def test_an_orphan_that_reports_progress_for_hours_stays_small(tmp_path: Path) -
         orphan.remark((Kind.PROGRESS, 1, done, None))
         if done % 100 == 0:
             orphan.remark((Kind.NOTICE, str(done)))
-    assert not orphan.session.outbox
+    assert not orphan.line.session.outbox
     keeper = Answering(path)
     try:
         orphan.summoned()
@@ -387,5 +389,5 @@ def test_an_orphan_that_reports_progress_for_hours_stays_small(tmp_path: Path) -
         link.close()
     finally:
         keeper.end()
-        assert orphan.link is not None
-        orphan.link.close()
+        assert orphan.line.link is not None
+        orphan.line.link.close()
