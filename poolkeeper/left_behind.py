@@ -62,9 +62,12 @@ def leave_results(folder: Path, key: bytes, name: str, results: Sequence[Left]) 
     write_sealed(folder / f"{_PREFIX}{name}", _TITLE, head, [body], durable=False)
 
 
-def left_results(folder: Path, key: bytes) -> Iterator[tuple[Path, list[Left]]]:
-    """Return each file in ``folder`` with what it holds; what is damaged or not ours is said, and left where it is."""
-    for path in sorted(folder.glob(f"{_PREFIX}*")):
+def left_results(folder: Path, key: bytes, name: str = "*") -> Iterator[tuple[Path, list[Left]]]:
+    """Return each file in ``folder`` with what it holds, or that of ``name``.
+
+    What is damaged or not ours is said, and left where it is.
+    """
+    for path in sorted(folder.glob(f"{_PREFIX}{name}")):
         if path.suffix == PARTIAL:
             continue
         try:

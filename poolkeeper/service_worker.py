@@ -106,7 +106,10 @@ class _Service:
         self._pipe = os.pipe()
         self._pipe_identity = identity(self._pipe[0])
         self.resumed: Resumption | None = None
-        introduction = {"role": "service", "id": self.worker, "birth": definition.birth, "pid": os.getpid()}
+        introduction = {
+            "role": "service", "id": self.worker, "birth": definition.birth, "pid": os.getpid(),
+            "cloudpickle": config.cloudpickle,
+        }  # fmt: skip
         self._line = ServiceLine(config, introduction, link, self._describe)
         if not self.say((Kind.HERE, os.getpid())) and self._line.is_unwanted():
             os._exit(1)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import task_context
 from .arena import Arena, identity
 from .errors import PayloadError
-from .messages import Code, Kind
+from .messages import Code, Kind, Progress
 from .output import flush_c_output
 from .page import CANCEL, FINISHED, ITEM, MARKS, STARTED, STARTED_AT, WorkerPage, new_page
 from .payload import dumps, dumps_exception, dumps_in_band, is_plain, loads, to_arena
@@ -100,6 +100,7 @@ class _Worker(NoService):
             os.close(page_fd)
         self.out = WorkerSession(config, id, birth)
         self.out.describe = self._describe
+        self.out.begin_nothing = self._begin_nothing
         self._started = config.initializer is None
         self._sources: Sources = {}
         self.calls: dict[int, _Call] = {}
@@ -230,6 +231,12 @@ class _Worker(NoService):
         }
         return content, (self._page_fd,) if identity(self._page_fd) == self._page_identity else ()
 
+    def _begin_nothing(self) -> Progress:
+        """Skip every task that is not begun yet; return how far this worker is."""
+        words, times, marks = self.page.words, self.page.times, self.page.marks
+        marks[:] = bytes([1]) * MARKS  # before ``STARTED`` is read, as a keeper does
+        return Progress(words[STARTED], words[FINISHED], words[ITEM], times[STARTED_AT])
+
     def _handle(self, message: tuple[Any, ...]) -> None:
         kind = message[0]
         if kind == Kind.TASKS:
@@ -245,8 +252,7 @@ class _Worker(NoService):
             for arena in message[1]:
                 self.out.arenas.released(arena)
         elif kind == Kind.RETIRE:
-            self.out.flush()
-            raise Retired
+            self.out.retire()
 
     def _load_function(self, call: _Call) -> Callable[..., Any]:
         """Return the callable; what it takes to import it the first time does not count against a task's timeout."""

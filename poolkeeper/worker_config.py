@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
+import sys
 from typing import NamedTuple
 
 from .limits import Limits
 
-__all__ = ["WorkerConfig"]
+__all__ = ["WorkerConfig", "cloudpickle_version"]
 
 
 class WorkerConfig(NamedTuple):
@@ -16,7 +19,7 @@ class WorkerConfig(NamedTuple):
     last words, and for all output unless ``inherit_output``. ``max_memory`` is in bytes, ``max_age`` in seconds.
     ``checkpoints`` is the directory for checkpoints; ``incarnation`` tells this keeper from earlier ones of its name.
     ``orphan_grace`` is how many seconds an idle process waits for another keeper when this one is lost; None: not at
-    all.
+    all. ``cloudpickle`` is the version that there was when the keeper began.
     """
 
     socket: str
@@ -31,3 +34,18 @@ class WorkerConfig(NamedTuple):
     checkpoints: str = ""
     incarnation: str = ""
     orphan_grace: float | None = None
+    cloudpickle: str = ""
+
+
+def cloudpickle_version() -> str:
+    """Return the version of cloudpickle that this process has, or would load; "" where that cannot be told."""
+    loaded = sys.modules.get("cloudpickle")
+    if loaded is not None:
+        return str(getattr(loaded, "__version__", ""))
+    spec = importlib.util.find_spec("cloudpickle")
+    try:
+        with open(str(spec and spec.origin), encoding="utf-8") as file:  # to import it takes 30 ms
+            found = re.search(r"""^__version__ = ["'](.+)["']""", file.read(), re.MULTILINE)
+    except OSError:
+        return ""
+    return found[1] if found else ""

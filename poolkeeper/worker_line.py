@@ -19,14 +19,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .arena import identity
 from .backoff import Backoff
 from .connection import Connection
 from .errors import ProtocolError
 from .frames import Frame
-from .link import Link, call_keeper, draw
+from .link import Link, TurnedAway, call_keeper, draw
 from .messages import pack
 from .remarks import Remarks
 from .session import Session
@@ -59,21 +59,24 @@ class WorkerLine:
         take_in: is given each link and what has come over it.
         vet: is shown descriptors that are to be sent, late or again; raises Retired where they are not ours any more.
         attachment: returns what a keeper must know that has not made this worker, and the descriptors beside it.
+        leaving: is called when a keeper wants this worker to leave; returns what that keeper must know.
     """
 
     def __init__(
         self,
         config: WorkerConfig,
-        introduction: dict[str, object],
+        introduction: dict[str, Any],
         take_in: Callable[[Link, Iterable[Frame]], None],
         vet: Callable[[Iterable[int]], None],
         attachment: Callable[[], tuple[bytes, tuple[int, ...]]],
+        leaving: Callable[[], dict[str, Any]],
     ) -> None:
         self._config = config
         self._introduction = introduction
         self._take_in = take_in
         self._vet = vet
         self._attachment = attachment
+        self._leaving = leaving
         self._durable = config.orphan_grace is not None
         self._connection = Connection(Backoff(FIRST_RETRY, LONGEST_RETRY), SHARE)
         self._identity: tuple[int, int] | None = None
@@ -83,6 +86,8 @@ class WorkerLine:
         self.session = Session()
         self.link: Link | None = None
         self.forked = False
+        self.leaving = False
+        """Whether a keeper has wanted this worker to leave."""
 
     def leave_to_parent(self) -> None:
         """In a fork of the worker: the link is the parent's."""
@@ -125,7 +130,7 @@ class WorkerLine:
         if self._remarks:
             self._remark()
 
-    def remark(self, message: tuple[object, ...]) -> None:
+    def remark(self, message: tuple[Any, ...]) -> None:
         """Send progress or a notice, now or when a keeper listens; raises Retired as ``send``."""
         if self.forked:
             return
@@ -270,7 +275,7 @@ class WorkerLine:
             try:
                 self._connect()
                 return
-            except (FileNotFoundError, ConnectionRefusedError):
+            except (FileNotFoundError, ConnectionRefusedError, TurnedAway):
                 raise Retired from None
             except (OSError, ProtocolError) as error:
                 if attempt == CALL_ATTEMPTS - 1:
@@ -286,6 +291,8 @@ class WorkerLine:
         connection.begin_call(time.monotonic())
         try:
             self._connect()
+        except TurnedAway:
+            connection.refuse(time.monotonic())
         except (OSError, ProtocolError):
             connection.unanswered(time.monotonic(), draw())
         except BaseException:
@@ -298,10 +305,12 @@ class WorkerLine:
 
     def _connect(self) -> None:
         config = self._config
-        attach = self._attachment if self._durable else None
+        attach, leaving = (self._attachment, self._leave) if self._durable else (None, None)
+        introduction = {**self._introduction, "leaving": self.leaving}
         link = call_keeper(
-            config.socket, config.key, self.session, self._introduction, CALL_TIMEOUT, self._vet, attach, patient=False
-        )
+            config.socket, config.key, self.session, introduction, CALL_TIMEOUT, self._vet, attach, leaving,
+            patient=False,
+        )  # fmt: skip
         try:
             early, link.early = link.early, []
             self._take_in(link, early)
@@ -313,6 +322,10 @@ class WorkerLine:
         self.link = link
         if link.blocked:
             self._send_what_waits(link)
+
+    def _leave(self) -> dict[str, Any]:
+        self.leaving = True
+        return self._leaving()
 
     def _give_up_link(self) -> None:
         link, self.link = self.link, None

@@ -7,22 +7,23 @@ descriptor is sent it is looked at. The signal's handler may cut in anywhere; se
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .arena import Arena, ArenaPool, ReleaseQueue
 from .frames import Frame
 from .holdings import Holdings
 from .left_behind import leave_results, left_in
 from .link import FDS_LIMIT, Link
-from .messages import Kind, pack, unpack
+from .messages import Kind, Progress, pack, unpack
 from .payload import Large, loads_view, map_large
 from .worker_config import WorkerConfig
-from .worker_line import Retired, WorkerLine
+from .worker_line import LONGEST_RETRY, Retired, WorkerLine
 
 __all__ = ["Mapped", "WorkerSession"]
 
@@ -55,6 +56,7 @@ class WorkerSession:
 
     ``inbox`` holds what has been taken in and not been handled yet: the messages of one frame in each entry.
     ``describe`` returns what a keeper must know of this worker that has not made it, and the descriptor of its page.
+    ``begin_nothing`` has the worker skip every task that it has not begun, and returns how far it is.
     """
 
     def __init__(self, config: WorkerConfig, id: int, birth: str = "") -> None:
@@ -62,8 +64,11 @@ class WorkerSession:
         self.id = id
         self.birth = birth
         self.describe: Callable[[], tuple[dict[str, Any], tuple[int, ...]]]
-        introduction = {"role": "worker", "id": id, "birth": birth, "pid": os.getpid()}
-        self.line = WorkerLine(config, introduction, self._take_in, self._vet, self._attachment)
+        self.begin_nothing: Callable[[], Progress]
+        introduction = {
+            "role": "worker", "id": id, "birth": birth, "pid": os.getpid(), "cloudpickle": config.cloudpickle
+        }  # fmt: skip
+        self.line = WorkerLine(config, introduction, self._take_in, self._vet, self._attachment, self._leaving)
         self.summoned = self.line.summoned
         self._holdings = Holdings() if config.orphan_grace is not None else None
         self._idle_since: float | None = None
@@ -196,21 +201,38 @@ class WorkerSession:
             self._await_keeper()
 
     def _await_keeper(self) -> None:
-        """Be idle without a keeper: call now and then, leave when none has come in time."""
+        """Be idle without a keeper: call now and then, leave when none has come in time, or at once if one wants it."""
         self.line.reconnect(None)
         if self.line.link is not None or self._holdings is None:
             return
         now = time.monotonic()
         self._idle_since = now if self._idle_since is None else self._idle_since
-        grace = self.config.orphan_grace or 0.0
+        grace = 0.0 if self.line.leaving else self.config.orphan_grace or 0.0
         if now - self._idle_since >= grace:
             try:
                 self._leave_results(self._holdings)
             except OSError:  # the disk is full, or the home is gone: perhaps that changes
-                self._idle_since = now
+                self._idle_since = now + LONGEST_RETRY
             else:
                 raise Retired
         self.line.await_summons(self._idle_since + grace - now)
+
+    def retire(self) -> NoReturn:
+        """The keeper wants no more of this worker; raises Retired."""
+        self.flush()
+        if self._holdings is not None and self.line.link is None:  # it has gone since it said so
+            with contextlib.suppress(OSError):
+                self._leave_results(self._holdings)
+        raise Retired
+
+    def _leaving(self) -> dict[str, Any]:
+        """Begin nothing more; return what a keeper must know that cannot hear the answers, see ``versions``."""
+        assert self._holdings is not None
+        progress = self.begin_nothing()
+        base, held = self._holdings.unacknowledged(self.line.session)
+        begun = held[: max(0, progress.started + 1 - base)]
+        executing = bool(begun) and progress.executing is not None
+        return {"holds": begun, "executing": executing, "since": progress.started_at}
 
     def _leave_results(self, holdings: Holdings) -> None:
         """Put what no keeper has acknowledged where the next one looks for it; raises OSError."""
