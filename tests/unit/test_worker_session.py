@@ -16,12 +16,14 @@ import pytest
 
 from poolkeeper import worker_session
 from poolkeeper.arena import Arena, ArenaPool
-from poolkeeper.frames import FrameKind
+from poolkeeper.frames import FrameKind, decode_json
 from poolkeeper.keeper_line import KeeperLine
+from poolkeeper.left_behind import left_results
 from poolkeeper.link import Handshake, Link
-from poolkeeper.messages import Code, Kind, pack, unpack
+from poolkeeper.messages import Code, Kind, Progress, pack, unpack
 from poolkeeper.payload import Large, loads_view, map_large
 from poolkeeper.session import Session
+from poolkeeper.versions import Verdict
 from poolkeeper.worker_config import WorkerConfig
 from poolkeeper.worker_line import Retired
 from poolkeeper.worker_session import Mapped, WorkerSession
@@ -35,6 +37,7 @@ class Answering:
 
     def __init__(self, path: str) -> None:
         self.session = Session()
+        self.refuses = False
         self.links: queue.SimpleQueue[Link] = queue.SimpleQueue()
         self.arenas = ArenaPool()
         self.listener = socket.socket(socket.AF_UNIX)
@@ -56,6 +59,10 @@ class Answering:
                 frames, _ = link.receive()
             hello = handshake.verify(frames[0])
             link.reader.authenticated = True
+            if self.refuses:
+                link.send(handshake.refusal(hello, Verdict.DRAIN, "has protocol 0"))
+                self.links.put(link)
+                continue
             resend = self.session.resume(hello["received"])
             # In one piece with the welcome, so that it comes early.
             frame = handshake.welcome(hello, self.session.received)
@@ -391,3 +398,56 @@ def test_an_orphan_that_reports_progress_for_hours_stays_small(tmp_path: Path) -
         keeper.end()
         assert orphan.line.link is not None
         orphan.line.link.close()
+
+
+def test_one_that_is_told_to_leave_says_what_it_has_begun_and_leaves_that_behind(
+    keeper: Answering, tmp_path: Path
+) -> None:
+    config = WorkerConfig(str(tmp_path / "socket"), KEY, str(tmp_path), arena_directory=str(tmp_path), orphan_grace=300)
+    orphan = WorkerSession(config, 7, "birth")
+    orphan.describe = lambda: ({}, ())
+    orphan.begin_nothing = lambda: Progress(3, 2, 0, 12.5)
+    infos: list[Any] = [(str(key), 1, None, ("batch", "code", str(key), "arguments")) for key in range(4)]
+    keeper.session.send(pack([(Kind.DEFINE, 1, "work", b"", None), (Kind.TASKS, 1, 1, [()] * 4, infos)]))
+    orphan.line.reconnect(None)
+    keeper.link().close()
+    keeper.refuses = True
+    orphan.values.extend([10, 20])
+    orphan.flush()
+    link = keeper.link()
+    (frame,), _ = link.receive()
+    claims = [["batch", "code", str(key), "arguments"] for key in range(3)]
+    assert frame.kind is FrameKind.LEAVING
+    assert decode_json(frame.body) == {
+        "holds": [["work", 1, claim] for claim in claims],
+        "executing": True,
+        "since": 12.5,
+    }
+    link.close()
+    orphan.hold(3, None, Code.SKIPPED)
+    orphan.flush()  # without another call
+    assert keeper.links.empty()
+    with pytest.raises(Retired):
+        orphan.receive()
+    ((path, left),) = left_results(tmp_path / "spool", KEY, "birth-7")
+    assert [(one.claim[2], one.code, one.payload) for one in left] == [
+        ("0", Code.VALUE, 10),
+        ("1", Code.VALUE, 20),
+        ("2", Code.SKIPPED, None),
+    ]
+    path.unlink()
+
+
+def test_one_that_has_to_leave_says_so_again_when_it_is_summoned(keeper: Answering, tmp_path: Path) -> None:
+    orphan = WorkerSession(WorkerConfig(str(tmp_path / "socket"), KEY, str(tmp_path), orphan_grace=300), 1)
+    orphan.begin_nothing = lambda: Progress(0, 0, 0, 0.0)
+    keeper.refuses = True
+    for _ in range(2):
+        orphan.summoned()
+        link = keeper.link()
+        (frame,), _ = link.receive()
+        assert decode_json(frame.body) == {"holds": [], "executing": False, "since": 0.0}
+        link.close()
+    with pytest.raises(Retired):
+        orphan.receive()
+    assert keeper.links.empty()
