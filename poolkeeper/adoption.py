@@ -163,7 +163,7 @@ class Adoption:
     def inherit(self, left: Iterable[Left]) -> None:
         """Take in what workers have left behind that are gone."""
         for claim, attempt, code, payload, seconds in left:
-            if claim in self._found or self._recorder.knows(*claim):
+            if code == Code.SKIPPED or claim in self._found or self._recorder.knows(*claim):
                 continue
             found = self._new(claim, "", attempt)
             found.run_seconds = seconds

@@ -21,7 +21,7 @@ from .errors import ProtocolError
 from .ledger import Segment, Task
 from .lifecycle import WorkerEvent, WorkerState
 from .messages import Code
-from .roster import Exit, KillReason, Page, Roster, Worker
+from .roster import Exit, KillReason, Page, Roster, Told, Worker
 from .timers import Timers
 
 __all__ = ["Core"]
@@ -101,14 +101,11 @@ class Core:
         None is for what nobody waits for: it is not run if it has not been started. ``page`` is None where the worker
         has lost it; it is fed nothing more then.
         """
-        worker.page = page
-        worker.base = base
-        worker.inflight.extend(held)
-        for index, task in enumerate(worker.inflight, base):
-            if task is not None:
-                task.worker, task.index = worker.id, index
-            elif page is not None:
-                page.revoke(index)
+        self._hold(worker, page, base, held)
+        if page is not None:
+            for index, task in enumerate(worker.inflight, base):
+                if task is None:
+                    page.revoke(index)
         if worker.budget is not None:
             worker.budget -= worker.next_index - 1
         spent = worker.budget is not None and worker.budget <= 0
@@ -116,6 +113,21 @@ class Core:
         if worker.state is not WorkerState.KILLED and (page is None or spent or too_many):
             self._dispatcher.take_back(worker)
             self._dispatcher.retire(worker)
+
+    def leaving(self, worker: Worker, told: Told, begun: Iterable[Task | None]) -> None:
+        """A worker that cannot be heard has told what it has begun, from index 1 on; it leaves when that is done."""
+        self._hold(worker, told, 1, begun)
+        if worker.state is not WorkerState.KILLED:
+            self._roster.move(worker, WorkerEvent.RETIRE)
+
+    @staticmethod
+    def _hold(worker: Worker, page: Page | None, base: int, held: Iterable[Task | None]) -> None:
+        worker.page = page
+        worker.base = base
+        worker.inflight.extend(held)
+        for index, task in enumerate(worker.inflight, base):
+            if task is not None:
+                task.worker, task.index = worker.id, index
 
     def claim(self, found: Task, task: Task, now: float) -> None:
         """Somebody waits for what a worker of an earlier keeper holds as ``found``: from now on it is ``task``."""

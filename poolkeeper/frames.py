@@ -24,7 +24,6 @@ from .errors import ProtocolError
 
 __all__ = [
     "HEADER_SIZE",
-    "PROTOCOL",
     "Frame",
     "FrameKind",
     "FrameReader",
@@ -34,7 +33,6 @@ __all__ = [
     "proof",
 ]
 
-PROTOCOL = 1
 HEADER = struct.Struct("<IIBBHQQ")
 LENGTH = struct.Struct("<I")
 CHECKED = struct.Struct("<BBHQQ")
@@ -51,7 +49,8 @@ class FrameKind(IntEnum):
     """What a frame is for; DATA alone is numbered, acknowledged and resent.
 
     ATTACH is what a caller tells a keeper that knows nothing of it yet, ahead of what it sends again. An ASIDE has a
-    body as DATA has, and may be lost: what it says is soon overtaken.
+    body as DATA has, and may be lost: what it says is soon overtaken. REFUSE comes in place of a WELCOME, and LEAVING
+    is what a worker answers that is refused for good (``versions``).
     """
 
     CHALLENGE = 1
@@ -62,6 +61,7 @@ class FrameKind(IntEnum):
     ACK = 6
     ATTACH = 7
     ASIDE = 8
+    LEAVING = 9
 
 
 _KINDS = {kind.value: kind for kind in FrameKind}

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from .worker_session import WorkerConfig
+from .worker_config import WorkerConfig
 
 __all__ = ["Inherited", "Launched", "ServerProcess", "Start", "launch"]
 
@@ -122,6 +122,9 @@ class ServerProcess(Protocol):
     def leave(self) -> None:
         """Let go of it; it lives on."""
 
+    def dismiss(self) -> None:
+        """Tell it to end, with all that it has made."""
+
 
 class Launched:
     """A fork server that this keeper has started."""
@@ -159,6 +162,10 @@ class Launched:
         self._process.returncode = 0  # or the module would warn that it still runs
         self._close()
 
+    def dismiss(self) -> None:
+        """Tell it to end, with all that it has made."""
+        self._process.terminate()
+
     def _close(self) -> None:
         if self.watch_fd is not None:
             os.close(self.watch_fd)
@@ -177,14 +184,14 @@ class Inherited:
 
     def kill(self) -> None:
         """End it at once; its workers live on."""
-        self._kill()
+        self._signal(signal.SIGKILL)
         self.end()
 
     def end(self) -> None:
         """Wait for it to end, having been told to; kill it if it does not."""
         if self.watch_fd is not None:
             if not select.select([self.watch_fd], [], [], END_SECONDS)[0]:
-                self._kill()
+                self._signal(signal.SIGKILL)
                 select.select([self.watch_fd], [], [], END_SECONDS)
             self.leave()
         with contextlib.suppress(ChildProcessError):  # it is ours where this keeper was re-exec'd
@@ -196,12 +203,16 @@ class Inherited:
             os.close(self.watch_fd)
             self.watch_fd = None
 
-    def _kill(self) -> None:
+    def dismiss(self) -> None:
+        """Tell it to end, with all that it has made."""
+        self._signal(signal.SIGTERM)
+
+    def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             if self.watch_fd is not None:
-                signal.pidfd_send_signal(self.watch_fd, signal.SIGKILL)
+                signal.pidfd_send_signal(self.watch_fd, number)
             else:
-                os.kill(self.pid, signal.SIGKILL)
+                os.kill(self.pid, number)
 
 
 def _working_directory() -> str:

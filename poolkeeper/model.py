@@ -388,6 +388,7 @@ class Recovered:
         services: names of the services whose processes live.
         tasks: how many tasks the workers held that can be asked for again.
         left: how many outcomes were found that workers have left behind before they went.
+        drained: pids of workers whose versions differ from this keeper's; each finishes its task and leaves.
     """
 
     workers: tuple[int, ...] = ()
@@ -396,6 +397,7 @@ class Recovered:
     services: tuple[str, ...] = ()
     tasks: int = 0
     left: int = 0
+    drained: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

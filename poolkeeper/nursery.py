@@ -30,7 +30,7 @@ from .roster import Exit
 from .settings import Settings
 from .sources import changed_sources
 from .switchboard import Heir, Peer, Switchboard
-from .worker_session import WorkerConfig
+from .worker_config import WorkerConfig
 
 if TYPE_CHECKING:
     from .register import Register
@@ -330,6 +330,20 @@ class Nursery:
         if self._patience is not None and not self._awaited:
             self._end_patience()
 
+    def turned_away(self, peer: Server, hello: dict[str, Any], why: str) -> None:
+        """A fork server of another version has called: it leaves when the last of its processes has gone."""
+        pid = peer.process.pid
+        if hello.get("birth") == self._birth:
+            report("ERROR", f"the fork server (pid {pid}) {why}: what is on disk has changed since this program began")
+            return
+        report("INFO", f"the fork server (pid {pid}) {why}: it looks after what it has made, and leaves")
+        self._awaited.pop(pid, None)
+        if self._patience is not None and not self._awaited:
+            self._end_patience()
+
+    def leaving(self, peer: Server, content: dict[str, Any]) -> None:
+        """It need not say so."""
+
     def disconnected(self, peer: Server) -> None:
         """A fork server has died: it holds its link for as long as it lives."""
         self._lost(peer)
@@ -424,14 +438,17 @@ class Nursery:
             report("WARNING", "the fork server has ended; another is started when a worker is needed")
         for child in list(server.children.values()):
             child.let_go()
-            child.parent.orphaned(child, f"the fork server has ended (exit code {process.exitcode})")
+            why = f"the fork server {server.refusal or f'has ended (exit code {process.exitcode})'}"
+            child.parent.orphaned(child, why)
 
     def close(self, *, leave: bool = False) -> None:
         """Let the fork servers end, and with them every process that is left; or ``leave`` all of them as they are."""
         for child, _, _ in self._waiting:
             child.let_go()
         for server in self._servers.values():
-            if self._durable and not leave:
+            if not server.attached and not leave:
+                server.process.dismiss()  # it could not be told
+            elif self._durable and not leave:
                 self._board.post(server, (Kind.FAREWELL,))
                 self._board.send(server)
                 self._board.flush(server)

@@ -36,7 +36,7 @@ from .service_model import ExitReason, ServiceEvent, ServiceState, ServiceStatus
 from .service_news import ServiceNews
 from .service_peer import ServicePeer, StackDumps, is_program
 from .service_spec import ServiceSpec
-from .service_survivors import Survivors, read_words, take_page
+from .service_survivors import Survivors, read_words, report_refusal, take_page
 from .service_worker import ServiceDefinition
 from .sources import changed_sources
 from .supervisor import Supervisor
@@ -350,7 +350,7 @@ class Supervision:
             self.supervisor.ready(replica, attempt, now)
         if isinstance(status, str):
             replica.detail = status
-        if changed_sources(peer.content.get("sources", {})):
+        if peer.refusal or changed_sources(peer.content.get("sources", {})):
             self.supervisor.outdated(replica, attempt)
 
     def _listed(self, server: int, children: list[tuple[str, str, int]]) -> None:
@@ -415,6 +415,15 @@ class Supervision:
         peer.content = content
         take_page(peer, fds)
         self._go_on(peer)
+
+    def turned_away(self, peer: ServicePeer, hello: dict[str, Any], why: str) -> None:
+        """A process of another version has called."""
+        report_refusal(peer, why)
+        self._here(peer, int(hello["pid"]))
+        self.supervisor.outdated(peer.replica, peer.attempt)
+
+    def leaving(self, peer: ServicePeer, content: dict[str, Any]) -> None:
+        """It need not say so."""
 
     def disconnected(self, peer: ServicePeer) -> None:
         """A link is gone, which proves nothing: programs have none."""
