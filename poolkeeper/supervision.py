@@ -115,6 +115,7 @@ class Supervision:
 
         ``blob`` is its pickled target, ``code`` the fingerprint of that and of its options. Raises DeclarationError.
         """
+        self._tell_time(time.monotonic())
         service = self.supervisor.add(spec, code)
         make_room(self._max_workers + self.supervisor.size)
         self._definitions[service] = (blob, Limits.of(spec.worker), dict(spec.worker.env or {}))
@@ -139,7 +140,7 @@ class Supervision:
             self.supervisor.dumped(peer.replica, peer.attempt, now)
         if self._survivors is not None:
             self._survivors.tend(now)
-        self.supervisor.epoch = time.time() - now
+        self._tell_time(now)
         for _ in range(TURNS):  # what one decision has led to may ask for the next
             commands = self.supervisor.decide(now)
             for command in commands:
@@ -148,6 +149,9 @@ class Supervision:
                 break
         self._write_down(now)
         self.news.notify()
+
+    def _tell_time(self, now: float) -> None:
+        self.supervisor.epoch = time.time() - now
 
     def _write_down(self, now: float) -> None:
         """Have the next keeper know what has changed."""
@@ -297,7 +301,6 @@ class Supervision:
             self._variables(spec)  # programs that live may have something to say
         if left is None:
             left = ServiceRecord(spec.name, wanted=True, declared=spec.replicas, count=spec.replicas)
-        self.supervisor.epoch = time.time() - now
         processes: dict[int, int] = {}
         for peer in peers:
             if not peer.gone:
