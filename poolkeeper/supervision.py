@@ -79,7 +79,7 @@ class Supervision:
         self._delivery = delivery
         self._postmortem = postmortem
         self._stacks = StackDumps(home.logs)
-        self._notices = ProgramNotices(home.path, selector, supervisor, self._programs)
+        self._notices = ProgramNotices(home.path, selector, supervisor, self._programs, nursery.entrust)
         self._call_soon = call_soon
         self._max_workers = max_workers
         self._birth = birth
@@ -536,13 +536,13 @@ class Supervision:
             peer.page.close()
             peer.page = None
 
-    def close(self) -> None:
-        """Let go of every process that is left; the nursery ends them."""
+    def close(self, *, leave: bool) -> None:
+        """Let go of every process that is left; the nursery ends them, unless it is to ``leave`` them."""
         for peer in list(self._peers.values()):
             self._drop(peer)
         if self._survivors is not None:
             self._survivors.close()
-        self._notices.close()
+        self._notices.close(leave=leave)
 
     def announce_end(self) -> None:
         """Wake those who wait for a state that will not come any more; for when the keeper counts as ended."""

@@ -23,7 +23,7 @@ LAYERS = {
     "io": "descriptors sources limits rotation logbuffer logreader logs reporting keeper_log output "
     "process_identity filesystems places file_locking lock_file instance pidfile checkpoint startup "
     "inheritance home page arena payload spool link postmortem process_setup orphans families sdnotify "
-    "preflight_answer preflight preflight_program reexec notify_socket survey logprocess logwriter "
+    "preflight_answer preflight preflight_program reexec notify_socket stand_in survey logprocess logwriter "
     "event_log register control_client homes journal_file journal_runs run_outcome result_files left_behind journal "
     "recall",
     "runtime": "settings cancellation interrupts init_process resumption task_context program worker_session worker "
