@@ -731,7 +731,7 @@ class KeeperRuntime:
         self._nursery.close(leave=self._detached)
         self._workforce.close()
         if self._supervision is not None:
-            self._supervision.close()
+            self._supervision.close(leave=self._detached)
         if self._control is not None:
             self._control.close()
         self.stowage.close()

@@ -199,6 +199,7 @@ class Nursery:
         self._awaited: dict[int, ProcessIdentity] = {}
         self._tickets = count(1)
         self._on_listed: list[Listed] = []
+        self._ear = -1
 
     def open(self, board: Switchboard, expected: Collection[ProcessIdentity] = (), *, blind: bool = False) -> None:
         """Start the fork server, which will call at ``board``; or wait a little for those that are ``expected``.
@@ -240,6 +241,19 @@ class Nursery:
                 listener(
                     server.process.pid, [(tag, role, pid) for tag, role, pid in server.listed if (tag, pid) in left]
                 )
+
+    def entrust(self, fd: int) -> None:
+        """Have the notification socket ``fd`` listened to by the fork server while there is no keeper."""
+        if self._durable:
+            self._ear = fd
+            if self._server is not None:
+                self._entrust(self._server)
+
+    def _entrust(self, server: Server) -> None:
+        if self._ear >= 0:
+            server.fds += (self._ear,)
+            self._board.post(server, (Kind.LISTEN,))
+            self._board.send(server)
 
     def will_report(self, child: Child) -> bool:
         """Whether the fork server that has made ``child`` is there to say how it ends."""
@@ -324,6 +338,7 @@ class Nursery:
             self._server = peer
             authkey = bytes(multiprocessing.current_process().authkey)
             self._board.post(peer, (Kind.ADOPT, authkey))
+            self._entrust(peer)
             self._end_patience()
             return
         self._dismiss_if_done(peer)
@@ -354,6 +369,9 @@ class Nursery:
         if kind == Kind.NOTICE:
             report("WARNING", message[1])
             return
+        if kind == Kind.SAID:
+            self._said(*message[1:])
+            return
         ticket = message[1]
         if kind == Kind.SPAWNED:
             child = peer.children.get(ticket)
@@ -375,6 +393,19 @@ class Nursery:
             child.parent.refused(child, message[2])
         elif kind == Kind.EXITED:
             child.parent.exited(child, Exit(message[4], message[5]))
+
+    def _said(self, ancestry: tuple[int, ...], ready: bool, status: str | None) -> None:
+        """Pass on what a program has said while there was no keeper."""
+        children = [
+            *self._expected.values(),
+            *(child for one in self._servers.values() for child in one.children.values()),
+        ]
+        by_pid = {child.pid: child for child in children if child.about[0] in ("service", "program")}
+        child = next((by_pid[pid] for pid in ancestry if pid in by_pid), None)
+        if child is not None and ready:
+            child.listener.message(child, (Kind.READY,), [])
+        if child is not None and status is not None:  # afterwards, for a change of state has words of its own
+            child.listener.message(child, (Kind.STATUS, status), [])
 
     def _late(self, tag: str, pid: int) -> Child | None:
         """Return the process behind a report that comes after the end of its keeper; its pid may not be known."""
@@ -399,6 +430,7 @@ class Nursery:
         self._patience = None
         server = self._server = Server(self, launch(self._start))
         self._add(server)
+        self._entrust(server)
         return server
 
     def _add(self, server: Server) -> None:

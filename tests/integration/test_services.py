@@ -6,6 +6,7 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -376,6 +377,16 @@ def test_events_come_in_order_and_a_callback_that_raises_is_logged(keeper: Keepe
     assert [event.state for event in heard] == ["waiting", "starting", "running", "stopping", "stopped"]
     assert [event.previous for event in heard][1:] == [event.state for event in heard][:-1]
     assert heard[-1].exitcode == 0
+
+
+def test_the_very_first_event_has_the_time_of_day() -> None:
+    heard: list[ServiceEvent] = []
+    began = time.time()
+    with Keeper(1) as keeper:
+        keeper.on("*", heard.append)
+        reach(keeper.service(services.serve, name="first"))
+        wait_until(lambda: len(heard) >= 3)
+    assert began - 1 <= heard[0].time <= heard[1].time <= time.time() + 1
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
