@@ -36,7 +36,7 @@ from .orphans import ORPHAN_SECONDS, Orphans
 from .output import redirect_output
 from .process_setup import adopt_descendants, begin_session, child_pids
 from .sources import Sources, loaded_sources
-from .worker_session import WorkerConfig
+from .worker_config import WorkerConfig
 
 __all__ = ["ForkServer", "main"]
 

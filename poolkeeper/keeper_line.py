@@ -23,7 +23,7 @@ from .frames import Frame
 from .link import Link, call_keeper, draw
 from .messages import Kind, pack, unpack
 from .session import Session
-from .worker_session import WorkerConfig
+from .worker_config import WorkerConfig
 
 __all__ = ["KeeperLine"]
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from .worker_session import WorkerConfig
+from .worker_config import WorkerConfig
 
 __all__ = ["Inherited", "Launched", "ServerProcess", "Start", "launch"]
 

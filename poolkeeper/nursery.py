@@ -30,7 +30,7 @@ from .roster import Exit
 from .settings import Settings
 from .sources import changed_sources
 from .switchboard import Heir, Peer, Switchboard
-from .worker_session import WorkerConfig
+from .worker_config import WorkerConfig
 
 if TYPE_CHECKING:
     from .register import Register

@@ -11,7 +11,6 @@ import errno
 import json
 import os
 import stat
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -177,9 +176,9 @@ def write_pidfile(path: str | os.PathLike[str], document: PidfileDocument) -> No
         OSError: when that fails; the file that was there is still there, and nothing else.
     """
     target = Path(path)
-    descriptor, temporary = tempfile.mkstemp(prefix=_temporary_prefix(target), dir=target.parent)
+    temporary = target.with_name(f"{_temporary_prefix(target)}{os.urandom(8).hex()}")
     try:
-        with open(descriptor, "wb", buffering=0) as file:
+        with open(temporary, "xb", buffering=0, opener=_private) as file:
             rest = memoryview(document.to_json())
             while rest:
                 rest = rest[file.write(rest) :]
@@ -329,6 +328,10 @@ class PidfileWriter:
         with contextlib.suppress(OSError):
             for path in self._path.parent.glob(_temporary_prefix(self._path) + "*"):
                 path.unlink(missing_ok=True)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 class _Descriptor:

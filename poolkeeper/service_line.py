@@ -22,7 +22,7 @@ from .errors import ProtocolError
 from .link import Link, call_keeper, draw
 from .messages import Kind, pack
 from .session import Session
-from .worker_session import WorkerConfig
+from .worker_config import WorkerConfig
 
 __all__ = ["ServiceLine", "leave_words"]
 

@@ -32,7 +32,7 @@ from .service_model import ExitReason
 from .sources import Sources, loaded_sources
 from .task_context import wants_context
 from .worker import leave
-from .worker_session import WorkerConfig
+from .worker_config import WorkerConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -33,7 +33,8 @@ from .process_setup import settle_in, unblock_signals
 from .sources import Sources, loaded_sources
 from .task_context import NoService, wants_context
 from .timers import old_age
-from .worker_session import Mapped, Retired, WorkerConfig, WorkerSession
+from .worker_config import WorkerConfig
+from .worker_session import Mapped, Retired, WorkerSession
 
 if TYPE_CHECKING:
     from .resumption import Resumption

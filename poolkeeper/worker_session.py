@@ -23,7 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from .arena import Arena, ArenaPool, ReleaseQueue, identity
 from .backoff import Backoff
@@ -32,14 +32,14 @@ from .errors import ProtocolError
 from .frames import Frame
 from .holdings import Holdings
 from .left_behind import Left, leave_results
-from .limits import Limits
 from .link import FDS_LIMIT, Link, call_keeper, draw
 from .messages import Code, Kind, pack, unpack
 from .payload import Large, loads_view, map_large
 from .remarks import Remarks
 from .session import Session
+from .worker_config import WorkerConfig
 
-__all__ = ["Mapped", "Retired", "WorkerConfig", "WorkerSession"]
+__all__ = ["Mapped", "Retired", "WorkerSession"]
 
 CALL_TIMEOUT = 5.0
 CALL_ATTEMPTS = 6
@@ -53,30 +53,6 @@ OUTBOX_FDS = 256
 """No further task is begun while so much waits for a keeper that does not read, or is not there."""
 
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
-
-
-class WorkerConfig(NamedTuple):
-    """What every worker of a keeper is started with.
-
-    ``socket`` is the keeper's address and ``key`` the secret to prove; ``logs`` is the directory for the interpreter's
-    last words, and for all output unless ``inherit_output``. ``max_memory`` is in bytes, ``max_age`` in seconds.
-    ``checkpoints`` is the directory for checkpoints; ``incarnation`` tells this keeper from earlier ones of its name.
-    ``orphan_grace`` is how many seconds an idle process waits for another keeper when this one is lost; None: not at
-    all.
-    """
-
-    socket: str
-    key: bytes
-    logs: str
-    inherit_output: bool = True
-    initializer: bytes | None = None
-    max_memory: int | None = None
-    max_age: float | None = None
-    arena_directory: str | None = None
-    limits: Limits = Limits()
-    checkpoints: str = ""
-    incarnation: str = ""
-    orphan_grace: float | None = None
 
 
 class Retired(Exception):

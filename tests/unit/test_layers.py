@@ -20,14 +20,15 @@ LAYERS = {
     "service_groups service_exits service_handover launch_queue service_changes service_stopping "
     "service_watch service_adoption service_rolling supervisor notification hazards loglines since origins shapes "
     "fingerprint checkpoint_format outcomes store handover reexec_pace invocation",
-    "io": "descriptors sources limits rotation logbuffer logreader logs reporting keeper_log output "
+    "io": "descriptors sources limits rotation logbuffer logreader logmirror logs reporting keeper_log output "
     "process_identity filesystems places file_locking lock_file instance pidfile checkpoint startup "
     "inheritance home page arena payload spool link postmortem process_setup orphans families sdnotify "
     "preflight_answer preflight preflight_program reexec notify_socket survey logprocess logwriter "
     "event_log register control_client homes journal_file journal_runs run_outcome result_files left_behind journal "
     "recall",
-    "runtime": "settings cancellation interrupts init_process resumption task_context program worker_session worker "
-    "service_line service_worker forking keeper_line forkserver delivery retrying switchboard futures "
+    "runtime": "settings cancellation interrupts init_process resumption task_context program worker_config "
+    "worker_session worker service_line service_worker forking keeper_line forkserver delivery retrying switchboard "
+    "futures "
     "calls recording launching nursery adoption workforce recovery traffic driving loop status control "
     "program_notices service_peer service_news service_survivors supervision keeper configuration inline",
     "faces": "services mapping feed batch fleet loading fleet_services runner progress bars summary view pool display "

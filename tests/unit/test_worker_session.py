@@ -22,7 +22,8 @@ from poolkeeper.link import Handshake, Link
 from poolkeeper.messages import Code, Kind, pack, unpack
 from poolkeeper.payload import Large, loads_view, map_large
 from poolkeeper.session import Session
-from poolkeeper.worker_session import Mapped, Retired, WorkerConfig, WorkerSession
+from poolkeeper.worker_config import WorkerConfig
+from poolkeeper.worker_session import Mapped, Retired, WorkerSession
 from tests.helpers import PATIENCE
 
 KEY = b"k" * 32
