@@ -6,9 +6,8 @@ import contextlib
 import os
 import socket as sockets
 import stat
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import HomeUnusable
 from .inheritance import INHERITANCE, Inherited
@@ -26,8 +25,7 @@ KEY_BYTES = 32
 SHORT = "/tmp"  # noqa: S108 - what is made there is private, and looked at before it is used
 
 
-@dataclass(frozen=True)
-class Home:
+class Home(NamedTuple):
     """One keeper's directory: ``name/run_id`` below the base, or a private temporary one that is removed at the end."""
 
     path: Path

@@ -42,8 +42,8 @@ from .workforce import Workforce
 if TYPE_CHECKING:
     from .adoption import Adoption
     from .control import Control
-    from .model import Recovered
     from .recording import Recorder
+    from .recovered import Recovered
     from .recovery import Recovery
     from .reexec import Estate
     from .register import Register

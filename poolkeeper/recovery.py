@@ -12,10 +12,10 @@ from .adoption import RECOVERY_SECONDS, Adoption
 from .core import Core
 from .futures import Keeps, TaskFuture
 from .left_behind import left_results
-from .model import Recovered
 from .nursery import Nursery
 from .pidfile import ChildRecord, PidfileDocument
 from .recording import Recorder
+from .recovered import Recovered
 from .register import Register
 from .workforce import Workforce
 
