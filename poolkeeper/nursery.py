@@ -8,7 +8,6 @@ socket pair, so that nobody has to call before the work begins; the keeper's soc
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import selectors
 import signal
@@ -336,6 +335,8 @@ class Nursery:
         changed = changed_sources(content["sources"])
         if self._server is None and content["digest"] == self._start.digest and not changed:
             self._server = peer
+            import multiprocessing
+
             authkey = bytes(multiprocessing.current_process().authkey)
             self._board.post(peer, (Kind.ADOPT, authkey))
             self._entrust(peer)
