@@ -16,6 +16,7 @@ from loguru import logger
 from poolkeeper.errors import PoolkeeperError
 from poolkeeper.journal_file import MIGRATIONS, VERSION, open_journal
 from poolkeeper.reporting import flush
+from tests.disks import small_disk
 
 
 @pytest.fixture
@@ -39,6 +40,17 @@ def filled(path: Path, groups: int = 50) -> bytes:
         )
     assert not path.with_name(f"{path.name}-wal").exists()
     return path.read_bytes()
+
+
+def torn(path: Path) -> bytes:
+    """Make a journal with an index that cannot be read, and return its bytes."""
+    content = bytearray(filled(path, groups=200))
+    with closing(sqlite3.connect(path)) as connection:
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'groups_of_run'").fetchone()
+    at = (page - 1) * 4096
+    content[at : at + 200] = b"x" * 200
+    path.write_bytes(content)
+    return bytes(content)
 
 
 def count(path: Path) -> int:
@@ -148,6 +160,22 @@ class TestDamage:
             assert connection.execute("SELECT id, name FROM batches").fetchall() == [(1, "work")]
         flush()
         assert "outcomes that could still be read" in said[0]
+
+    def test_no_room_for_what_can_be_read_of_it(self, tmp_path: Path) -> None:
+        content = torn(tmp_path / "journal.db")
+        with small_disk(tmp_path) as disk:
+            path = disk / "journal.db"
+            path.write_bytes(content)
+            filling = disk / "filling"
+            filling.write_bytes(bytes((2 << 20) - len(content) - (64 << 10)))
+            for _ in range(2):
+                with pytest.raises(sqlite3.OperationalError, match=r"full|I/O"):
+                    open_journal(path)
+                assert path.read_bytes() == content
+                assert not aside(path)
+            filling.unlink()
+            assert count(path) == 200
+            assert aside(path)[0].read_bytes() == content
 
     def test_two_on_one_day_have_two_names(self, tmp_path: Path) -> None:
         path = tmp_path / "journal.db"
