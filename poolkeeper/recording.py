@@ -86,7 +86,7 @@ class Recorder:
             journal.close()
             raise
         self._numbers = count(number + 1)
-        journal.start(self._run.id)
+        journal.start(self._run.id, back_up=self._run.resumes)
 
     def _begin(self, resume: Resume, keep_runs: int) -> Run:
         journal = self._journal

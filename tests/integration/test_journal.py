@@ -437,6 +437,16 @@ class TestTrouble:
         flush()
         assert "is damaged" in "".join(said)
 
+    def test_a_run_that_goes_on_has_a_backup_of_what_it_found(self, open_keeper: Any) -> None:
+        for number in range(2):
+            with suppress(Interruption), open_keeper() as keeper:
+                keeper.options(key=str(number)).submit(abs, number).result()
+                interrupt()
+        (keeper.home / "journal.db").write_bytes(b"garbage" * 1000)
+        with open_keeper() as keeper:
+            reused = [keeper.options(key=str(number)).submit(abs, number).reused for number in range(2)]
+        assert reused == [True, False]
+
     def test_rows_that_were_tampered_with_are_not_used(self, open_keeper: Any, said: list[str]) -> None:
         with suppress(Interruption), open_keeper() as keeper:
             for number in range(3):
