@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ __all__ = [
     "Durability",
     "back_up",
     "is_damage",
+    "lacks_room",
     "open_for_reading",
     "open_journal",
     "replace_journal",
@@ -86,6 +88,7 @@ _WEATHER = frozenset(
         sqlite3.SQLITE_PROTOCOL,
     }
 )
+_NO_ROOM = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE})
 _MAGIC = b"SQLite format 3\0"
 _TABLES = ("runs", "batches", "groups")
 
@@ -119,6 +122,13 @@ def is_damage(error: Exception) -> bool:
     if isinstance(error, UnicodeDecodeError):
         return True
     return isinstance(error, sqlite3.DatabaseError) and getattr(error, "sqlite_errorcode", 0) & 0xFF not in _WEATHER
+
+
+def lacks_room(error: Exception) -> bool:
+    """Whether ``error`` says that the disk is full, as far as that can be told."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "sqlite_errorcode", 0) in _NO_ROOM
 
 
 def replace_journal(path: Path, damage: Exception, durability: Durability = "process") -> sqlite3.Connection:

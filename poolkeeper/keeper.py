@@ -138,7 +138,7 @@ class KeeperRuntime:
 
             self._register = Register(home, self.name or "", self.run_id)
             undo.callback(self._register.close, keep=bool(self._register.survivors))
-            self.recorder = self._open_recorder(settings, home)
+            self.recorder = self._open_recorder(settings, home, len(self._register.survivors))
             if self.recorder is not None:
                 undo.callback(self.recorder.close)
         self._nursery = Nursery(settings, config, selector, home, self._register)
@@ -185,7 +185,7 @@ class KeeperRuntime:
             self._supervision = self._new_supervision()
         _require_descriptors(self._loop.descriptor)
 
-    def _open_recorder(self, settings: Settings, home: Home) -> Recorder | None:
+    def _open_recorder(self, settings: Settings, home: Home, survivors: int) -> Recorder | None:
         from .recording import open_recorder
 
         return open_recorder(
@@ -198,6 +198,7 @@ class KeeperRuntime:
             lambda futures, values: self._traffic.deliver(futures, values),  # noqa: PLW0108
             lambda future, error: self._traffic.deliver_failure(future, error),  # noqa: PLW0108
             self.wake,
+            survivors=survivors,
         )
 
     # -- what applications call, from any thread ----------------------------------------------------------------------

@@ -14,12 +14,22 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from .errors import PayloadError
+from .errors import PayloadError, PoolkeeperError
 from .fingerprint import fingerprint_of_arguments, fingerprint_of_code
 from .futures import TaskFuture, Unread
 from .journal import JOURNAL, Journal
-from .journal_file import ACCIDENTS, Durability, is_damage, open_for_reading, replace_journal
-from .journal_runs import Resume, Run, begin_run, clock_time, discarded_runs, end_run, insert_run, leave_run
+from .journal_file import ACCIDENTS, Durability, is_damage, lacks_room, open_for_reading, replace_journal
+from .journal_runs import (
+    Resume,
+    Run,
+    clock_time,
+    discarded_runs,
+    end_run,
+    insert_run,
+    leave_run,
+    next_run,
+    resume_run,
+)
 from .ledger import Call
 from .logs import emit
 from .messages import Code
@@ -90,9 +100,11 @@ class Recorder:
 
     def _begin(self, resume: Resume, keep_runs: int) -> Run:
         journal = self._journal
-        run, last = begin_run(journal.connection, resume, time.time())
+        run, last = next_run(journal.connection, resume, time.time())
         journal.execute(*insert_run(run), standing="run")
-        old, statements = discarded_runs(journal.connection, keep_runs)
+        if run.resumes:
+            journal.execute(*resume_run(run))
+        old, statements = discarded_runs(journal.connection, keep_runs - (not run.resumes))
         for number in old:
             journal.files.forget(number)
         for sql, values in statements:
@@ -370,8 +382,17 @@ class _Milestone:
         self._call()
 
 
-def open_recorder(folder: Path, *args: Any) -> Recorder | None:
-    """Return a Recorder, or None where there can be no journal, which is said; takes the arguments of ``Recorder``."""
+def open_recorder(folder: Path, *args: Any, survivors: int) -> Recorder | None:
+    """Return a Recorder, or None while the disk is so full that there can be no journal, which is said.
+
+    Args:
+        folder: the keeper's home.
+        args: the further arguments of ``Recorder``.
+        survivors: how many processes an earlier keeper has left; without a journal they cannot be taken over.
+
+    Raises:
+        PoolkeeperError: when there can be no journal for another reason, or there are survivors.
+    """
     try:
         try:
             return Recorder(folder, *args)
@@ -381,7 +402,18 @@ def open_recorder(folder: Path, *args: Any) -> Recorder | None:
             replace_journal(folder / JOURNAL, error).close()  # it was found when the records were read
             return Recorder(folder, *args)
     except ACCIDENTS as error:
-        emit("ERROR", f"there is no journal, for it cannot be opened ({error}): nothing is recorded, all work runs")
+        why = f"the journal {folder / JOURNAL} cannot be opened ({error})"
+        if not lacks_room(error):
+            raise PoolkeeperError(
+                f"{why}, and what earlier runs have done is not known without it: make it accessible, or move it away "
+                "to have all work run again, or give another run_id"
+            ) from error
+        if survivors:
+            raise PoolkeeperError(
+                f"{why}, and {survivors} processes of an earlier keeper cannot be taken over without it; they go on: "
+                "make room on the disk and start again"
+            ) from error
+        emit("ERROR", f"{why}: nothing is recorded, all work runs")
         return None
 
 

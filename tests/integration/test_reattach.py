@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from poolkeeper import Keeper, TaskQuarantined
+from poolkeeper import Keeper, PoolkeeperError, TaskQuarantined
 from poolkeeper.link import call_keeper
 from poolkeeper.messages import Kind, pack
 from poolkeeper.process_identity import ProcessIdentity
@@ -188,6 +188,23 @@ def test_survivors_are_found_without_a_pidfile(lost: Lost, damage: str) -> None:
     assert lost.ran == Counter({"0": 1, "1": 1})
     for pid in (*workers, server):
         wait_for_exit(pid)
+
+
+def test_without_the_journal_no_keeper_begins_and_survivors_wait_for_one_that_has_it(lost: Lost) -> None:
+    lost.kill(lost.begin([0, 1]))
+    workers = lost.workers
+    (lost.home / "journal.db").rename(lost.home / "elsewhere")
+    (lost.home / "journal.db").mkdir()
+    with pytest.raises(PoolkeeperError, match=r"journal\.db cannot be opened"), lost.again():
+        pass
+    assert lost.workers == workers
+    (lost.home / "journal.db").rmdir()
+    (lost.home / "elsewhere").rename(lost.home / "journal.db")
+    with lost.again() as keeper:
+        futures = lost.submit(keeper, [0, 1])
+        lost.open(0, 1)
+        assert results(futures) == [0, 1]
+    assert lost.ran == Counter({"0": 1, "1": 1})
 
 
 def test_a_stranger_with_a_recorded_pid_is_left_alone(lost: Lost) -> None:
