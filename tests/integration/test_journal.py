@@ -33,7 +33,7 @@ from poolkeeper import (
 )
 from poolkeeper.program import Program
 from poolkeeper.reporting import flush
-from tests.disks import small_disk
+from tests.disks import fill, small_disk
 from tests.helpers import wait_until
 
 
@@ -104,13 +104,6 @@ def rows(keeper: Keeper, sql: str = "SELECT coalesce(sum(count), 0) FROM groups"
 
 def state(keeper: Keeper) -> tuple[str, str | None]:
     return rows(keeper, "SELECT state, reason FROM runs ORDER BY id DESC")[0]  # type: ignore[no-any-return]
-
-
-def fill(disk: Path) -> None:
-    """Take all the room that there is."""
-    with open(disk / "ballast", "wb", buffering=0) as ballast, suppress(OSError):
-        while True:
-            ballast.write(bytes(4096))
 
 
 class TestKeys:

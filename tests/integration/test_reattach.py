@@ -21,6 +21,7 @@ from poolkeeper.messages import Kind, pack
 from poolkeeper.process_identity import ProcessIdentity
 from poolkeeper.session import Session
 from tests import tasks
+from tests.disks import fill, small_disk
 from tests.helpers import PATIENCE, a_program, is_running, wait_for_exit, wait_until
 from tests.scripts import start_script
 from tests.survivors import end_survivors, survivors_in
@@ -205,6 +206,20 @@ def test_without_the_journal_no_keeper_begins_and_survivors_wait_for_one_that_ha
         lost.open(0, 1)
         assert results(futures) == [0, 1]
     assert lost.ran == Counter({"0": 1, "1": 1})
+
+
+def test_on_a_disk_that_has_become_full_survivors_are_taken_over(tmp_path: Path) -> None:
+    with small_disk(tmp_path) as disk:
+        lost = Lost(disk)
+        try:
+            lost.kill(lost.begin([0, 1]))
+            lost.open(0, 1)
+            fill(disk)
+            with lost.again() as keeper:
+                assert results(lost.submit(keeper, [0, 1])) == [0, 1]
+            assert lost.ran == Counter({"0": 1, "1": 1})
+        finally:
+            end_survivors(lost.home)
 
 
 def test_a_stranger_with_a_recorded_pid_is_left_alone(lost: Lost) -> None:
