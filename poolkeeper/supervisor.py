@@ -31,7 +31,7 @@ from .service_rolling import Rolling
 from .service_spec import DeclarationError, ServiceSpec
 from .service_states import Step
 from .service_stopping import Stopping
-from .service_watch import SAMPLING, Watch
+from .service_watch import LATE_SECONDS, SAMPLING, Watch
 from .timers import Timers
 
 __all__ = ["Supervisor"]
@@ -59,6 +59,7 @@ class Supervisor:
         self._rolling = Rolling(self._changes, self._stopping, self._obstacle, self._start_successor)
         self._rolling_waits = False
         self._ends = False
+        self._held: float | None = None
         self._replicas: dict[int, Replica] = {}
         self._next_id = SAMPLING + 1
 
@@ -266,10 +267,16 @@ class Supervisor:
 
     def hold(self, until: float | None) -> None:
         """Launch nothing before ``until``, for it is not known yet which processes there are; None: it is known."""
+        self._held = until
         if until is None:
             self._queue.open()
         else:
             self._queue.close(until)
+
+    def _look_at_hold(self, now: float) -> None:
+        """Nobody may have been heard where this process, or the whole machine, has slept until long after ``hold``."""
+        if self._held is not None and now >= self._held:
+            self.hold(now + LATE_SECONDS if now - self._held > LATE_SECONDS else None)
 
     # -- what processes do --------------------------------------------------------------------------------------------
 
@@ -374,6 +381,7 @@ class Supervisor:
 
     def decide(self, now: float) -> list[ServiceCommand]:
         """Return what is to be done now."""
+        self._look_at_hold(now)
         for number in self._timers.take(now):
             if number == SAMPLING:
                 self._watch.sample(self._replicas.values(), now)
