@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from .worker_session import WorkerConfig
 
-__all__ = ["Inherited", "Launched", "ServerProcess", "Start", "launch"]
+__all__ = ["Inherited", "Launched", "ServerProcess", "Start", "interpreter", "launch"]
 
 END_SECONDS = 5.0
 GONE = "(gone)"
@@ -78,15 +78,20 @@ class Start:
         return json.dumps({**self._content, "digest": self.digest, "authkey": authkey}).encode()
 
 
-def launch(start: Start) -> Launched:
-    """Start a fork server; it will call the keeper."""
+def interpreter() -> list[str]:
+    """Return the command line of another interpreter like this one, without what it is to run."""
     # as multiprocessing does
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
     if _working_directory() == GONE and "-P" not in flags:
         flags.append("-P")  # some of Python 3.13 look for the directory after -c, and fail where it is gone
+    return [sys.executable, *flags]
+
+
+def launch(start: Start) -> Launched:
+    """Start a fork server; it will call the keeper."""
     output = None if start.inherit_output else subprocess.DEVNULL
     process = subprocess.Popen(
-        [sys.executable, *flags, "-c", _BOOTSTRAP],
+        [*interpreter(), "-c", _BOOTSTRAP],
         stdin=subprocess.PIPE,
         stdout=output,
         stderr=output,

@@ -32,6 +32,7 @@ PUBLIC = {
     "RateLimit",
     "Recovered",
     "ReexecRefused",
+    "RestartRefused",
     "RemoteError",
     "RemoteTraceback",
     "RestartPolicy",
