@@ -18,7 +18,8 @@ LAYERS = {
     "pure": "fields ratelimit strategies policy lifecycle ledger backlog roster commands timers backoff connection "
     "dispatch blame core frames session remarks holdings service_states service_spec replica service_commands "
     "service_groups service_exits service_handover launch_queue service_changes service_stopping "
-    "service_watch service_adoption service_rolling supervisor notification hazards loglines since origins shapes "
+    "service_watch service_adoption service_rolling service_replicas service_starting service_departures service_ends "
+    "supervisor notification hazards loglines since origins shapes "
     "fingerprint checkpoint_format outcomes store handover reexec_pace invocation",
     "io": "descriptors sources limits rotation logbuffer logreader logs reporting keeper_log output "
     "process_identity filesystems places file_locking lock_file instance pidfile checkpoint startup "
