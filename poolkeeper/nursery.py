@@ -27,7 +27,7 @@ from .process_identity import ProcessIdentity
 from .reporting import report
 from .roster import Exit
 from .settings import Settings
-from .sources import changed_sources
+from .sources import Sources, changed_sources
 from .switchboard import Heir, Peer, Switchboard
 from .worker_config import WorkerConfig
 
@@ -139,7 +139,8 @@ class Server(Peer):
     """A fork server, the session with it, and the processes that it has made.
 
     ``children`` are those that somebody asks for, by ticket; ``strangers`` tag and pid of those of an earlier keeper
-    that nobody has claimed yet. ``process`` is the handle on the process itself.
+    that nobody has claimed yet. ``process`` is the handle on the process itself, ``sources`` what it has loaded, as far
+    as it has told. ``makes`` is whether it is one for processes to come.
     """
 
     name = "the fork server"
@@ -150,6 +151,8 @@ class Server(Peer):
         self.children: dict[str, Child] = {}
         self.strangers: dict[str, tuple[str, int]] = {}
         self.listed: list[tuple[str, str, int]] = []
+        self.sources: Sources = {}
+        self.makes = False
 
     def take(self, ticket: str, child: Child) -> None:
         """Count ``child`` among its processes."""
@@ -165,8 +168,9 @@ class Server(Peer):
 class Nursery:
     """Owns the fork servers: the one that makes processes, and those of earlier keepers whose processes still run.
 
-    One is started when a process is needed. A keeper that takes over goes on with the fork server that it finds, if
-    it would have started the same one and none of its code has changed; else that only looks after what it has made.
+    One is started when a process is needed, and one for each ``renew`` that finds other code on disk. A keeper that
+    takes over goes on with the fork server that it finds, if it would have started the same one and none of its code
+    has changed; else that only looks after what it has made.
     """
 
     def __init__(
@@ -192,6 +196,7 @@ class Nursery:
         self._board: Switchboard
         self._server: Server | None = None
         self._servers: dict[int, Server] = {}
+        self._renewed: dict[object, Server] = {}
         self._expected: dict[tuple[str, int], Child] = {}
         self._waiting: list[tuple[Child, str, tuple[Any, ...]]] = []
         self._patience: float | None = None
@@ -274,8 +279,23 @@ class Nursery:
         """Pass on how a process has ended that an earlier keeper has had made: it is known to be gone, or may be."""
         self._expected[child.tag, child.pid or 0] = child
 
-    def spawn(self, child: Child, role: str, arguments: tuple[Any, ...]) -> None:
-        """Ask for a process that plays ``role``; raises OSError where the system refuses what it takes."""
+    def renew(self, owner: object) -> bool:
+        """Have the next processes of ``owner`` made from the code on disk; return whether the others' may be older."""
+        self._end_patience()
+        servers = [server for server in self._servers.values() if server.makes]
+        current = next((server for server in servers if not changed_sources(server.sources)), None) or self._start_one()
+        before = self._renewed.pop(owner, None)
+        if current is not self._server:
+            self._renewed[owner] = current
+        if before is not None:
+            self._dismiss_if_done(before)
+        return current is not self._server
+
+    def spawn(self, child: Child, role: str, arguments: tuple[Any, ...], owner: object = None) -> None:
+        """Ask for a process that plays ``role``; raises OSError where the system refuses what it takes.
+
+        ``owner`` is whose process it is, see ``renew``.
+        """
         ours: socket.socket | None = None
         try:
             child.page = KeeperPage()
@@ -289,7 +309,16 @@ class Nursery:
         if self._server is None and self._patience is not None:
             self._waiting.append((child, role, arguments))
         else:
-            self._order(self._server or self._launch(), child, role, arguments)
+            self._order(self._maker(owner), child, role, arguments)
+
+    def _maker(self, owner: object) -> Server:
+        """Return the fork server for the next process of ``owner``."""
+        server = self._renewed.get(owner)
+        if server is None:
+            return self._server or self._launch()
+        if self._servers.get(server.process.pid) is not server:  # it has died
+            server = self._renewed[owner] = self._start_one()
+        return server
 
     def _order(self, server: Server, child: Child, role: str, arguments: tuple[Any, ...]) -> None:
         assert child.page is not None
@@ -335,6 +364,7 @@ class Nursery:
         changed = changed_sources(content["sources"])
         if self._server is None and content["digest"] == self._start.digest and not changed:
             self._server = peer
+            peer.sources, peer.makes = content["sources"], True
             import multiprocessing
 
             authkey = bytes(multiprocessing.current_process().authkey)
@@ -369,6 +399,9 @@ class Nursery:
         kind = message[0]
         if kind == Kind.NOTICE:
             report("WARNING", message[1])
+            return
+        if kind == Kind.LOADED:
+            peer.sources = message[1]
             return
         if kind == Kind.SAID:
             self._said(*message[1:])
@@ -429,9 +462,14 @@ class Nursery:
 
     def _launch(self) -> Server:
         self._patience = None
-        server = self._server = Server(self, launch(self._start))
-        self._add(server)
+        server = self._server = self._start_one()
         self._entrust(server)
+        return server
+
+    def _start_one(self) -> Server:
+        server = Server(self, launch(self._start))
+        server.makes = True
+        self._add(server)
         return server
 
     def _add(self, server: Server) -> None:
@@ -452,7 +490,8 @@ class Nursery:
 
     def _dismiss_if_done(self, server: Server) -> None:
         """Let a fork server of an earlier keeper end that this one makes no use of, when its last process has gone."""
-        if server is not self._server and not server.needed and server.attached:
+        used = server is self._server or server in self._renewed.values()
+        if not used and not server.needed and server.attached:
             self._board.post(server, (Kind.FAREWELL,))
 
     def _lost(self, server: Server) -> None:

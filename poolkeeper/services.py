@@ -122,8 +122,14 @@ class ServiceHandle:
                 self._ask(partial(self._supervision.supervisor.stop, for_good=False))
 
     def restart(self) -> None:
-        """Stop its process and start another; start it if it is at rest."""
-        self._ask(self._supervision.supervisor.restart)
+        """Stop its process and start another, with the code on disk; start it if it is at rest.
+
+        Waits until that code has been tried, in a process of its own. Raises RestartRefused if it cannot be loaded:
+        the service goes on as it is then.
+        """
+        from .service_restart import restart_services
+
+        restart_services(self._runtime, [self._service])
 
     def scale(self, replicas: int) -> None:
         """Run it in ``replicas`` processes from now on; raises ValueError for a negative number."""

@@ -126,6 +126,17 @@ class Supervision:
             self._adopt(service, record, peers)
         return service
 
+    def definition_of(self, service: Service) -> tuple[bytes, dict[str, str]]:
+        """Return a service's pickled target, and the variables that its processes get."""
+        blob, _, environment = self._definitions[service]
+        return blob, environment
+
+    def restart(self, service: Service) -> None:
+        """Replace the processes of a service by ones that run the code on disk; that it can be loaded is known."""
+        if not is_program(service.spec) and self._nursery.renew(service):
+            service.code = ""  # is another than that of its declaration
+        self.supervisor.restart(service, time.monotonic())
+
     # -- the keeper's loop --------------------------------------------------------------------------------------------
 
     def carry_out(self) -> None:
@@ -192,7 +203,7 @@ class Supervision:
         peer = ServicePeer.for_replica(self, replica, command.attempt, self._birth)
         self._peers[peer.tag] = self._current[replica] = peer
         try:
-            self._nursery.spawn(peer, "service", (tuple(self._definition(peer)),))
+            self._nursery.spawn(peer, "service", (tuple(self._definition(peer)),), replica.service)
         except OSError as error:
             self.refused(peer, f"the system refuses a new process or descriptor: {error}")
             return

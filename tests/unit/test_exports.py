@@ -33,6 +33,7 @@ PUBLIC = {
     "RateLimit",
     "Recovered",
     "ReexecRefused",
+    "RestartRefused",
     "RemoteError",
     "RemoteTraceback",
     "RestartPolicy",
