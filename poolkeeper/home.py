@@ -107,7 +107,8 @@ class Home:
 
     def remove(self) -> None:
         """Remove what must not outlive the keeper."""
-        Path(self.socket).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone, or whatever somebody has put in its place
+            os.unlink(self.socket)
         if self.listener is not None:
             self.listener.close()
         for directory in self.temporary:

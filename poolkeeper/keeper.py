@@ -26,7 +26,7 @@ from .errors import PoolkeeperError, ProtocolError, ReexecRefused
 from .futures import TaskFuture
 from .home import Home
 from .ledger import Segment, Task
-from .lifecycle import WorkerState
+from .lifecycle import LEAVE_SECONDS, WorkerState
 from .link import PYTHON
 from .logs import emit
 from .loop import LONGEST_WAIT, Loop, Ready
@@ -57,9 +57,6 @@ __all__ = ["KeeperRuntime", "WorkerRow"]
 
 T = TypeVar("T")
 
-LEAVE_SECONDS = 5.0
-"""How long retired workers get to leave when the keeper ends, before they are killed."""
-
 FIRST_DESCRIPTORS = 8
 """What a fork server and a first worker cost the keeper, with something to spare."""
 
@@ -86,7 +83,7 @@ class KeeperRuntime:
         self.stowage = Stowage(home.path, settings.queue_bytes)
         self._home = home
         self._birth = os.urandom(6).hex()
-        self._core = Core(settings.max_workers, settings.max_tasks, self._birth)
+        self._core = Core(settings.max_workers, settings.max_tasks, self._birth, settings.reconnect_grace)
         self._inbox: deque[Task | Segment] = deque()
         self._calls: deque[Callable[[], None]] = deque()
         self._lock = threading.RLock()

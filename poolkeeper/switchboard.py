@@ -117,6 +117,7 @@ class Switchboard:
         listener: socket.socket | None = None,
         versions: Versions = OURS,
     ) -> None:
+        self._path = path
         self._key = key
         self._versions = versions
         self._selector = selector
@@ -131,6 +132,24 @@ class Switchboard:
     def listener(self) -> socket.socket:
         """The listening socket, which a successor in this process may take over."""
         return self._socket
+
+    def mend(self) -> None:
+        """Listen anew where the socket has been removed, as those do who clean up temporary files."""
+        if os.path.lexists(self._path):
+            return
+        try:
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
+                os.mkdir(os.path.dirname(self._path), 0o700)
+            listener = _listen(self._path)
+        except OSError as error:
+            report("WARNING", f"the keeper's socket {self._path} is gone, and cannot be made again: {error.strerror}")
+            return
+        report("WARNING", f"the keeper's socket {self._path} was gone, and is made again")
+        if self.deaf_until is None:
+            self._selector.unregister(self._socket)
+            self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        self._socket.close()
+        self._socket = listener
 
     # -- callers ------------------------------------------------------------------------------------------------------
 
@@ -383,6 +402,7 @@ class Switchboard:
     def lose(self, peer: Peer) -> None:
         """Close the link to ``peer`` and say so."""
         self.detach(peer)
+        self.mend()  # or it could not call back
         peer.listener.disconnected(peer)
 
     def detach(self, peer: Peer) -> None:
