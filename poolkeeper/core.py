@@ -369,7 +369,7 @@ class Core:
         """The verdicts are final, and what is known of the death is known."""
         for task in worker.mourned:
             if not task.withdrawn:
-                final = Failure.LOST if task.call.options.retry.at_most_once else Failure.QUARANTINED
+                final = Failure.LOST if task.call.options.at_most_once else Failure.QUARANTINED
                 self._commands.append(Fail(task, final, worker))
         worker.mourned = []
         if self._mourning.pop(worker.id, None) is not None:

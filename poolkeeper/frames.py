@@ -13,8 +13,6 @@ are JSON, so that nothing is unpickled before a peer has proved that it knows th
 
 from __future__ import annotations
 
-import hmac
-import json
 import struct
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -139,11 +137,15 @@ class FrameReader:
 
 def encode_json(content: dict[str, Any]) -> bytes:
     """Return ``content`` as the canonical JSON that the proofs are computed over."""
+    import json  # a keeper can load it while its fork server starts
+
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 
 def decode_json(body: bytes | memoryview) -> dict[str, Any]:
     """Return the object in a handshake body; raises ProtocolError when it is not one."""
+    import json
+
     try:
         content = json.loads(bytes(body))
     except (ValueError, RecursionError) as error:
@@ -155,6 +157,8 @@ def decode_json(body: bytes | memoryview) -> dict[str, Any]:
 
 def proof(key: bytes, role: str, *parts: bytes) -> str:
     """Return the HMAC-SHA256 (RFC 2104), in hex, by which ``role`` proves over ``parts`` that it knows ``key``."""
+    import hmac  # loads OpenSSL, which takes a while; likewise
+
     mac = hmac.new(key, role.encode(), "sha256")
     for part in parts:
         mac.update(struct.pack("<I", len(part)))

@@ -32,7 +32,6 @@ from .logs import emit
 from .loop import LONGEST_WAIT, Loop, Ready
 from .nursery import Nursery
 from .page import CANCEL
-from .postmortem import Postmortem
 from .reporting import flush, report
 from .settings import Settings
 from .spool import Stowage
@@ -45,8 +44,8 @@ from .workforce import Workforce
 if TYPE_CHECKING:
     from .adoption import Adoption
     from .control import Control
-    from .model import Recovered
     from .recording import Recorder
+    from .recovered import Recovered
     from .recovery import Recovery
     from .reexec import Estate
     from .register import Register
@@ -145,6 +144,8 @@ class KeeperRuntime:
         self._board = Switchboard(home.socket, home.key, selector, self._introduce, home.listener, versions)
         undo.callback(self._nursery.close)
         undo.callback(self._board.close)  # first: a fork server that is still calling would wait for an answer
+        from .postmortem import Postmortem  # slow to import; and when a worker dies there may be no descriptor left
+
         self._postmortem = Postmortem(home.logs)
         self._traffic = Traffic(
             core, self._board, self._workforce, self.stowage, self._postmortem, self._wake_if_sleeping, self._birth
@@ -728,7 +729,7 @@ class KeeperRuntime:
         self._nursery.close(leave=self._detached)
         self._workforce.close()
         if self._supervision is not None:
-            self._supervision.close()
+            self._supervision.close(leave=self._detached)
         if self._control is not None:
             self._control.close()
         self.stowage.close()

@@ -8,7 +8,6 @@ socket pair, so that nobody has to call before the work begins; the keeper's soc
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import selectors
 import signal
@@ -199,6 +198,7 @@ class Nursery:
         self._awaited: dict[int, ProcessIdentity] = {}
         self._tickets = count(1)
         self._on_listed: list[Listed] = []
+        self._ear = -1
 
     def open(self, board: Switchboard, expected: Collection[ProcessIdentity] = (), *, blind: bool = False) -> None:
         """Start the fork server, which will call at ``board``; or wait a little for those that are ``expected``.
@@ -240,6 +240,19 @@ class Nursery:
                 listener(
                     server.process.pid, [(tag, role, pid) for tag, role, pid in server.listed if (tag, pid) in left]
                 )
+
+    def entrust(self, fd: int) -> None:
+        """Have the notification socket ``fd`` listened to by the fork server while there is no keeper."""
+        if self._durable:
+            self._ear = fd
+            if self._server is not None:
+                self._entrust(self._server)
+
+    def _entrust(self, server: Server) -> None:
+        if self._ear >= 0:
+            server.fds += (self._ear,)
+            self._board.post(server, (Kind.LISTEN,))
+            self._board.send(server)
 
     def will_report(self, child: Child) -> bool:
         """Whether the fork server that has made ``child`` is there to say how it ends."""
@@ -322,8 +335,11 @@ class Nursery:
         changed = changed_sources(content["sources"])
         if self._server is None and content["digest"] == self._start.digest and not changed:
             self._server = peer
+            import multiprocessing
+
             authkey = bytes(multiprocessing.current_process().authkey)
             self._board.post(peer, (Kind.ADOPT, authkey))
+            self._entrust(peer)
             self._end_patience()
             return
         self._dismiss_if_done(peer)
@@ -354,6 +370,9 @@ class Nursery:
         if kind == Kind.NOTICE:
             report("WARNING", message[1])
             return
+        if kind == Kind.SAID:
+            self._said(*message[1:])
+            return
         ticket = message[1]
         if kind == Kind.SPAWNED:
             child = peer.children.get(ticket)
@@ -376,14 +395,28 @@ class Nursery:
         elif kind == Kind.EXITED:
             child.parent.exited(child, Exit(message[4], message[5]))
 
+    def _said(self, ancestry: tuple[int, ...], ready: bool, status: str | None) -> None:
+        """Pass on what a program has said while there was no keeper."""
+        children = [
+            *self._expected.values(),
+            *(child for one in self._servers.values() for child in one.children.values()),
+        ]
+        by_pid = {child.pid: child for child in children if child.about[0] in ("service", "program")}
+        child = next((by_pid[pid] for pid in ancestry if pid in by_pid), None)
+        if child is not None and ready:
+            child.listener.message(child, (Kind.READY,), [])
+        if child is not None and status is not None:  # afterwards, for a change of state has words of its own
+            child.listener.message(child, (Kind.STATUS, status), [])
+
     def _late(self, tag: str, pid: int) -> Child | None:
         """Return the process behind a report that comes after the end of its keeper; its pid may not be known."""
         return self._expected.pop((tag, pid), None) or self._expected.pop((tag, 0), None)
 
-    def buried(self, child: Child) -> None:
-        """Its parent has seen a process to its end."""
-        for key in [key for key, expected in self._expected.items() if expected is child]:
-            del self._expected[key]
+    def buried(self, child: Child, *, reported: bool = True) -> None:
+        """Its parent has seen a process to its end; unless ``reported``, its fork server may still say how it was."""
+        if reported:
+            for key in [key for key, expected in self._expected.items() if expected is child]:
+                del self._expected[key]
         if self._register is not None:
             self._register.gone(child.tag)
 
@@ -398,6 +431,7 @@ class Nursery:
         self._patience = None
         server = self._server = Server(self, launch(self._start))
         self._add(server)
+        self._entrust(server)
         return server
 
     def _add(self, server: Server) -> None:

@@ -15,10 +15,10 @@ from .futures import Keeps, TaskFuture
 from .ledger import Task
 from .left_behind import Left, left_results
 from .messages import Code
-from .model import Recovered
 from .nursery import Nursery
 from .pidfile import ChildRecord, PidfileDocument
 from .recording import Recorder
+from .recovered import Recovered
 from .register import Register
 from .roster import Worker
 from .store import claim_of

@@ -6,6 +6,7 @@ it runs is also *ahead*, and may be relieved of what it has not started. Only RE
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -166,6 +167,8 @@ class Roster:
         self.spawn_after = 0.0
         self._round = 0
         self._next_id = 1
+        self._first_own: float = math.inf
+        self._inherited: set[int] = set()
 
     @property
     def full(self) -> bool:
@@ -177,6 +180,7 @@ class Roster:
         recruits: list[Worker] = []
         taken = {worker.slot for worker in self.workers.values()}
         slot = 0
+        self._first_own = min(self._first_own, self._next_id)
         for _ in range(min(number, self.max_workers - self.alive)):
             while slot in taken:
                 slot += 1
@@ -190,9 +194,13 @@ class Roster:
         return recruits
 
     def take_over(self, id: int, slot: int, birth: str) -> Worker:
-        """Return a worker that an earlier keeper has made and that has not called yet; ``id`` stays, if it is free."""
-        if id in self.workers:
+        """Return a worker that an earlier keeper has made and that has not called yet.
+
+        ``id`` stays, unless another worker has it or has had it: one that is dead may not be buried yet.
+        """
+        if id in self._inherited or self._first_own <= id < self._next_id:
             id = self._next_id
+        self._inherited.add(id)
         self._next_id = max(self._next_id, id + 1)
         worker = Worker(id, slot, self.max_tasks, NO_ROUND, birth)
         worker.state = WorkerState.DETACHED

@@ -78,7 +78,7 @@ class Workforce:
         birth: str,
     ) -> None:
         self._birth = birth
-        self._survivors: dict[int, WorkerPeer] = {}
+        self._survivors: dict[int, WorkerPeer] = {}  # the dead among them, too: a fork server may tell of them later
         self.adoption: Adoption | None = None
         """Takes what the workers of an earlier keeper hold."""
         self.collect: Callable[[Worker, str], object] = lambda *_: None
@@ -158,6 +158,8 @@ class Workforce:
     def _introduce_survivor(self, hello: dict[str, Any]) -> WorkerPeer:
         pid, id, birth = int(hello["pid"]), int(hello["id"]), str(hello["birth"])
         peer = self._survivors.get(pid)
+        if peer is not None and peer.gone:
+            raise ProtocolError(f"worker {id} has ended")
         if peer is None:
             if self.adoption is None:
                 raise ProtocolError(f"worker {id} belongs to another keeper")
@@ -169,14 +171,14 @@ class Workforce:
     def expect(self, id: int, slot: int, tag: str, identity: ProcessIdentity) -> Worker | None:
         """Look after a worker of an earlier keeper, and have it call; return None if it is gone."""
         peer = self._take_over(id, slot, tag, identity.pid)
-        if peer.watched and not identity.is_alive():  # looked at behind the pidfd: it cannot be anybody else's now
+        if _has_ended(identity):  # looked at behind the pidfd: it cannot be anybody else's now
             self._gone(peer, UNKNOWN)
             return None
         peer.signal(signal.SIGURG)
         return peer.worker
 
     def found(self, id: int, tag: str, pid: int) -> Worker | None:
-        """Look after a worker that its fork server tells of; return None for one that is known."""
+        """Look after a worker that its fork server tells of; return None for one that is known, perhaps to be dead."""
         return None if pid in self._survivors else self._take_over(id, id, tag, pid).worker
 
     def _take_over(self, id: int, slot: int, tag: str, pid: int) -> WorkerPeer:
@@ -312,12 +314,12 @@ class Workforce:
         while self._board.read(peer):
             pass
         self.collect(worker, f"{worker.birth}-{peer.tag.rpartition('-')[2]}")
-        if worker.pid is not None and self._survivors.pop(worker.pid, None) is not None and self.adoption is not None:
+        if worker.adopted and self.adoption is not None:
             self.adoption.gone(worker)
         self._core.died(worker, time.monotonic(), exit)
         del self._peers[worker.id]
         self._board.detach(peer)
-        self._nursery.buried(peer)
+        self._nursery.buried(peer, reported=exit is not None)
         peer.gone = True
         peer.unwatch(self._selector)
         if peer.page is not None:
@@ -333,3 +335,10 @@ class Workforce:
             if peer.page is not None:
                 peer.page.close()
         self._peers.clear()
+
+
+def _has_ended(identity: ProcessIdentity) -> bool:
+    try:
+        return not identity.is_alive()
+    except OSError:  # as without a free descriptor; it will call, or its fork server tell of its end
+        return False

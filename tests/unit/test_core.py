@@ -14,7 +14,7 @@ from poolkeeper.ledger import Task
 from poolkeeper.lifecycle import LEAVE_SECONDS, WorkerState
 from poolkeeper.messages import Code, Progress
 from poolkeeper.roster import FIRST_BACKOFF, UNEXPLAINED_ATTEMPTS, Exit, Told, Worker
-from tests.scripted import Job, Script, call, keys, segment, tasks
+from tests.scripted import Job, Page, Script, call, keys, segment, tasks
 
 FAST, LONG = 1e-5, 10.0
 
@@ -507,6 +507,20 @@ def test_a_verdict_waits_no_longer_than_a_moment_and_no_shorter() -> None:
     assert script.decide() == [], "what is known later changes nothing"
 
 
+def test_a_verdict_is_passed_whoever_is_taken_over_meanwhile() -> None:
+    script = Script(2, ready=0)
+    task = one_task(deaths=1)
+    for held in ([task], []):  # two of one id, as two keepers have given it
+        worker = script.core.take_over(1, 0, "")
+        page = script.pages[worker.id] = Page()
+        page.started = len(held)
+        script.core.attached(worker, page, 1, held)
+        script.die(worker, None)
+    script.decide(after=REPORT_WAIT)
+    assert script.failures() == [("0", "quarantined")]
+    assert not script.core.outstanding
+
+
 def test_a_task_cancelled_before_its_verdict_has_no_second_end() -> None:
     script = Script(1)
     task = one_task(deaths=1)
@@ -814,7 +828,7 @@ def test_what_a_worker_that_is_away_has_finished_runs_again_without_blame_when_i
     script.die(worker)
     heir = script.replace(script.all(Spawn))
     assert sorted(script.fed(heir)) == ["0", "1", "2"]
-    assert all(task is not None and task.deaths == 0 and task.returns == 0 for task in heir.inflight)
+    assert all(task is not None and task.deaths == 0 and not hasattr(task, "returns") for task in heir.inflight)
 
 
 def test_a_worker_that_is_away_and_at_work_is_left_alone_until_it_has_finished() -> None:
