@@ -350,7 +350,8 @@ class Nursery:
         """A fork server of another version has called: it leaves when the last of its processes has gone."""
         pid = peer.process.pid
         if hello.get("birth") == self._birth:
-            report("ERROR", f"the fork server (pid {pid}) {why}: what is on disk has changed since this program began")
+            peer.refusal = f"{why}; what is on disk has changed since this program began"
+            report("ERROR", f"the fork server (pid {pid}) {peer.refusal}")
             return
         report("INFO", f"the fork server (pid {pid}) {why}: it looks after what it has made, and leaves")
         self._awaited.pop(pid, None)
