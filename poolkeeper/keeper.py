@@ -332,7 +332,7 @@ class KeeperRuntime:
         """Whether a worker executes ``task`` now, by the worker's page."""
         with self._lock:
             peer = self._workforce.get(task.worker)
-            return peer is not None and peer.page is not None and peer.page.observe().started == task.index
+            return peer is not None and peer.worker.observe().started == task.index
 
     def withdraw_pending(self) -> None:
         """Cancel all that no worker has started; what a worker is being started for counts as started."""
