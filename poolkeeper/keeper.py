@@ -32,10 +32,11 @@ from .logs import emit
 from .loop import LONGEST_WAIT, Loop, Ready
 from .nursery import Nursery
 from .page import CANCEL
+from .peer import Peer
 from .reporting import flush, report
 from .settings import Settings
 from .spool import Stowage
-from .switchboard import Peer, Switchboard
+from .switchboard import Switchboard
 from .traffic import Traffic
 from .versions import PROTOCOL, Versions
 from .worker_config import WorkerConfig, cloudpickle_version

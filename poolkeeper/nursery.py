@@ -23,12 +23,13 @@ from .launching import Inherited, ServerProcess, Start, launch
 from .link import FDS_LIMIT
 from .messages import Kind
 from .page import KeeperPage
+from .peer import Heir, Peer
 from .process_identity import ProcessIdentity
 from .reporting import report
 from .roster import Exit
 from .settings import Settings
 from .sources import changed_sources
-from .switchboard import Heir, Peer, Switchboard
+from .switchboard import Switchboard
 from .worker_config import WorkerConfig
 
 if TYPE_CHECKING:

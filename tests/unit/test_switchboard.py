@@ -14,8 +14,9 @@ import pytest
 
 from poolkeeper.link import PYTHON, Link, TurnedAway, call_keeper
 from poolkeeper.messages import Kind, pack
+from poolkeeper.peer import Peer
 from poolkeeper.session import Session
-from poolkeeper.switchboard import Peer, Switchboard
+from poolkeeper.switchboard import Switchboard
 from poolkeeper.versions import PROTOCOL, Versions
 from tests.helpers import PATIENCE, wait_until
 
