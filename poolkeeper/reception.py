@@ -71,6 +71,7 @@ class Reception:
         self._introduce = introduce
         self._connect = connect
         self._callers: dict[Link, Caller] = {}
+        self._is_gone = False
         self.deaf_until: float | None = None
         self.socket = _listen(path) if listener is None else listener
         selector.register(self.socket, selectors.EVENT_READ, self._accept)
@@ -80,12 +81,13 @@ class Reception:
         if os.path.lexists(self._path):
             return
         try:
-            with contextlib.suppress(FileExistsError, FileNotFoundError):
-                os.mkdir(os.path.dirname(self._path), 0o700)
             listener = _listen(self._path)
-        except OSError as error:
-            report("WARNING", f"the keeper's socket {self._path} is gone, and cannot be made again: {error.strerror}")
+        except OSError as error:  # as where the folder is gone, with all else in it
+            if not self._is_gone:
+                self._is_gone = True
+                report("WARNING", f"the keeper's socket {self._path} is gone: who loses its link cannot call ({error})")
             return
+        self._is_gone = False
         report("WARNING", f"the keeper's socket {self._path} was gone, and is made again")
         if self.deaf_until is None:
             self._selector.unregister(self.socket)
