@@ -103,7 +103,8 @@ class Home(NamedTuple):
 
     def remove(self) -> None:
         """Remove what must not outlive the keeper."""
-        Path(self.socket).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone, or whatever somebody has put in its place
+            os.unlink(self.socket)
         if self.listener is not None:
             self.listener.close()
         for directory in self.temporary:

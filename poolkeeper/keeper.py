@@ -26,16 +26,17 @@ from .errors import PoolkeeperError, ProtocolError, ReexecRefused
 from .futures import TaskFuture
 from .home import Home
 from .ledger import Segment, Task
-from .lifecycle import WorkerState
+from .lifecycle import LEAVE_SECONDS, WorkerState
 from .link import PYTHON
 from .logs import emit
 from .loop import LONGEST_WAIT, Loop, Ready
 from .nursery import Nursery
 from .page import CANCEL
+from .peer import Peer
 from .reporting import flush, report
 from .settings import Settings
 from .spool import Stowage
-from .switchboard import Peer, Switchboard
+from .switchboard import Switchboard
 from .traffic import Traffic
 from .versions import PROTOCOL, Versions
 from .worker_config import WorkerConfig, cloudpickle_version
@@ -55,9 +56,6 @@ if TYPE_CHECKING:
 __all__ = ["KeeperRuntime", "WorkerRow"]
 
 T = TypeVar("T")
-
-LEAVE_SECONDS = 5.0
-"""How long retired workers get to leave when the keeper ends, before they are killed."""
 
 FIRST_DESCRIPTORS = 8
 """What a fork server and a first worker cost the keeper, with something to spare."""
@@ -85,7 +83,7 @@ class KeeperRuntime:
         self.stowage = Stowage(home.path, settings.queue_bytes)
         self._home = home
         self._birth = os.urandom(6).hex()
-        self._core = Core(settings.max_workers, settings.max_tasks, self._birth)
+        self._core = Core(settings.max_workers, settings.max_tasks, self._birth, settings.reconnect_grace)
         self._inbox: deque[Task | Segment] = deque()
         self._calls: deque[Callable[[], None]] = deque()
         self._lock = threading.RLock()
@@ -335,7 +333,7 @@ class KeeperRuntime:
         """Whether a worker executes ``task`` now, by the worker's page."""
         with self._lock:
             peer = self._workforce.get(task.worker)
-            return peer is not None and peer.page is not None and peer.page.observe().started == task.index
+            return peer is not None and peer.worker.observe().started == task.index
 
     def withdraw_pending(self) -> None:
         """Cancel all that no worker has started; what a worker is being started for counts as started."""

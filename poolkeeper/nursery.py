@@ -23,12 +23,13 @@ from .launching import Inherited, ServerProcess, Start, launch
 from .link import FDS_LIMIT
 from .messages import Kind
 from .page import KeeperPage
+from .peer import Heir, Peer
 from .process_identity import ProcessIdentity
 from .reporting import report
 from .roster import Exit
 from .settings import Settings
 from .sources import Sources, changed_sources
-from .switchboard import Heir, Peer, Switchboard
+from .switchboard import Switchboard
 from .worker_config import WorkerConfig
 
 if TYPE_CHECKING:
@@ -380,7 +381,8 @@ class Nursery:
         """A fork server of another version has called: it leaves when the last of its processes has gone."""
         pid = peer.process.pid
         if hello.get("birth") == self._birth:
-            report("ERROR", f"the fork server (pid {pid}) {why}: what is on disk has changed since this program began")
+            peer.refusal = f"{why}; what is on disk has changed since this program began"
+            report("ERROR", f"the fork server (pid {pid}) {peer.refusal}")
             return
         report("INFO", f"the fork server (pid {pid}) {why}: it looks after what it has made, and leaves")
         self._awaited.pop(pid, None)

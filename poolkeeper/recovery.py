@@ -91,7 +91,10 @@ class Recovery:
             self._recorder.when_recorded(partial(path.unlink, missing_ok=True))
 
     def _collect(self, worker: Worker, name: str) -> None:
-        """A worker has gone: what it has left behind, under ``name``, answers what it had begun."""
+        """A worker has gone: what it has left behind, under ``name``, answers what it was known to hold.
+
+        The rest has been heard, unless the worker has never told what it holds.
+        """
         for left in self._left_by(name):
             found = {one.claim: one for one in left}
             begun = [found.pop(_claim(task), None) for task in worker.inflight]
@@ -102,7 +105,8 @@ class Recovery:
                 values = [None if one is None else one.payload for one in begun]
                 seconds = sum(one.seconds for one in begun if one is not None)
                 self._core.results(worker, worker.base, codes, values, seconds)
-            self.adoption.inherit(found.values())
+            if worker.page is None:
+                self.adoption.inherit(found.values())
 
     def _listed(self, _: int, children: list[tuple[str, str, int]]) -> None:
         for tag, role, pid in children:

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 from .ledger import Task
-from .lifecycle import WorkerEvent, WorkerState, advance
+from .lifecycle import Absence, WorkerEvent, WorkerState, advance
 from .messages import Progress
 
 __all__ = ["Exit", "KillReason", "Page", "Roster", "Told", "Worker"]
@@ -62,6 +62,7 @@ class KillReason(Enum):
     TIMEOUT = "timeout"
     CANCELLED = "cancelled"
     CONFUSED = "answered what it was not asked"
+    UNREACHABLE = "has no link, and does not come back"
 
 
 class Exit(NamedTuple):
@@ -81,12 +82,12 @@ class Worker:
     ``alone`` is a worker that is fed nothing more until it is empty. ``budget`` is how many tasks it may still be fed,
     None for any number, and ``target`` how many it may hold. ``stuck`` says that it has been seen to make no headway
     since its last answer, when ``checked`` was the index started last. ``birth`` is the incarnation of the keeper that
-    has made it.
+    has made it. ``absence`` counts while its link is broken.
     """
 
     __slots__ = (
-        "alone", "base", "birth", "budget", "checked", "exit", "id", "inflight", "kill", "known", "mourned", "page",
-        "pid", "slot", "start_round", "state", "stuck", "target",
+        "absence", "alone", "base", "birth", "budget", "checked", "exit", "id", "inflight", "kill", "known", "mourned",
+        "page", "pid", "slot", "start_round", "state", "stuck", "target",
     )  # fmt: skip
 
     def __init__(self, id: int, slot: int, budget: int | None = None, start_round: int = 0, birth: str = "") -> None:
@@ -108,6 +109,7 @@ class Worker:
         self.kill: tuple[KillReason, int] | None = None
         self.exit: Exit | None = None
         self.mourned: list[Task] = []
+        self.absence: Absence | None = None
 
     @property
     def adopted(self) -> bool:

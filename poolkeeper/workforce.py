@@ -26,7 +26,7 @@ from .page import KeeperPage
 from .payload import Large
 from .process_identity import ProcessIdentity
 from .reporting import report
-from .roster import Exit, Told, Worker
+from .roster import Exit, KillReason, Told, Worker
 from .settings import Settings
 from .sources import changed_sources
 from .spool import Stowage
@@ -128,10 +128,15 @@ class Workforce:
 
     def kill(self, command: Kill) -> None:
         """Kill a worker; the fork server kills what it has started."""
-        self._peers[command.worker.id].signal(signal.SIGKILL)
+        worker = command.worker
+        if worker.kill is not None and worker.kill[0] is KillReason.UNREACHABLE:
+            report("WARNING", f"worker {worker.id} {worker.kill[0].value}: it is killed", worker=worker.id)
+        self._peers[worker.id].signal(signal.SIGKILL)
 
     def nudge(self, command: Nudge) -> None:
-        """Make a worker send what it holds back."""
+        """Make a worker send what it holds back, or call."""
+        if command.worker.absence is not None:
+            self._board.mend()
         self._peers[command.worker.id].signal(signal.SIGURG)
 
     def kill_all(self) -> None:
@@ -233,14 +238,14 @@ class Workforce:
         worker.pid = pid
         peer.here(pid, self._selector, partial(self._ended, peer))
         if worker.state is WorkerState.READY:
-            self._core.link_lost(worker)  # it has called again before the end of its link was seen
+            self._core.link_lost(worker, time.monotonic())  # it has called again before the end of its link was seen
         if self._settings.initializer is None or worker.state is not WorkerState.STARTING:
             self._core.hello(worker)
 
     def disconnected(self, peer: WorkerPeer) -> None:
         """A link is gone: a worker that lives calls back."""
         if peer.worker.state not in (WorkerState.STARTING, WorkerState.DEAD):
-            self._core.link_lost(peer.worker)
+            self._core.link_lost(peer.worker, time.monotonic())
 
     def message(self, peer: WorkerPeer, message: tuple[Any, ...], fds: list[int]) -> None:
         """A worker has said something."""

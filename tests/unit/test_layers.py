@@ -29,9 +29,9 @@ LAYERS = {
     "sealed_file result_files left_behind journal recall",
     "runtime": "settings cancellation interrupts init_process resumption task_context program worker_config "
     "worker_line worker_session worker service_line service_worker forking keeper_line forkserver "
-    "delivery retrying switchboard futures calls recording launching service_preflight nursery adoption "
-    "workforce recovery traffic driving loop status program_notices service_peer service_restart control "
-    "service_news service_survivors supervision keeper configuration inline",
+    "delivery retrying peer reception switchboard futures calls recording launching service_preflight "
+    "nursery adoption workforce recovery traffic driving loop status program_notices service_peer "
+    "service_restart control service_news service_survivors supervision keeper configuration inline",
     "faces": "services mapping feed batch fleet loading fleet_services runner progress bars summary view pool "
     "display steering tables attachment background watching cli_control fleet_run cli __main__",
 }
