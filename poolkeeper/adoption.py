@@ -88,6 +88,7 @@ class Adoption:
         self._failed: dict[_Foundling, Unread] = {}
         self._settled: set[Claim] = set()
         self._settled_until = deadline - RECOVERY_SECONDS + SETTLED_SECONDS
+        self._known: dict[Claim, TaskFuture] | None = None
         self._lock = threading.Lock()
         self.attached: list[int] = []
         """The pids of the workers that have called."""
@@ -125,8 +126,13 @@ class Adoption:
         return tasks
 
     def _asked_for(self) -> dict[Claim, TaskFuture]:
-        """Return what the application has asked for and has no outcome yet."""
-        asked = dict(self._asked)
+        """Return what the application has asked for and has no outcome yet.
+
+        Many workers call at once, so it is gathered once for all that call before ``tend``.
+        """
+        if self._known is not None:
+            return self._known
+        asked = self._known = dict(self._asked)
         for task in self._core.tasks():
             if isinstance(task, TaskFuture) and type(task) is not _Foundling and not task.withdrawn:
                 claim = claim_of(task.entry)
@@ -190,6 +196,7 @@ class Adoption:
 
     def tend(self, now: float) -> None:
         """Let what has waited for survivors go its way, when they have all called or it has been long enough."""
+        self._known = None
         if self._deadline is not None and now >= self._deadline:
             self._deadline = None
         if self._waiting and not self.is_open:
@@ -203,6 +210,7 @@ class Adoption:
 
     def sift(self, tasks: list[Any], now: float) -> list[Any]:
         """Return what of ``tasks`` is to run: not what some worker holds, nor what one may hold."""
+        self._known = None
         rest = []
         for task in tasks:
             claim = claim_of(task.entry) if isinstance(task, TaskFuture) else None

@@ -27,7 +27,7 @@ from .process_identity import ProcessIdentity
 from .reporting import report
 from .roster import Exit, Worker
 from .settings import Settings
-from .sources import changed_sources
+from .sources import SourceCheck
 from .spool import Stowage
 from .switchboard import Switchboard
 
@@ -89,6 +89,7 @@ class Workforce:
         self._stowage = stowage
         self._board: Switchboard
         self._peers: dict[int, WorkerPeer] = {}
+        self._sources = SourceCheck()
         self.hear_tasks: Callable[[WorkerPeer, tuple[Any, ...], list[int]], None]
         """Takes every message of a worker, and gives back to ``hear_worker`` what is not about tasks."""
 
@@ -193,7 +194,7 @@ class Workforce:
         self._core.attached(worker, peer.page, content["base"], held)
         if content["started"]:
             self._core.hello(worker)
-        changed = changed_sources(content["sources"])
+        changed = self._sources.changed(content["sources"])
         if changed:
             report("INFO", f"worker {worker.id} is replaced: {changed[0]} has changed", worker=worker.id)
         if changed or content["recycling"]:
