@@ -160,13 +160,16 @@ class Workforce:
         return peer
 
     def expect(self, id: int, slot: int, tag: str, identity: ProcessIdentity) -> Worker | None:
-        """Look after a worker of an earlier keeper, and have it call; return None if it is gone."""
+        """Look after a worker of an earlier keeper; return None if it is gone."""
         peer = self._take_over(id, slot, tag, identity.pid)
         if peer.watched and not identity.is_alive():  # looked at behind the pidfd: it cannot be anybody else's now
             self._gone(peer, UNKNOWN)
             return None
-        peer.signal(signal.SIGURG)
         return peer.worker
+
+    def summon(self, worker: Worker) -> None:
+        """Have a worker of an earlier keeper call, also if it is busy."""
+        self._peers[worker.id].signal(signal.SIGURG)
 
     def found(self, id: int, tag: str, pid: int) -> Worker | None:
         """Look after a worker that its fork server tells of; return None for one that is known."""
