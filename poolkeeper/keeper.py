@@ -296,9 +296,8 @@ class KeeperRuntime:
         return self._supervision is not None
 
     def recovered(self) -> Recovered | None:
-        """Return what was found of an earlier keeper."""
-        with self._lock:
-            return None if self._recovery is None else self._recovery.recovered()
+        """Return what was found of an earlier keeper; does not wait for the keeper, who may have much to do."""
+        return None if self._recovery is None else self._recovery.recovered()
 
     def service_rows(self) -> list[ServiceStatus]:
         """Return what every service is doing."""

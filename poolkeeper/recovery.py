@@ -60,7 +60,7 @@ class Recovery:
         workforce.collect = self._collect
         nursery.on_listed(self._listed)
         deadline = time.monotonic() + RECOVERY_SECONDS
-        self.adoption = Adoption(core, recorder, keeper, deliver, deadline, lambda: nursery.awaits)
+        self.adoption = Adoption(core, recorder, keeper, deliver, deadline, workforce.summon, lambda: nursery.awaits)
 
     def begin(self, spool: Path, key: bytes) -> None:
         """Take in what workers have left behind in ``spool``, and have those call that live."""
@@ -75,6 +75,7 @@ class Recovery:
                 worker = self._workforce.expect(int(number), child.slot or 0, child.id, child.identity)
                 if worker is not None:
                     adoption.expect(worker)
+                    adoption.summon(worker)
             elif child.role == "forkserver":
                 child.identity.signal(signal.SIGURG)
 

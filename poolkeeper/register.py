@@ -77,7 +77,9 @@ class Register:
         self, tag: str, role: str, name: str, pid: int, slot: int | None = None, attempt: int | None = None
     ) -> None:
         """Take note of a new child, or of one that is taken over; ``tag`` is its own for good."""
-        self._left.pop(pid, None)
+        survivor = self._left.pop(pid, None)
+        if survivor is not None:
+            self._identities[tag] = survivor.identity
         self._entries[tag] = _Entry(role, name, pid, slot, attempt)
         self._pidfile.update(self._document)
 

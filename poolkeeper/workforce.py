@@ -28,7 +28,7 @@ from .process_identity import ProcessIdentity
 from .reporting import report
 from .roster import Exit, KillReason, Told, Worker
 from .settings import Settings
-from .sources import changed_sources
+from .sources import SourceCheck
 from .spool import Stowage
 from .switchboard import Switchboard
 
@@ -92,6 +92,7 @@ class Workforce:
         self._stowage = stowage
         self._board: Switchboard
         self._peers: dict[int, WorkerPeer] = {}
+        self._sources = SourceCheck()
         self.hear_tasks: Callable[[WorkerPeer, tuple[Any, ...], list[int]], None]
         """Takes every message of a worker, and gives back to ``hear_worker`` what is not about tasks."""
 
@@ -169,13 +170,16 @@ class Workforce:
         return peer
 
     def expect(self, id: int, slot: int, tag: str, identity: ProcessIdentity) -> Worker | None:
-        """Look after a worker of an earlier keeper, and have it call; return None if it is gone."""
+        """Look after a worker of an earlier keeper; return None if it is gone."""
         peer = self._take_over(id, slot, tag, identity.pid)
         if _has_ended(identity):  # looked at behind the pidfd: it cannot be anybody else's now
             self._gone(peer, UNKNOWN)
             return None
-        peer.signal(signal.SIGURG)
         return peer.worker
+
+    def summon(self, worker: Worker) -> None:
+        """Have a worker of an earlier keeper call, also if it is busy."""
+        self._peers[worker.id].signal(signal.SIGURG)
 
     def found(self, id: int, tag: str, pid: int) -> Worker | None:
         """Look after a worker that its fork server tells of; return None for one that is known, perhaps to be dead."""
@@ -203,7 +207,7 @@ class Workforce:
         self._core.attached(worker, peer.page, content["base"], held)
         if content["started"]:
             self._core.hello(worker)
-        changed = changed_sources(content["sources"])
+        changed = self._sources.changed(content["sources"])
         if changed:
             report("INFO", f"worker {worker.id} is replaced: {changed[0]} has changed", worker=worker.id)
         if changed or content["recycling"]:
