@@ -101,14 +101,17 @@ class Core:
         None is for what nobody waits for: it is not run if it has not been started. ``page`` is None where the worker
         has lost it; it is fed nothing more then.
         """
+        believed = [task for task in worker.inflight if task is not None]
         worker.page = page
         worker.base = base
+        worker.inflight.clear()
         worker.inflight.extend(held)
         for index, task in enumerate(worker.inflight, base):
             if task is not None:
                 task.worker, task.index = worker.id, index
             elif page is not None:
                 page.revoke(index)
+        self.queue.put_back([task for task in believed if task not in worker.inflight])
         if worker.budget is not None:
             worker.budget -= worker.next_index - 1
         spent = worker.budget is not None and worker.budget <= 0
@@ -116,6 +119,13 @@ class Core:
         if worker.state is not WorkerState.KILLED and (page is None or spent or too_many):
             self._dispatcher.take_back(worker)
             self._dispatcher.retire(worker)
+
+    def executes(self, worker: Worker, index: int, task: Task, now: float) -> None:
+        """A worker of an earlier keeper has not called, and executes ``task`` as ``index``: its page says so."""
+        worker.base = index
+        worker.inflight.append(task)
+        task.worker, task.index = worker.id, index
+        self._timers.set(worker.id, now)  # it may be late already
 
     def claim(self, found: Task, task: Task, now: float) -> None:
         """Somebody waits for what a worker of an earlier keeper holds as ``found``: from now on it is ``task``."""

@@ -51,7 +51,7 @@ class Recovery:
         self._left = 0
         nursery.on_listed(self._listed)
         deadline = time.monotonic() + RECOVERY_SECONDS
-        self.adoption = Adoption(core, recorder, keeper, deliver, deadline, lambda: nursery.awaits)
+        self.adoption = Adoption(core, recorder, keeper, deliver, deadline, lambda: nursery.awaits, workforce.look_at)
 
     def begin(self, spool: Path, key: bytes) -> None:
         """Take in what workers have left behind in ``spool``, and have those call that live."""

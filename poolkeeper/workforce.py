@@ -21,7 +21,7 @@ from .ledger import Task
 from .lifecycle import WorkerState
 from .messages import Kind
 from .nursery import UNKNOWN, Child, Nursery, Parent
-from .page import KeeperPage
+from .page import Executing, KeeperPage, find_page
 from .payload import Large
 from .process_identity import ProcessIdentity
 from .reporting import report
@@ -48,6 +48,8 @@ class WorkerPeer(Child):
         self.about = ("worker", self.name, worker.slot, None)
         self.arenas: dict[int, Large] = {}
         self.released = ReleaseQueue()
+        self.revoked_behind: int | None = None
+        """The index behind which it is not to start what an earlier keeper has fed it, if that was so decided."""
         self.started = time.time()
 
     def releases(self) -> list[int]:
@@ -183,16 +185,37 @@ class Workforce:
         self._nursery.expect(peer)
         return peer
 
+    def look_at(self, worker: Worker) -> Executing | None:
+        """Return what a worker of an earlier keeper executes that does not call, None: nothing, or it cannot be seen.
+
+        It starts nothing else that it was fed by that keeper, if its page can be had.
+        """
+        peer = self._peers[worker.id]
+        page = None if worker.pid is None else find_page(worker.pid, peer.tag)
+        if page is None:
+            return None
+        if not peer.lives:  # the page may be of one that has its pid by now
+            page.close()
+            return None
+        page.close_fd()
+        peer.page = worker.page = page
+        peer.revoked_behind = page.revoke_rest()
+        return page.executing()
+
     def attached(self, peer: WorkerPeer, content: dict[str, Any], fds: list[int]) -> None:
         """A worker of an earlier keeper tells what it holds."""
         assert self.adoption is not None
         worker = peer.worker
         worker.slot = content["slot"]
         if fds:
+            if peer.page is not None:
+                peer.page.close()
             peer.page = KeeperPage(fds.pop(0))
             peer.page.close_fd()
-        held = self.adoption.take_in(worker, content["base"], content["held"])
+        held = self.adoption.take_in(worker, content["base"], content["held"], peer.revoked_behind)
         self._core.attached(worker, peer.page, content["base"], held)
+        if peer.page is not None:
+            peer.page.allow(worker.next_index)
         if content["started"]:
             self._core.hello(worker)
         changed = changed_sources(content["sources"])
