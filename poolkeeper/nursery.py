@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import selectors
 import signal
 import socket
@@ -76,6 +77,14 @@ class Child(Peer):
     def watched(self) -> bool:
         """Whether its end will be seen."""
         return self._pidfd >= 0
+
+    @property
+    def lives(self) -> bool:
+        """Whether it has not ended yet; False where it is not watched."""
+        poll = select.poll()
+        if self.watched:
+            poll.register(self._pidfd, select.POLLIN)
+        return self.watched and not poll.poll(0)
 
     def exists(self, pid: int) -> None:
         """The process is there: send it the signals that came too early."""
@@ -299,7 +308,7 @@ class Nursery:
         """
         ours: socket.socket | None = None
         try:
-            child.page = KeeperPage()
+            child.page = KeeperPage(worker=child.tag if role == "worker" else "")
             ours, child.their_end = socket.socketpair()
             self._board.adopt(child, ours)
         except OSError:
