@@ -99,6 +99,12 @@ class Adoption:
         """The workers that live and have not called yet."""
         return tuple(self._awaited)
 
+    def move(self, core: Core, awaits: Callable[[], bool]) -> None:
+        """Go on with another core, which knows the same workers by the same ids; all of them are to call again."""
+        self._core = core
+        self._awaits = awaits
+        self._awaited.clear()
+
     # -- survivors ----------------------------------------------------------------------------------------------------
 
     def expect(self, worker: Worker) -> None:
@@ -114,8 +120,9 @@ class Adoption:
 
     def take_in(self, worker: Worker, base: int, held: Iterable[Held | None]) -> list[Task | None]:
         """Return the tasks behind what a worker holds, None for those that nobody can want."""
-        self._awaited.discard(worker)
-        self.attached.append(worker.pid or 0)
+        if worker in self._awaited:
+            self._awaited.discard(worker)
+            self.attached.append(worker.pid or 0)
         tasks: list[Task | None] = []
         asked = self._asked_for()
         for index, what in enumerate(held, base):

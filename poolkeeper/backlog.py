@@ -144,6 +144,18 @@ class Backlog:
         line.remove(task)
         return True
 
+    @property
+    def delayed(self) -> list[tuple[float, Task]]:
+        """What is to run again later, and when it is due."""
+        return [(due, task) for due, _, task in self._delayed]
+
+    def entries(self) -> Iterator[Task | Segment]:
+        """Return all that waits and is not delayed, in no better order than fresh work has by its priority."""
+        yield from self._suspects
+        yield from self._again
+        for line in self._fresh.values():
+            yield from line
+
     def tasks(self) -> Iterator[Task]:
         """Return the tasks that wait; what is left of maps is not among them."""
         for line in self._fresh.values():

@@ -3,6 +3,9 @@
 One thread does all of it, or in its place the thread that waits for a result (see ``loop``). Applications only
 append to ``_inbox`` and wake it; what they ask of the core itself (cancel) they ask under ``_lock``. User code never
 runs here: results are unpickled by who asks for them, callbacks and retry policies run on the delivery thread.
+
+What the application holds is here, and lasts; what the loop owns is its ``incarnation``. A loop that fails is a defect,
+and is rebuilt in place: another incarnation goes on with what there is.
 """
 
 from __future__ import annotations
@@ -18,62 +21,42 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from .commands import Command, Decide, Fail, Feed, Kill, Nudge, Retire, Settle, Spawn
-from .core import Core
-from .errors import PoolkeeperError, ProtocolError, ReexecRefused
+from .commands import Decide
+from .departure import Departure
+from .errors import PoolkeeperError
 from .futures import TaskFuture
 from .home import Home
+from .incarnation import Foundation, Incarnation, WorkerRow
 from .ledger import Segment, Task
-from .lifecycle import WorkerState
 from .logs import emit
-from .loop import LONGEST_WAIT, Loop, Ready
-from .nursery import Nursery
+from .loop import Loop, Ready
 from .page import CANCEL
 from .postmortem import Postmortem
+from .reexec import PROCESS
+from .reexec_pace import delay_before, remembered
 from .reporting import flush, report
+from .service_model import ServiceEvent
+from .service_news import ServiceNews
 from .settings import Settings
+from .settlement import Settlement
 from .spool import Stowage
-from .switchboard import Peer, Switchboard
-from .traffic import Traffic
-from .worker_session import WorkerConfig
-from .workforce import Workforce
 
 if TYPE_CHECKING:
-    from .adoption import Adoption
-    from .control import Control
+    from .handover import PastReexec
     from .model import Recovered
     from .recording import Recorder
-    from .recovery import Recovery
-    from .reexec import Estate
-    from .register import Register
     from .service_model import ServiceStatus
     from .supervision import Supervision
 
-__all__ = ["KeeperRuntime", "WorkerRow"]
+__all__ = ["KeeperRuntime"]
 
 T = TypeVar("T")
 
-LEAVE_SECONDS = 5.0
-"""How long retired workers get to leave when the keeper ends, before they are killed."""
-
-FIRST_DESCRIPTORS = 8
-"""What a fork server and a first worker cost the keeper, with something to spare."""
-
-
-class WorkerRow(NamedTuple):
-    """One worker as ``status()`` shows it; ``started`` is in seconds since the epoch."""
-
-    id: int
-    pid: int | None
-    state: str
-    task: Task | None
-    started: float
-
 
 class KeeperRuntime:
-    """Owns the loop and the lock of one keeper, and through its parts all else."""
+    """Owns the loop and the lock of one keeper, and through its incarnation all else."""
 
     def __init__(self, settings: Settings, home: Home) -> None:
         self.settings = settings
@@ -82,55 +65,32 @@ class KeeperRuntime:
         self.name = None if home.ephemeral else home.path.parent.name
         self.run_id = home.path.name
         self.stowage = Stowage(home.path, settings.queue_bytes)
+        self._settlement = Settlement(self.stowage)
         self._home = home
-        self._birth = os.urandom(6).hex()
-        self._core = Core(settings.max_workers, settings.max_tasks, self._birth)
         self._inbox: deque[Task | Segment] = deque()
         self._calls: deque[Callable[[], None]] = deque()
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._mourners: list[Callable[[], object]] = []
-        self._retired_at: float | None = None
-        self.recorder: Recorder | None = None
-        self._recovery: Recovery | None = None
-        self._adoption: Adoption | None = None
-        self._supervision: Supervision | None = None
-        self._register: Register | None = None
-        self._control: Control | None = None
         self._on_shutdown: Callable[[str], object] | None = None
         self._progress: Callable[[], dict[str, Any]] | None = None
-        self._departing: str | None = None
         self._detached = False
-        self._at_rest = threading.Event()
-        self._stranded: Future[None] = Future()
-        undo = contextlib.ExitStack()
-        with undo:
+        self._paused = False
+        self._rebuilt: tuple[PastReexec, ...] = ()
+        with contextlib.ExitStack() as undo:
             self._open(settings, home, undo)
             undo.pop_all()
+        self.departure = Departure(self, home)
         self._thread = threading.Thread(target=self._run, name="poolkeeper", daemon=True)
         self._thread.start()
 
     def _open(self, settings: Settings, home: Home, undo: contextlib.ExitStack) -> None:
         """Take from the system what the keeper needs; ``undo`` gives it back should that fail half-way."""
         self._loop = Loop(self)
-        selector = self._loop.selector
-        undo.callback(selector.close)
+        undo.callback(self._loop.selector.close)
         undo.callback(self._loop.close)
-        config = WorkerConfig(
-            socket=home.socket,
-            key=home.key,
-            logs=str(home.logs),
-            inherit_output=settings.inherit_output,
-            initializer=settings.initializer,
-            max_memory=settings.max_memory,
-            max_age=settings.max_age,
-            arena_directory=str(home.path),
-            limits=settings.limits,
-            checkpoints=str(home.checkpoints),
-            incarnation=self._birth,
-            orphan_grace=None if home.ephemeral else settings.orphan_grace,
-        )
-        core = self._core
+        self._register = None
+        self.recorder: Recorder | None = None
         if not home.ephemeral:
             from .register import Register
 
@@ -139,46 +99,21 @@ class KeeperRuntime:
             self.recorder = self._open_recorder(settings, home)
             if self.recorder is not None:
                 undo.callback(self.recorder.close)
-        self._nursery = Nursery(settings, config, selector, home, self._register)
-        self._workforce = Workforce(settings, core, self._nursery, selector, self.stowage, self._birth)
-        self._board = Switchboard(home.socket, home.key, selector, self._introduce, home.listener)
-        undo.callback(self._nursery.close)
-        undo.callback(self._board.close)  # first: a fork server that is still calling would wait for an answer
-        self._postmortem = Postmortem(home.logs)
-        self._traffic = Traffic(
-            core, self._board, self._workforce, self.stowage, self._postmortem, self._wake_if_sleeping, self._birth
+        self.news = ServiceNews(self._settlement.delivery, self._register)
+        self._foundation = Foundation(
+            self,
+            settings,
+            home,
+            self._loop,
+            self.stowage,
+            self._settlement,
+            Postmortem(home.logs),
+            self.news,
+            self.recorder,
+            self._register,
+            os.urandom(6).hex(),
         )
-        self._traffic.recorder = self.recorder
-        self._actions: dict[type[Command], Callable[[Any], None]] = {
-            Settle: self._traffic.settle,
-            Feed: self._traffic.feed,
-            Fail: self._traffic.fail,
-            Spawn: self._workforce.spawn,
-            Retire: self._workforce.retire,
-            Kill: self._workforce.kill,
-            Nudge: self._workforce.nudge,
-            Decide: self._ask_policy,
-        }
-        self._workforce.open(self._board)
-        survivors = () if self._register is None else self._register.survivors
-        self._nursery.open(
-            self._board,
-            [child.identity for child in survivors if child.role == "forkserver"],
-            blind=self._register is not None and self._register.crashed and self._register.inherited is None,
-        )
-        if self._register is not None and self.recorder is not None:
-            from .recovery import Recovery
-
-            traffic = self._traffic
-            recovery = Recovery(
-                self._register, self.recorder, core, self._nursery, self._workforce, self, traffic.deliver
-            )
-            self._recovery, self._adoption = recovery, recovery.adoption
-            self._workforce.adoption = traffic.adoption = recovery.adoption
-            recovery.begin(home.path / "spool", home.key)
-        if self._register is not None and self._register.has_services:
-            self._supervision = self._new_supervision()
-        _require_descriptors(self._loop.descriptor)
+        self.incarnation = Incarnation(self._foundation)
 
     def _open_recorder(self, settings: Settings, home: Home) -> Recorder | None:
         from .recording import open_recorder
@@ -189,9 +124,8 @@ class KeeperRuntime:
             "interrupted" if home.inherited else settings.resume,  # a re-exec is no new run, whatever the options say
             settings.durability,
             settings.keep_runs,
-            # There is no traffic yet.
-            lambda futures, values: self._traffic.deliver(futures, values),  # noqa: PLW0108
-            lambda future, error: self._traffic.deliver_failure(future, error),  # noqa: PLW0108
+            self._settlement.deliver,
+            self._settlement.deliver_failure,
             self.wake,
         )
 
@@ -215,15 +149,16 @@ class KeeperRuntime:
             return
         self._loop.wake()
 
-    def _wake_if_sleeping(self) -> None:
+    def wake_if_sleeping(self) -> None:
+        """Make the keeper's thread look around if it would not by itself; safe in finalizers."""
         if self._loop.sleeping:
             self.wake()
 
     def _refuse_late(self) -> None:
         """A submission slipped in between the last look at the inbox and the end: it must not wait for ever."""
         while self._inbox:
-            self._traffic.fail_task(self._inbox.popleft(), RuntimeError(self.refusal))
-        self._traffic.announce()
+            self._settlement.fail_task(self._inbox.popleft(), RuntimeError(self.refusal))
+        self._settlement.announce()
 
     def cancel(self, task: TaskFuture) -> bool:
         """Withdraw a task; see ``TaskFuture.cancel``."""
@@ -232,10 +167,10 @@ class KeeperRuntime:
                 return task.cancelled()
             if task.answered:
                 return False
-            withdrawn = self._core.cancel(task)
+            withdrawn = self.incarnation.core.cancel(task)
             if withdrawn:
                 has_callbacks = task.settle_cancelled()
-                self._traffic.drop_payload(task)
+                self._settlement.drop_payload(task)
             else:
                 self._ask_to_stop(task)
         if withdrawn:
@@ -245,7 +180,7 @@ class KeeperRuntime:
         return withdrawn
 
     def _ask_to_stop(self, task: Task) -> None:
-        peer = self._workforce.get(task.worker)
+        peer = self.incarnation.workforce.get(task.worker)
         if peer is not None and peer.page is not None:
             peer.page.words[CANCEL] = task.index
             peer.signal(signal.SIGURG)
@@ -253,7 +188,7 @@ class KeeperRuntime:
     def forget(self, segments: list[Segment]) -> None:
         """Give up what is left of ``segments``: their map is read no further."""
         if not self._ended.is_set():
-            self.call_soon(partial(self._traffic.forget, segments))
+            self.call_soon(partial(self._settlement.forget, segments))
 
     def ask(self, call: Callable[[], T]) -> T:
         """Have ``call`` run on the keeper's thread, with what follows from it; return its result or raise its error."""
@@ -262,7 +197,7 @@ class KeeperRuntime:
         def run() -> None:
             try:
                 result = call()
-                self._carry_out()
+                self.incarnation.carry_out()
             except BaseException as error:
                 answer.set_exception(error)
             else:
@@ -280,73 +215,44 @@ class KeeperRuntime:
 
     @property
     def supervision(self) -> Supervision:
-        """What looks after services; made when the first is declared, for most keepers have none."""
-        if self._supervision is None:
+        """What looks after services now; made when the first is declared, for most keepers have none."""
+        if not self.has_services:
             with self._lock:
-                if self._supervision is None:
-                    self._supervision = self._new_supervision()
-        return self._supervision
+                return self.incarnation.supervision
+        return self.incarnation.supervision
 
     @property
     def has_services(self) -> bool:
         """Whether any service has been declared."""
-        return self._supervision is not None
+        return self.incarnation.has_services
 
     def recovered(self) -> Recovered | None:
         """Return what was found of an earlier keeper."""
         with self._lock:
-            return None if self._recovery is None else self._recovery.recovered()
+            recovery = self.incarnation.recovery
+            return None if recovery is None else recovery.recovered()
 
     def service_rows(self) -> list[ServiceStatus]:
         """Return what every service is doing."""
-        if self._supervision is None:
-            return []
         with self._lock:
-            return self._supervision.rows()
-
-    def _new_supervision(self) -> Supervision:
-        from .supervision import Supervision
-        from .supervisor import Supervisor
-
-        return Supervision(
-            Supervisor(self.settings.max_starting),
-            self._nursery,
-            self._board,
-            self._loop.selector,
-            self._traffic.delivery,
-            self._postmortem,
-            self._home,
-            self.call_soon,
-            self._register,
-            self.settings.max_workers,
-            self._birth,
-        )
+            return self.supervision.rows() if self.has_services else []
 
     def expect_callbacks(self) -> None:
         """Start the thread that runs callbacks while that is still possible."""
-        self._traffic.delivery.start()
+        self._settlement.delivery.start()
 
     def is_running(self, task: TaskFuture) -> bool:
         """Whether a worker executes ``task`` now, by the worker's page."""
         with self._lock:
-            peer = self._workforce.get(task.worker)
+            peer = self.incarnation.workforce.get(task.worker)
             return peer is not None and peer.page is not None and peer.page.observe().started == task.index
 
     def withdraw_pending(self) -> None:
         """Cancel all that no worker has started; what a worker is being started for counts as started."""
         with self._lock:
             self._take_inbox()
-            self._give_out()
-            self._carry_out()
-            withdrawn = self._core.abandon()
-            started = sum(worker.state is WorkerState.STARTING for worker in self._core.workers.values())
-            kept = [task for task in withdrawn if isinstance(task, TaskFuture)][:started]
-            self._core.submit(kept)
-            withdrawn = [task for task in withdrawn if task not in kept]
-            for worker in self._core.workers.values():
-                withdrawn.extend(task for task in list(worker.inflight) if task is not None and self._core.cancel(task))
-            for task in withdrawn:
-                self._traffic.withdraw(task)
+            for task in self.incarnation.withdraw_pending():
+                self._settlement.withdraw(task)
         self.wake()
 
     def publish(self, progress: Callable[[], dict[str, Any]]) -> None:
@@ -363,7 +269,7 @@ class KeeperRuntime:
 
     def kill(self) -> None:
         """Have the fork servers end, and with them all that they have made; from any thread."""
-        self._nursery.kill()
+        self.incarnation.nursery.kill()
 
     def when_ended(self, callback: Callable[[], object]) -> None:
         """Have ``callback`` called, on the keeper's thread, when it has ended; at once if it has already."""
@@ -377,7 +283,7 @@ class KeeperRuntime:
         """Another program asks this keeper to end."""
         callback = self._on_shutdown
         if callback is not None:
-            self._traffic.delivery.post(lambda: (callback(reason), None)[1])
+            self._settlement.delivery.post(lambda: (callback(reason), None)[1])
         else:
             self.refusal = f"this keeper was shut down from outside: {reason}"
             self.close()
@@ -387,10 +293,8 @@ class KeeperRuntime:
         threading.Thread(target=self._reexec, args=(answer,), name="poolkeeper-reexec", daemon=True).start()
 
     def _reexec(self, answer: Callable[[str], None]) -> None:
-        from .reexec import PROCESS
-
         try:
-            PROCESS.perform(self)
+            PROCESS.perform(self.departure)
         except Exception as error:
             why = str(error) if isinstance(error, PoolkeeperError) else repr(error)
             report("WARNING", f"re-exec: {why}")
@@ -406,15 +310,7 @@ class KeeperRuntime:
         if self.refusal is None:
             self.refusal = "cannot schedule new futures after shutdown"
         if not self._ended.is_set():
-            self.call_soon(self._close)
-
-    def _close(self) -> None:
-        self._core.close()
-        if self._adoption is not None:
-            for found in self._adoption.abandon():
-                self._core.give_up(found)
-        if self._supervision is not None:
-            self._supervision.stop_all("the keeper ends")
+            self.call_soon(lambda: self.incarnation.close_down())  # noqa: PLW0108 - the one that there is then
 
     def detach(self) -> None:
         """End, and leave every process as it is to a later keeper of this name; what is pending fails.
@@ -432,7 +328,7 @@ class KeeperRuntime:
             self.leave_unfinished("detached")
             self._detached = True
         self.wake()
-        if not self._traffic.delivery.is_caller:  # a callback, for which the end itself waits
+        if not self._settlement.delivery.is_caller:  # a callback, for which the end itself waits
             self.join()
 
     @property
@@ -441,26 +337,15 @@ class KeeperRuntime:
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until all is done and every process is gone; return whether that is so."""
-        if threading.current_thread() is self._thread:
+        if self.is_caller:
             return False
         return self._ended.wait(timeout)
 
     def snapshot(self) -> tuple[int, int, list[WorkerRow]]:
         """Return how many tasks wait and how many run, and the workers."""
         with self._lock:
-            queued = len(self._core.queue) + len(self._inbox)
-            if self._adoption is not None:
-                queued += self._adoption.waiting
-            running = 0
-            rows = []
-            for peer in self._workforce:
-                worker = peer.worker
-                task = peer.executing()
-                running += task is not None
-                queued += len(worker.inflight) - (task is not None)
-                state = "busy" if task is not None else worker.state.value
-                rows.append(WorkerRow(worker.id, worker.pid, state, task, peer.started))
-            return queued, running, rows
+            queued, running, rows = self.incarnation.snapshot()
+            return queued + len(self._inbox), running, rows
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -468,53 +353,52 @@ class KeeperRuntime:
         # Signals are for the application's threads.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            while self._departing is None and not self._finished():
-                self._loop.step()
-            if self._departing is not None:
-                self._come_to_rest(self._departing)
-                raise self._stranded.exception() or AssertionError  # unless the process is replaced meanwhile
+            while not self._serve():
+                pass
         except BaseException as error:
-            self._try_reexec(error)
             self._break(error)
         finally:
             self._end()
 
+    def _serve(self) -> bool:
+        """Do what there is to do until the end; return False if the loop has failed, and another is in its place."""
+        try:
+            while not self.departure.asked and not self._finished():
+                self._loop.step()
+        except Exception as error:
+            self._mend(error)
+            return False
+        if self.departure.asked:
+            self.departure.rest()
+        return True
+
     def process(self, ready: Ready) -> None:
         """Deal with what has become ready, and with all else that is to be done."""
         with self._lock:
-            registered = self._loop.selector.get_map()
-            for key, mask in ready:
-                # What came before, or another driver, may have closed this descriptor or given it another meaning.
-                if registered.get(key.fd) is key:
-                    key.data(mask)
-            if self._board.deaf_until is not None:
-                self._board.listen_again(time.monotonic())
+            if self._paused:
+                return
+            self.incarnation.hear(ready)
             while self._calls:
                 self._calls.popleft()()
             self._take_inbox()
-            self._carry_out()
-        self._traffic.announce()
+            self.incarnation.carry_out()
+        self._settlement.announce()
 
-    def _carry_out(self) -> None:
-        now = time.monotonic()
-        self._nursery.tend(now)
-        if self._adoption is not None:
-            self._adoption.tend(now)
-        for command in self._core.decide(now):
-            self._actions[type(command)](command)
-        if self._supervision is not None:
-            self._supervision.carry_out()
-        self._traffic.acknowledge_recorded()
-        self._board.send_due()
+    def _take_inbox(self) -> None:
+        inbox = self._inbox
+        number = len(inbox)
+        if number:
+            self.incarnation.take_in([inbox.popleft() for _ in range(number)])
 
     def has_news(self) -> bool:
         """Whether there is something to process without waiting."""
-        return bool(self._inbox or self._calls or self._departing or self._detached)  # who drives shall leave the seat
+        # In the end: who drives shall leave the seat.
+        return bool(self._inbox or self._calls or self.departure.asked or self._detached or self._paused)
 
     def runs_one_short_task(self, task: TaskFuture, limit: float) -> float | None:
         """Return how many seconds ``task`` takes if nothing else runs, and it takes less than ``limit``; else None."""
         cost = task.call.cost
-        return None if cost is None or cost > limit or self._core.running > 1 else cost
+        return None if cost is None or cost > limit or self.incarnation.core.running > 1 else cost
 
     def failed(self, error: Exception) -> None:
         """Have the keeper's own thread fail with what processing has raised in another one."""
@@ -526,80 +410,21 @@ class KeeperRuntime:
 
     def timeout(self) -> float | None:
         """Return the seconds until something is due, None for nothing."""
-        deadline = self._core.next_deadline()
-        if self._supervision is not None:
-            deadline = _earlier(deadline, self._supervision.next_deadline())
-        if self._retired_at is not None:
-            deadline = _earlier(deadline, self._retired_at + LEAVE_SECONDS)
-        deadline = _earlier(deadline, self._board.deaf_until)
-        deadline = _earlier(deadline, self._nursery.next_deadline())
-        if self._adoption is not None:
-            deadline = _earlier(deadline, self._adoption.next_deadline())
-        return None if deadline is None else min(max(0.0, deadline - time.monotonic()), LONGEST_WAIT)
-
-    def _take_inbox(self) -> None:
-        inbox = self._inbox
-        number = len(inbox)
-        if number:
-            tasks: list[Any] = [inbox.popleft() for _ in range(number)]
-            if self._adoption is not None and self._adoption.concerns:
-                self._carry_out()  # first, what has just been answered is held by nobody
-                tasks = self._adoption.sift(tasks, time.monotonic())
-            self._core.submit(tasks)
-
-    def _give_out(self) -> None:
-        """Let nothing wait for survivors any more."""
-        if self._adoption is not None:
-            self._adoption.give_out()
+        return self.incarnation.timeout()
 
     def _finished(self) -> bool:
-        core = self._core
         if self._detached:
             return True
-        if not core.closing or self._inbox or self._calls or core.outstanding:
+        if self._inbox or self._calls:
             return False
-        if self._adoption is not None and self._adoption.waiting:
-            return False
-        if self._supervision is not None and not self._supervision.down:
-            return False
-        if not core.workers:
-            return True
-        now = time.monotonic()
-        if self._retired_at is None:
-            self._retired_at = now
-        elif now - self._retired_at >= LEAVE_SECONDS:
-            with self._lock:
-                self._workforce.kill_all()
-            self._retired_at = now
-        return False
+        with self._lock:
+            return self.incarnation.is_down(time.monotonic())
 
-    def _introduce(self, hello: dict[str, Any]) -> Peer:
-        """Return whose session a caller resumes."""
-        role = hello["role"]
-        if role == "worker":
-            return self._workforce.introduce(hello)
-        if role == "forkserver":
-            return self._nursery.introduce(hello)
-        if role == "control":
-            return self._introduce_client()
-        if role == "service" and (self._supervision is not None or self._register is not None):
-            return self.supervision.introduce(hello)
-        raise ProtocolError(f"nobody here speaks to a caller that is {role!r}")
-
-    def _introduce_client(self) -> Peer:
-        if self._control is None:
-            from .control import Control
-
-            self._control = Control(self, self._board)
-        return self._control.introduce()
-
-    # -- retry policies -----------------------------------------------------------------------------------------------
-
-    def _ask_policy(self, command: Decide) -> None:
-        self._traffic.delivery.post(partial(self._ask_policy_now, command))
+    def ask_policy(self, command: Decide) -> None:
+        """Have a retry policy decide, on the delivery thread, for its strategies are user code."""
+        self._settlement.delivery.post(partial(self._ask_policy_now, command))
 
     def _ask_policy_now(self, command: Decide) -> None:
-        """On the delivery thread, for a policy's strategies are user code."""
         from .retrying import delay_before_retry
 
         try:
@@ -607,88 +432,81 @@ class KeeperRuntime:
         except Exception:
             emit("ERROR", f"the failure of {command.task.call.name} is final\n{traceback.format_exc()}")
             delay = None
-        self.call_soon(lambda: self._core.decided(command, delay, time.monotonic()))
+        self.call_soon(lambda: self.incarnation.core.decided(command, delay, time.monotonic()))
 
-    # -- re-exec ------------------------------------------------------------------------------------------------------
+    # -- a loop that fails --------------------------------------------------------------------------------------------
 
-    def answers(self, seconds: float) -> bool:
-        """Whether the loop runs; raises ReexecRefused when it does nothing for ``seconds``."""
-        if threading.current_thread() is self._thread:
-            return True
-        answered = threading.Event()
-        self.call_soon(answered.set)
-        if self._wait(answered, seconds):
-            return True
-        if self._ended.is_set():
-            return False
-        raise ReexecRefused(f"the keeper's loop has not answered within {seconds:g} s; the old program goes on")
+    def _mend(self, error: Exception) -> None:
+        """Have a new program, or a new incarnation, go on in place of a loop that has failed; raises where none can."""
+        self._paused = True
+        if self.departure.asked or self._detached:
+            raise error
+        if PROCESS.owned_as is not None and self.name is not None:
+            _say(error, "is replaced")
+            try:
+                PROCESS.perform(self.departure, automatic=True)
+            except Exception as refusal:
+                report("ERROR", f"re-exec: {refusal}")
+            raise error
+        now = time.monotonic()
+        delay = delay_before(self._rebuilt, now, automatic=True)
+        if delay is None:
+            raise error
+        self._rebuilt = remembered(self._rebuilt, now + delay, automatic=True)
+        _say(error, "is rebuilt in place")
+        time.sleep(delay)
+        self._rebuild(f"its loop had failed: {error!r}")
 
-    def depart(self, reason: str, seconds: float) -> bool:
-        """Come to rest, with everything recorded, for a new program takes this one's place.
-
-        Children are not told: to them the keeper is away for a moment. Return whether that is so within ``seconds``.
-        """
-        if threading.current_thread() is self._thread:
-            self._come_to_rest(reason)
-        else:
-            self._departing = reason
-            self.wake()
-        return self._wait(self._at_rest, seconds)
-
-    def estate(self) -> Estate | None:
-        """Return what a successor in this process takes over; None for an ephemeral keeper."""
-        from .reexec import Estate
-
-        if self._home.lock is None:
-            return None
-        return Estate(self._home.lock, self._board.listener.fileno(), self._home.socket)
-
-    def strand(self, error: BaseException) -> None:
-        """No new program takes this one's place: end, as nothing else is left to do."""
-        if not self._stranded.done():
-            self._stranded.set_exception(error)
-
-    def _wait(self, event: threading.Event, seconds: float) -> bool:
-        deadline = time.monotonic() + seconds
-        while not event.wait(0.1):
-            if self._ended.is_set() or time.monotonic() >= deadline:
-                return event.is_set()
-        return True
-
-    def _come_to_rest(self, reason: str) -> None:
+    def _rebuild(self, reason: str) -> None:
         self._loop.leave()
-        self._traffic.announce()
+        self._settlement.announce()
+        with self._lock:
+            fallen = self.incarnation.fall()
+            try:
+                self._loop.renew()
+                self.incarnation = Incarnation(self._foundation, fallen)
+            except BaseException:
+                self._detached = not self._home.ephemeral  # what lives is for a later keeper to find
+                raise
+            self._paused = False
+            self.news.tell(ServiceEvent(time.time(), "keeper.rebuilt", self.name or "", reason=reason))
+        report("WARNING", "the keeper is rebuilt: what was not finished goes on")
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of it is left."""
+        return self._ended.is_set()
+
+    @property
+    def is_caller(self) -> bool:
+        """Whether this is the keeper's own thread."""
+        return threading.current_thread() is self._thread
+
+    @property
+    def listener(self) -> int:
+        """The descriptor of the listening socket."""
+        return self.incarnation.board.listener.fileno()
+
+    def come_to_rest(self, reason: str) -> None:
+        """Let nothing happen any more, with everything recorded; a new program takes this one's place."""
+        self._loop.leave()
+        self._settlement.announce()
         self.leave_unfinished(reason)
         if self.recorder is not None:
             self.recorder.close()
         if self._register is not None:
             self._register.close(keep=True)
         if self._home.ephemeral:
-            self._board.close()
-            self._nursery.close()
+            self.incarnation.board.close()
+            self.incarnation.nursery.close()
             self._home.remove()
         flush()
-        self._at_rest.set()
-
-    def _try_reexec(self, error: BaseException) -> None:
-        """Where the command line owns the process, a new program goes on in place of a loop that has failed."""
-        from .reexec import PROCESS
-
-        if PROCESS.owned_as is None or self.name is None or self._departing is not None:
-            return
-        text = "".join(traceback.format_exception(error))
-        report("CRITICAL", f"the keeper has failed, and is replaced; this is a defect of poolkeeper\n{text}")
-        try:
-            PROCESS.perform(self, automatic=True)
-        except Exception as refusal:
-            report("ERROR", f"re-exec: {refusal}")
-
-    # -- ending -------------------------------------------------------------------------------------------------------
 
     def _break(self, error: BaseException) -> None:
-        """The loop itself has failed: nothing may hang, so all that is pending fails with the reason."""
-        text = "".join(traceback.format_exception(error))
-        report("CRITICAL", f"the keeper has failed; this is a defect of poolkeeper\n{text}")
+        """The loop has failed for good: nothing may hang, so all that is pending fails with the reason."""
+        _say(error, "ends")
         self.refusal = f"the keeper has failed: {error!r}"
         self.leave_unfinished(self.refusal)
         failure = PoolkeeperError(f"{self.refusal}; this is a defect of poolkeeper")
@@ -697,14 +515,11 @@ class KeeperRuntime:
 
     def _fail_pending(self, failure: PoolkeeperError) -> None:
         with self._lock:
-            self._take_inbox()
-            self._give_out()
-            pending = self._core.abandon()
-            for worker in self._core.workers.values():
-                pending.extend(task for task in worker.inflight if task is not None)
+            pending = [*self.incarnation.pending(), *self._inbox]
+            self._inbox.clear()
             for task in pending:
-                self._traffic.fail_task(task, failure)
-        self._traffic.announce()
+                self._settlement.fail_task(task, failure)
+        self._settlement.announce()
 
     def _part(self) -> None:
         """Write down, for a later keeper, all that goes on; from now on nothing that is let go of counts as gone."""
@@ -717,30 +532,24 @@ class KeeperRuntime:
 
     def _end(self) -> None:
         """Leave nothing behind, no process, no descriptor, no file that should not stay; unless detached."""
+        self._paused = True
         self._loop.leave()
-        self._traffic.announce()
+        self._settlement.announce()
         if self._detached:
             self._part()
-        self._board.close()  # first: a fork server that has just been started would wait for an answer
-        self._nursery.close(leave=self._detached)
-        self._workforce.close()
-        if self._supervision is not None:
-            self._supervision.close()
-        if self._control is not None:
-            self._control.close()
+        self.incarnation.close(leave=self._detached)
         self.stowage.close()
         self._loop.selector.close()
         if self._detached:
             self._home.close_lock()
         else:
             self._vacate()
-        self._traffic.delivery.close()
+        self._settlement.delivery.close()
         flush()
         with self._lock:
             self._loop.close()  # whoever submits now calls wake, which refuses
             self._ended.set()
-        if self._supervision is not None:
-            self._supervision.announce_end()
+        self.news.notify_all()
         for callback in self._mourners:
             callback()
         self.wake()
@@ -766,19 +575,10 @@ class KeeperRuntime:
         self._loop.abandon_in_child()
 
 
-def _earlier(first: float | None, second: float | None) -> float | None:
-    """Return the earlier of two deadlines, None for none."""
-    if first is None or second is None:
-        return second if first is None else first
-    return min(first, second)
-
-
 def _raise(error: Exception) -> None:
     raise error
 
 
-def _require_descriptors(fd: int) -> None:
-    """Raise OSError now, where it is understood, if there are not even descriptors for the first worker."""
-    with contextlib.ExitStack() as spare:
-        for _ in range(FIRST_DESCRIPTORS):
-            spare.callback(os.close, os.dup(fd))
+def _say(error: BaseException, what: str) -> None:
+    text = "".join(traceback.format_exception(error))
+    report("CRITICAL", f"the keeper has failed, and {what}; this is a defect of poolkeeper\n{text}")

@@ -149,7 +149,7 @@ class Roster:
         self.failed_rounds = 0
         self.spawn_after = 0.0
         self._round = 0
-        self._next_id = 1
+        self.next_id = 1
 
     @property
     def full(self) -> bool:
@@ -165,8 +165,8 @@ class Roster:
             while slot in taken:
                 slot += 1
             taken.add(slot)
-            worker = Worker(self._next_id, slot, self.max_tasks, self._round, self._birth)
-            self._next_id += 1
+            worker = Worker(self.next_id, slot, self.max_tasks, self._round, self._birth)
+            self.next_id += 1
             self.workers[worker.id] = worker
             self.alive += 1
             self.starting += 1
@@ -176,8 +176,8 @@ class Roster:
     def take_over(self, id: int, slot: int, birth: str) -> Worker:
         """Return a worker that an earlier keeper has made and that has not called yet; ``id`` stays, if it is free."""
         if id in self.workers:
-            id = self._next_id
-        self._next_id = max(self._next_id, id + 1)
+            id = self.next_id
+        self.next_id = max(self.next_id, id + 1)
         worker = Worker(id, slot, self.max_tasks, NO_ROUND, birth)
         worker.state = WorkerState.DETACHED
         self.workers[id] = worker

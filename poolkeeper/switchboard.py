@@ -351,12 +351,13 @@ class Switchboard:
             peer.link = None
             peer.wants_write = False
 
-    def close(self) -> None:
-        """Close the listening socket and all connections of callers."""
+    def close(self, *, listen_on: bool = False) -> None:
+        """Close all connections of callers, and the listening socket unless a successor is to ``listen_on`` there."""
         for caller in list(self._callers.values()):
             caller.link.close()
         self._callers.clear()
-        self._socket.close()
+        if not listen_on:
+            self._socket.close()
 
 
 def _listen(path: str) -> socket.socket:

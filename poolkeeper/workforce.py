@@ -80,6 +80,7 @@ class Workforce:
     ) -> None:
         self._birth = birth
         self._survivors: dict[int, WorkerPeer] = {}
+        self._unseen: set[str] = set()
         self.adoption: Adoption | None = None
         """Takes what the workers of an earlier keeper hold."""
         self._settings = settings
@@ -151,10 +152,10 @@ class Workforce:
         pid, id, birth = int(hello["pid"]), int(hello["id"]), str(hello["birth"])
         peer = self._survivors.get(pid)
         if peer is None:
-            if self.adoption is None:
+            if self.adoption is None and f"worker-{id}" not in self._unseen:
                 raise ProtocolError(f"worker {id} belongs to another keeper")
             peer = self._take_over(id, id, f"worker-{id}", pid)
-            self.adoption.expect(peer.worker)
+            self._expect(peer)
         peer.worker.birth = birth
         return peer
 
@@ -167,9 +168,15 @@ class Workforce:
         peer.signal(signal.SIGURG)
         return peer.worker
 
-    def found(self, id: int, tag: str, pid: int) -> Worker | None:
-        """Look after a worker that its fork server tells of; return None for one that is known."""
-        return None if pid in self._survivors else self._take_over(id, id, tag, pid).worker
+    def found(self, id: int, tag: str, pid: int) -> None:
+        """Look after a worker that its fork server tells of."""
+        if pid not in self._survivors:
+            self._expect(self._take_over(id, id, tag, pid))
+
+    def _expect(self, peer: WorkerPeer) -> None:
+        """A worker will call of whom nothing was known; it may hold something unless we had it made ourselves."""
+        if self.adoption is not None and peer.tag not in self._unseen:
+            self.adoption.expect(peer.worker)
 
     def _take_over(self, id: int, slot: int, tag: str, pid: int) -> WorkerPeer:
         worker = self._core.take_over(id, slot, "")
@@ -181,16 +188,45 @@ class Workforce:
         self._nursery.expect(peer)
         return peer
 
+    # -- from one loop to the next ------------------------------------------------------------------------------------
+
+    def part(self) -> list[WorkerPeer]:
+        """Let go of the links, and return who there is."""
+        for peer in self._peers.values():
+            self._board.detach(peer)
+            for large in peer.arenas.values():
+                self._stowage.forsake(large)
+            peer.arenas.clear()
+        return list(self._peers.values())
+
+    def hand_over(self, left: WorkerPeer, worker: Worker) -> None:
+        """Look after ``worker``, who was another workforce's as ``left``, and have it call."""
+        assert left.pid is not None
+        peer = self._survivors[left.pid] = self._peers[worker.id] = WorkerPeer(self, worker)
+        peer.take_over(left, self._selector, partial(self._ended, peer))
+        peer.started = left.started
+        self._nursery.expect(peer)
+        if self.adoption is not None and not left.attached:
+            self.adoption.expect(worker)
+        peer.signal(signal.SIGURG)
+
+    def await_unseen(self, left: WorkerPeer) -> None:
+        """A worker of another workforce may exist, for it was asked for; if so, it calls."""
+        self._unseen.add(left.tag)
+
+    # -- what survivors say -------------------------------------------------------------------------------------------
+
     def attached(self, peer: WorkerPeer, content: dict[str, Any], fds: list[int]) -> None:
         """A worker of an earlier keeper tells what it holds."""
-        assert self.adoption is not None
         worker = peer.worker
         worker.slot = content["slot"]
-        if fds:
+        if fds and peer.page is None:
             peer.page = KeeperPage(fds.pop(0))
             peer.page.close_fd()
-        held = self.adoption.take_in(worker, content["base"], content["held"])
-        self._core.attached(worker, peer.page, content["base"], held)
+        base, known = content["base"], worker.next_index  # what was fed before that needs no claim
+        claims = [None if index < known else what for index, what in enumerate(content["held"], base)]
+        held = [None] * len(claims) if self.adoption is None else self.adoption.take_in(worker, base, claims)
+        self._core.attached(worker, peer.page, base, held)
         if content["started"]:
             self._core.hello(worker)
         changed = changed_sources(content["sources"])

@@ -637,7 +637,7 @@ def later():
     from poolkeeper import pool
     while True:
         for runtime in list(pool._living):
-            if runtime._control is not None:
+            if runtime.incarnation.control is not None:
                 runtime.call_soon(lambda: 1 / 0)
                 return
         time.sleep(0.01)

@@ -16,7 +16,7 @@ PACKAGE = Path(poolkeeper.__file__).parent
 LAYERS = {
     "words": "errors losses service_model model messages",
     "pure": "fields ratelimit strategies policy lifecycle ledger backlog roster commands timers backoff connection "
-    "dispatch blame core frames session remarks holdings service_states service_spec replica service_commands "
+    "dispatch blame remains core frames session remarks holdings service_states service_spec replica service_commands "
     "service_groups service_exits service_handover launch_queue service_changes service_stopping "
     "service_watch service_adoption service_rolling supervisor notification hazards loglines since origins shapes "
     "fingerprint checkpoint_format outcomes store handover reexec_pace invocation",
@@ -27,9 +27,10 @@ LAYERS = {
     "event_log register control_client homes journal_file journal_runs run_outcome result_files left_behind journal "
     "recall",
     "runtime": "settings cancellation interrupts init_process resumption task_context program worker_session worker "
-    "service_line service_worker forking keeper_line forkserver delivery retrying switchboard futures "
+    "service_line service_worker forking keeper_line forkserver delivery retrying switchboard futures settlement "
     "calls recording launching nursery adoption workforce recovery traffic driving loop status control "
-    "program_notices service_peer service_news service_survivors supervision keeper configuration inline",
+    "program_notices service_peer service_news service_survivors supervision incarnation departure "
+    "keeper configuration inline",
     "faces": "services mapping feed batch fleet loading fleet_services runner progress bars summary view pool display "
     "steering tables attachment background watching cli_control fleet_run cli __main__",
 }
