@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .commands import Command, Decide, Fail, Feed, Kill, Nudge, Retire, Settle, Spawn
@@ -120,7 +120,7 @@ class Incarnation:
         self._birth = os.urandom(6).hex()
         self.core = Core(base.settings.max_workers, base.settings.max_tasks, self._birth)
         self._due: deque[Command] = deque()
-        self._arriving: list[Any] = []
+        self._arriving: Sequence[Any] = ()
         self._retired_at: float | None = None
         self.recovery: Recovery | None = None
         self.adoption: Adoption | None = None
@@ -265,14 +265,16 @@ class Incarnation:
         if self.board.deaf_until is not None:
             self.board.listen_again(time.monotonic())
 
-    def take_in(self, tasks: list[Any]) -> None:
+    def take_in(self, inbox: deque[Task | Segment]) -> None:
         """Take on what was submitted."""
-        self._arriving = tasks
+        tasks: list[Any] = []
+        self._arriving = tasks  # at any moment, a task is in one place at least where it is found should this fail
+        tasks.extend(inbox.popleft() for _ in range(len(inbox)))
         if self.adoption is not None and self.adoption.concerns:
             self.carry_out()  # first, what has just been answered is held by nobody
             tasks = self.adoption.sift(tasks, time.monotonic())
         self.core.submit(tasks)
-        self._arriving = []
+        self._arriving = ()
 
     def carry_out(self) -> None:
         """Do what is due."""

@@ -385,10 +385,8 @@ class KeeperRuntime:
         self._settlement.announce()
 
     def _take_inbox(self) -> None:
-        inbox = self._inbox
-        number = len(inbox)
-        if number:
-            self.incarnation.take_in([inbox.popleft() for _ in range(number)])
+        if self._inbox:
+            self.incarnation.take_in(self._inbox)
 
     def has_news(self) -> bool:
         """Whether there is something to process without waiting."""
