@@ -11,25 +11,19 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .commands import Command, Decide, Fail, Feed, Kill, Nudge, Retire, Settle, Spawn
-from .control import Controlled
 from .core import Core
 from .errors import ProtocolError
-from .futures import Keeps, TaskFuture
-from .home import Home
+from .foundation import Foundation
+from .futures import TaskFuture
 from .ledger import Segment, Task
 from .lifecycle import WorkerState
-from .loop import LONGEST_WAIT, Loop, Ready
+from .loop import LONGEST_WAIT, Ready
 from .nursery import Nursery
-from .postmortem import Postmortem
 from .remains import Remains
 from .reporting import report
-from .service_news import ServiceNews
-from .settings import Settings
-from .settlement import Settlement
-from .spool import Stowage
 from .switchboard import Peer, Switchboard
 from .traffic import Traffic
 from .worker_session import WorkerConfig
@@ -43,7 +37,7 @@ if TYPE_CHECKING:
     from .register import Register
     from .supervision import LeftServices, Supervision
 
-__all__ = ["Fallen", "Foundation", "Incarnation", "WorkerRow"]
+__all__ = ["Fallen", "Incarnation", "WorkerRow"]
 
 LEAVE_SECONDS = 5.0
 """How long retired workers get to leave when the keeper ends, before they are killed."""
@@ -60,38 +54,6 @@ class WorkerRow(NamedTuple):
     state: str
     task: Task | None
     started: float
-
-
-class Host(Keeps, Controlled, Protocol):
-    """The keeper, as its loop knows it."""
-
-    def call_soon(self, call: Callable[[], None]) -> None:
-        """Have ``call`` run on the keeper's thread, under the lock."""
-
-    def wake_if_sleeping(self) -> None:
-        """Have the loop look around; from any thread."""
-
-    def ask_policy(self, command: Decide) -> None:
-        """Have a retry policy decide, and the core told."""
-
-
-class Foundation(NamedTuple):
-    """What the loop of a keeper stands on, and what is still there after it has failed.
-
-    ``place`` tells this keeper from all others of its name; ``recorder`` and ``register`` are None without a name.
-    """
-
-    host: Host
-    settings: Settings
-    home: Home
-    loop: Loop
-    stowage: Stowage
-    settlement: Settlement
-    postmortem: Postmortem
-    news: ServiceNews
-    recorder: Recorder | None
-    register: Register | None
-    place: str
 
 
 class Fallen(NamedTuple):

@@ -26,27 +26,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .commands import Decide
 from .departure import Departure
 from .errors import PoolkeeperError
+from .foundation import Foundation
 from .futures import TaskFuture
 from .home import Home
-from .incarnation import Foundation, Incarnation, WorkerRow
+from .incarnation import Incarnation, WorkerRow
 from .ledger import Segment, Task
-from .logs import emit
 from .loop import Loop, Ready
 from .page import CANCEL
-from .postmortem import Postmortem
 from .reexec import PROCESS
 from .reexec_pace import delay_before, remembered
 from .reporting import flush, report
 from .service_model import ServiceEvent
-from .service_news import ServiceNews
 from .settings import Settings
-from .settlement import Settlement
-from .spool import Stowage
 
 if TYPE_CHECKING:
     from .handover import PastReexec
     from .model import Recovered
-    from .recording import Recorder
     from .service_model import ServiceStatus
     from .supervision import Supervision
 
@@ -64,8 +59,6 @@ class KeeperRuntime:
         self.started = time.time()
         self.name = None if home.ephemeral else home.path.parent.name
         self.run_id = home.path.name
-        self.stowage = Stowage(home.path, settings.queue_bytes)
-        self._settlement = Settlement(self.stowage)
         self._home = home
         self._inbox: deque[Task | Segment] = deque()
         self._calls: deque[Callable[[], None]] = deque()
@@ -78,56 +71,17 @@ class KeeperRuntime:
         self._paused = False
         self._rebuilt: tuple[PastReexec, ...] = ()
         with contextlib.ExitStack() as undo:
-            self._open(settings, home, undo)
+            self._loop = Loop(self)
+            undo.callback(self._loop.selector.close)
+            undo.callback(self._loop.close)
+            self._base = base = Foundation(self, settings, home, self._loop, undo)
+            self._settlement = base.settlement
+            self.stowage, self.recorder, self.news = base.stowage, base.recorder, base.news
+            self.incarnation = Incarnation(base)
             undo.pop_all()
         self.departure = Departure(self, home)
         self._thread = threading.Thread(target=self._run, name="poolkeeper", daemon=True)
         self._thread.start()
-
-    def _open(self, settings: Settings, home: Home, undo: contextlib.ExitStack) -> None:
-        """Take from the system what the keeper needs; ``undo`` gives it back should that fail half-way."""
-        self._loop = Loop(self)
-        undo.callback(self._loop.selector.close)
-        undo.callback(self._loop.close)
-        self._register = None
-        self.recorder: Recorder | None = None
-        if not home.ephemeral:
-            from .register import Register
-
-            self._register = Register(home, self.name or "", self.run_id)
-            undo.callback(self._register.close, keep=bool(self._register.survivors))
-            self.recorder = self._open_recorder(settings, home)
-            if self.recorder is not None:
-                undo.callback(self.recorder.close)
-        self.news = ServiceNews(self._settlement.delivery, self._register)
-        self._foundation = Foundation(
-            self,
-            settings,
-            home,
-            self._loop,
-            self.stowage,
-            self._settlement,
-            Postmortem(home.logs),
-            self.news,
-            self.recorder,
-            self._register,
-            os.urandom(6).hex(),
-        )
-        self.incarnation = Incarnation(self._foundation)
-
-    def _open_recorder(self, settings: Settings, home: Home) -> Recorder | None:
-        from .recording import open_recorder
-
-        return open_recorder(
-            home.path,
-            home.key,
-            "interrupted" if home.inherited else settings.resume,  # a re-exec is no new run, whatever the options say
-            settings.durability,
-            settings.keep_runs,
-            self._settlement.deliver,
-            self._settlement.deliver_failure,
-            self.wake,
-        )
 
     # -- what applications call, from any thread ----------------------------------------------------------------------
 
@@ -423,13 +377,9 @@ class KeeperRuntime:
         self._settlement.delivery.post(partial(self._ask_policy_now, command))
 
     def _ask_policy_now(self, command: Decide) -> None:
-        from .retrying import delay_before_retry
+        from .retrying import decide
 
-        try:
-            delay = delay_before_retry(command, time.monotonic())
-        except Exception:
-            emit("ERROR", f"the failure of {command.task.call.name} is final\n{traceback.format_exc()}")
-            delay = None
+        delay = decide(command, time.monotonic())
         self.call_soon(lambda: self.incarnation.core.decided(command, delay, time.monotonic()))
 
     # -- a loop that fails --------------------------------------------------------------------------------------------
@@ -462,7 +412,7 @@ class KeeperRuntime:
             fallen = self.incarnation.fall()
             try:
                 self._loop.renew()
-                self.incarnation = Incarnation(self._foundation, fallen)
+                self.incarnation = Incarnation(self._base, fallen)
             except BaseException:
                 self._detached = not self._home.ephemeral  # what lives is for a later keeper to find
                 raise
@@ -492,10 +442,7 @@ class KeeperRuntime:
         self._loop.leave()
         self._settlement.announce()
         self.leave_unfinished(reason)
-        if self.recorder is not None:
-            self.recorder.close()
-        if self._register is not None:
-            self._register.close(keep=True)
+        self._base.rest()
         if self._home.ephemeral:
             self.incarnation.board.close()
             self.incarnation.nursery.close()
@@ -519,30 +466,17 @@ class KeeperRuntime:
                 self._settlement.fail_task(task, failure)
         self._settlement.announce()
 
-    def _part(self) -> None:
-        """Write down, for a later keeper, all that goes on; from now on nothing that is let go of counts as gone."""
-        if self._register is not None:
-            self._register.close(keep=True)
-        if self.recorder is not None:
-            self.recorder.close()  # before what is pending fails, for that is no outcome
-        message = f"{self._title} was detached: what runs goes on, and a later keeper of this name has its outcome"
-        self._fail_pending(PoolkeeperError(message))
-
     def _end(self) -> None:
         """Leave nothing behind, no process, no descriptor, no file that should not stay; unless detached."""
         self._paused = True
         self._loop.leave()
         self._settlement.announce()
         if self._detached:
-            self._part()
+            self._base.part()
+            why = f"{self._title} was detached: what runs goes on, and a later keeper of this name has its outcome"
+            self._fail_pending(PoolkeeperError(why))
         self.incarnation.close(leave=self._detached)
-        self.stowage.close()
-        self._loop.selector.close()
-        if self._detached:
-            self._home.close_lock()
-        else:
-            self._vacate()
-        self._settlement.delivery.close()
+        self._base.close(leave=self._detached)
         flush()
         with self._lock:
             self._loop.close()  # whoever submits now calls wake, which refuses
@@ -552,25 +486,12 @@ class KeeperRuntime:
             callback()
         self.wake()
 
-    def _vacate(self) -> None:
-        """No process is left: nor shall a file be that speaks of one."""
-        if self._register is not None:
-            self._register.close()
-        if self.recorder is not None:
-            self.recorder.close()
-        self._home.remove()
-
     def abandon_in_child(self) -> None:
         """In a fork of the application: let go of everything that belongs to the parent's keeper."""
         self.refusal = f"this keeper belongs to process {os.getppid()}; make a new one in process {os.getpid()}"
         self._lock = threading.RLock()
         self._ended.set()
-        self._home.close_lock()
-        if self._register is not None:
-            self._register.abandon_in_child()
-        if self.recorder is not None:
-            self.recorder.abandon_in_child()
-        self._loop.abandon_in_child()
+        self._base.abandon_in_child()
 
 
 def _raise(error: Exception) -> None:

@@ -33,9 +33,10 @@ class Injected(Exception):
     """A defect of poolkeeper's."""
 
 
-def fail_after(keeper: Keeper, lines: int) -> None:
-    """Have the keeper's thread raise when it has executed so many lines more."""
+def fail_after(keeper: Keeper, lines: int) -> list[str]:
+    """Have the keeper's thread raise when it has executed so many lines more; return where, once it has."""
     left = lines
+    place: list[str] = []
 
     def enter(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
         name = frame.f_code.co_filename
@@ -49,10 +50,12 @@ def fail_after(keeper: Keeper, lines: int) -> None:
             # At the end of a block, which is reported as its first line, no defect could cut in and leave a lock taken.
             if left <= 0 and not line.strip().startswith("with "):
                 sys.settrace(None)
-                raise Injected(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+                place.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+                raise Injected(place[0])
         return step
 
     keeper._runtime.call_soon(lambda: sys.settrace(enter))  # type: ignore[union-attr]
+    return place
 
 
 def ran(folder: Path) -> Counter[str]:
@@ -71,11 +74,11 @@ def test_every_task_has_its_outcome_once(tmp_path: Path, seed: int, name: str | 
         before = runtime.incarnation
         views = [keeper, keeper.options(key=lambda _, item: str(item)), keeper.options(retry=RetryPolicy(attempts=2))]
         futures = [chance.choice(views).submit(tasks.note_and_return, where, item) for item in range(100)]
-        fail_after(keeper, chance.randrange(1, 4000))
+        place = fail_after(keeper, chance.randrange(1, 4000))
         results = keeper.map(tasks.note_and_return, [where] * 100, range(100, 200), buffersize=30)
         futures += [chance.choice(views).submit(tasks.note_and_return, where, item) for item in range(200, 300)]
         pending = wait(futures, PATIENCE).not_done  # the keeper's own thread does all of it
-        assert not pending
+        assert not pending, place
         assert [future.result() for future in futures] == [*range(100), *range(200, 300)]
         assert list(results) == list(range(100, 200))
         assert runtime.incarnation is not before
