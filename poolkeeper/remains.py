@@ -93,8 +93,9 @@ def gather(
     asked = {command.task for command in remains.commands if isinstance(command, Decide)}
     for worker in workers:
         # What an earlier keeper's workers hold, and nobody has asked for yet, is held all the same.
-        inflight = worker.inflight
-        remains.held[worker] = [task if task is not None and is_new(task, held=True) else None for task in inflight]
+        held = {task.index: task for task in worker.inflight if task is not None and is_new(task, held=True)}
+        end = max((worker.next_index, *(index + 1 for index in held)))
+        remains.held[worker] = [held.get(index) for index in range(worker.base, end)]
     remains.deciding = [task for task in deciding if task in asked or is_new(task)]
     remains.delayed = [(due, task) for due, task in queue.delayed if is_new(task)]
     suspect = [] if queue.suspect_out is None else [queue.suspect_out]

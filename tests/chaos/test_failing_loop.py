@@ -20,8 +20,8 @@ from tests import tasks
 from tests.helpers import PATIENCE
 
 PACKAGE = str(Path(poolkeeper.__file__).parent)
-WAITS = ("loop.py", "driving.py")
-"""What decides that the loop goes on at all."""
+SPARED = ("loop.py", "driving.py", "futures.py")
+"""What decides that the loop goes on at all; and that a future has its result, and that who waits is told: one step."""
 
 SEEDS = [
     *(pytest.param(seed, id=str(seed)) for seed in range(3)),
@@ -40,7 +40,7 @@ def fail_after(keeper: Keeper, lines: int) -> list[str]:
 
     def enter(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
         name = frame.f_code.co_filename
-        return step if name.startswith(PACKAGE) and not name.endswith(WAITS) else None
+        return step if name.startswith(PACKAGE) and not name.endswith(SPARED) else None
 
     def step(frame: FrameType, event: str, argument: object) -> Callable[..., Any]:
         nonlocal left
@@ -79,9 +79,9 @@ def test_every_task_has_its_outcome_once(tmp_path: Path, seed: int, name: str | 
         futures += [chance.choice(views).submit(tasks.note_and_return, where, item) for item in range(200, 300)]
         pending = wait(futures, PATIENCE).not_done  # the keeper's own thread does all of it
         assert not pending, place
-        assert [future.result() for future in futures] == [*range(100), *range(200, 300)]
-        assert list(results) == list(range(100, 200))
-        assert runtime.incarnation is not before
-    assert set(ran(tmp_path)) == set(map(str, range(300)))
+        assert [future.result() for future in futures] == [*range(100), *range(200, 300)], place
+        assert list(results) == list(range(100, 200)), place
+        assert runtime.incarnation is not before, place
+    assert set(ran(tmp_path)) == set(map(str, range(300))), place
     if name is not None:
-        assert set(ran(tmp_path).values()) == {1}
+        assert [item for item, times in ran(tmp_path).items() if times > 1] == [], place
