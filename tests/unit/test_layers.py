@@ -30,7 +30,7 @@ LAYERS = {
     "service_line service_worker forking keeper_line forkserver delivery retrying switchboard futures settlement "
     "calls recording launching nursery adoption workforce recovery traffic driving loop status control "
     "program_notices service_peer service_news service_survivors supervision foundation incarnation departure "
-    "keeper configuration inline",
+    "mainloop keeper configuration inline",
     "faces": "services mapping feed batch fleet loading fleet_services runner progress bars summary view pool display "
     "steering tables attachment background watching cli_control fleet_run cli __main__",
 }
