@@ -117,6 +117,23 @@ class Adoption:
         """The workers that live and have not called yet."""
         return tuple(self._awaited)
 
+    def move(
+        self,
+        core: Core,
+        summon: Callable[[Worker], None],
+        awaits: Callable[[], bool],
+        look_at: Callable[[Worker], Executing | None],
+    ) -> None:
+        """Go on with another core, which knows the same workers by the same ids; all of them are to call again."""
+        self._core = core
+        self._summon = summon
+        self._awaits = awaits
+        self._look_at = look_at
+        self._known = None
+        self._unsummoned.clear()
+        self._awaited.clear()
+        self._executed.clear()
+
     # -- survivors ----------------------------------------------------------------------------------------------------
 
     def expect(self, worker: Worker) -> None:
@@ -146,8 +163,9 @@ class Adoption:
 
         It does not start what is ``revoked_behind`` an index; that may run elsewhere.
         """
+        if worker in self._awaited:
+            self.attached.append(worker.pid or 0)
         self._heard_of(worker)
-        self.attached.append(worker.pid or 0)
         tasks: list[Task | None] = []
         asked = self._asked_for()
         for index, what in enumerate(held, base):

@@ -115,6 +115,16 @@ class Child(Peer):
             else:
                 self._pending.append(number)
 
+    def take_over(self, other: Child, selector: selectors.BaseSelector, ended: Callable[[int], None]) -> None:
+        """Be the session with the process of ``other``, whose selector is closed; have ``ended`` called at its end."""
+        assert other.pid is not None
+        self.tag, self.attached = other.tag, False
+        self.page, other.page = other.page, None
+        self._pidfd, other._pidfd = other._pidfd, -1
+        if self._pidfd >= 0:
+            selector.register(self._pidfd, selectors.EVENT_READ, ended)
+        self.here(other.pid, selector, ended)
+
     def unwatch(self, selector: selectors.BaseSelector) -> None:
         """Close the pidfd."""
         if self._pidfd >= 0:
@@ -216,7 +226,7 @@ class Nursery:
         self._ear = -1
 
     def open(self, board: Switchboard, expected: Collection[ProcessIdentity] = (), *, blind: bool = False) -> None:
-        """Start the fork server, which will call at ``board``; or wait a little for those that are ``expected``.
+        """Start the fork server, which will call at ``board``; or ask those to call that are ``expected``, and wait.
 
         ``blind`` is for a keeper that knows that there was another one, and nothing else of it.
         """
@@ -224,6 +234,9 @@ class Nursery:
         self._awaited = {identity.pid: identity for identity in expected}
         if expected or blind:
             self._patience = time.monotonic() + (BLIND_SECONDS if blind else PATIENCE_SECONDS)
+            for identity in expected:
+                with contextlib.suppress(OSError):
+                    identity.signal(signal.SIGURG)
         else:
             self._launch()
 

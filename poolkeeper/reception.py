@@ -173,12 +173,13 @@ class Reception:
             heir: Any = peer.listener
             heir.leaving(peer, decode_json(frame.body))
 
-    def close(self) -> None:
-        """Close the listening socket and all connections of callers."""
+    def close(self, *, listen_on: bool) -> None:
+        """Close all connections of callers, and the listening socket unless a successor is to ``listen_on`` there."""
         for caller in list(self._callers.values()):
             caller.link.close()
         self._callers.clear()
-        self.socket.close()
+        if not listen_on:
+            self.socket.close()
 
 
 def _listen(path: str) -> socket.socket:

@@ -255,6 +255,6 @@ class Switchboard:
             peer.link = None
             peer.wants_write = False
 
-    def close(self) -> None:
-        """Close the listening socket and all connections of callers."""
-        self._reception.close()
+    def close(self, *, listen_on: bool = False) -> None:
+        """Close all connections of callers, and the listening socket unless a successor is to ``listen_on`` there."""
+        self._reception.close(listen_on=listen_on)
