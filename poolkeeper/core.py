@@ -51,7 +51,7 @@ class Core:
         self._commands: list[Command] = []
         self._dispatcher = Dispatcher(self.queue, self._roster, self._timers, self._commands)
         self._mourning: dict[int, Worker] = {}
-        self._deciding: set[Task] = set()
+        self._deciding: dict[Task, Decide] = {}
         self._start_error = ""
         self._overdue = False  # a worker has died since the last decision
 
@@ -86,7 +86,7 @@ class Core:
 
     def abandon(self) -> list[Task | Segment]:
         """Give up what no worker has, and return it; decisions about it come too late."""
-        deciding, self._deciding = self._deciding, set()
+        deciding, self._deciding = self._deciding, {}
         return [*self.queue.clear(), *deciding]
 
     # -- from one core to the next ------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ class Core:
         verdicts = [verdict for worker in self._mourning.values() for verdict in _verdicts(worker)]
         workers = list(self.workers.values())
         commands = [*commands, *self._commands, *verdicts]
-        remains = gather(commands, workers, self._deciding, self.queue, arriving, is_open)
+        remains = gather(commands, workers, self._deciding.values(), self.queue, arriving, is_open)
         remains.closing = self.closing
         remains.next_worker = self._roster.next_id
         return remains
@@ -116,15 +116,17 @@ class Core:
         """Take on what another core has left, but for what its workers hold: see ``hand_over``."""
         self.closing = remains.closing
         self._roster.next_id = remains.next_worker
-        self._deciding.update(remains.deciding)
+        self._deciding = {command.task: command for command in remains.commands if isinstance(command, Decide)}
         for due, task in remains.delayed:
             self.queue.delay(task, due)
         tried: list[Task] = []
         for entry in remains.waiting:
-            if isinstance(entry, Task) and (entry.deaths or entry.attempts > 1):
-                tried.append(entry)
-            else:
-                self.queue.submit((entry,))
+            if isinstance(entry, Task):
+                entry.worker = None
+                if entry.deaths or entry.attempts > 1:
+                    tried.append(entry)
+                    continue
+            self.queue.submit((entry,))
         self.queue.put_back(tried)
 
     def hand_over(self, left: Worker, held: Iterable[Task | None], now: float) -> Worker:
@@ -318,12 +320,11 @@ class Core:
     def decided(self, decision: Decide, delay: float | None, now: float) -> None:
         """The retry policy has spoken: another attempt after ``delay`` seconds, or None for none."""
         task = decision.task
-        if task not in self._deciding:
+        if self._deciding.get(task) is not decision:
             return
-        self._deciding.remove(task)
         if task.withdrawn:
-            return
-        if delay is not None:
+            pass
+        elif delay is not None:
             task.attempts += 1
             self.queue.delay(task, now + delay)
         elif decision.outcome is None:
@@ -331,6 +332,7 @@ class Core:
         else:
             values = [decision.outcome]
             self._commands.append(Settle(decision.worker, [task], [Code.EXCEPTION], values, decision.seconds))
+        del self._deciding[task]
 
     # -- time and decisions -------------------------------------------------------------------------------------------
 
@@ -419,8 +421,8 @@ class Core:
         if not task.withdrawn:
             task.attempted(worker.place)
             task.worker = None
-            self._deciding.add(task)
-            self._commands.append(Decide(task, outcome, worker, seconds))
+            self._deciding[task] = command = Decide(task, outcome, worker, seconds)
+            self._commands.append(command)
 
     # -- deaths and failures ------------------------------------------------------------------------------------------
 

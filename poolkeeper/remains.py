@@ -20,15 +20,13 @@ __all__ = ["Remains", "gather"]
 class Remains:
     """The work that has no outcome yet, each piece of it once.
 
-    ``commands`` are outcomes and questions that may not have been carried out; ``held`` is what each worker was fed,
-    from index ``base`` on, None where nobody waits for it; ``deciding`` are failures whose retry policy has been asked;
-    ``delayed`` is when what is to run again.
+    ``commands`` are outcomes that may not have been told, and questions that may not have been asked; ``held`` is what
+    each worker was fed, from index ``base`` on, None where nobody waits for it; ``delayed`` is what runs again.
     """
 
     def __init__(self) -> None:
         self.commands: list[Command] = []
         self.held: dict[Worker, list[Task | None]] = {}
-        self.deciding: list[Task] = []
         self.delayed: list[tuple[float, Task]] = []
         self.waiting: list[Task | Segment] = []
         self.closing = False
@@ -43,7 +41,6 @@ class Remains:
                 yield command.task
         for inflight in self.held.values():
             yield from (task for task in inflight if task is not None)
-        yield from self.deciding
         yield from (task for _, task in self.delayed)
         yield from self.waiting
 
@@ -67,7 +64,7 @@ class Remains:
 def gather(
     commands: Iterable[Command],
     workers: Iterable[Worker],
-    deciding: Iterable[Task],
+    deciding: Iterable[Decide],
     queue: Backlog,
     arriving: Iterable[Task | Segment],
     is_open: Callable[[Task | Segment], bool],
@@ -87,16 +84,18 @@ def gather(
             tasks = [task if task is not None and is_new(task) else None for task in command.tasks]
             if tasks != [None] * len(tasks):
                 remains.commands.append(command._replace(tasks=tasks))
-        elif isinstance(command, Fail | Decide) and is_new(command.task):
+        elif isinstance(command, Fail) and is_new(command.task):
             remains.commands.append(command)
-    asked = {command.task for command in remains.commands if isinstance(command, Decide)}
+    remains.delayed = [(due, task) for due, task in queue.delayed if is_new(task)]
+    remains.commands.extend(command for command in deciding if is_new(command.task))  # once more, if need be
+    strays: list[Task] = []
     for worker in workers:
         # What an earlier keeper's workers hold, and nobody has asked for yet, is held all the same.
-        held = {task.index: task for task in worker.inflight if task is not None and is_new(task, held=True)}
+        fed = [task for task in worker.inflight if task is not None]
+        held = {task.index: task for task in fed if task.index >= worker.base and is_new(task, held=True)}
         end = max((worker.next_index, *(index + 1 for index in held)))
         remains.held[worker] = [held.get(index) for index in range(worker.base, end)]
-    remains.deciding = [task for task in deciding if task in asked or is_new(task)]
-    remains.delayed = [(due, task) for due, task in queue.delayed if is_new(task)]
+        strays += fed
     suspect = [] if queue.suspect_out is None else [queue.suspect_out]
-    remains.waiting = [entry for entry in (*suspect, *queue.entries(), *arriving) if is_new(entry)]
+    remains.waiting = [entry for entry in (*suspect, *strays, *queue.entries(), *arriving) if is_new(entry)]
     return remains

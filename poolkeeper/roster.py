@@ -87,8 +87,8 @@ class Worker:
     """
 
     __slots__ = (
-        "absence", "alone", "base", "birth", "budget", "checked", "exit", "fed_before", "id", "inflight", "kill", "known",
-        "mourned", "page", "pid", "slot", "start_round", "state", "stuck", "target",
+        "absence", "alone", "base", "birth", "budget", "checked", "exit", "fed_before", "id", "inflight", "kill",
+        "known", "mourned", "page", "pid", "slot", "start_round", "state", "stuck", "target",
     )  # fmt: skip
 
     def __init__(self, id: int, slot: int, budget: int | None = None, start_round: int = 0, birth: str = "") -> None:
