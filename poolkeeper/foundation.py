@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from .control import Controlled
-from .futures import Keeps
 from .home import Home
 from .loop import Loop
-from .postmortem import Postmortem
 from .service_news import ServiceNews
 from .settings import Settings
 from .settlement import Settlement
@@ -18,31 +15,34 @@ from .spool import Stowage
 if TYPE_CHECKING:
     import contextlib
     from collections.abc import Callable
+    from typing import Protocol
 
     from .commands import Decide
+    from .control import Controlled
+    from .futures import Keeps
     from .recording import Recorder
     from .register import Register
 
-__all__ = ["Foundation", "Host"]
+    class Host(Keeps, Controlled, Protocol):
+        """The keeper, as its loop knows it."""
+
+        name: str | None
+        run_id: str
+
+        def call_soon(self, call: Callable[[], None]) -> None:
+            """Have ``call`` run on the keeper's thread, under the lock."""
+
+        def wake(self) -> None:
+            """Have the loop look around; from any thread."""
+
+        def wake_if_sleeping(self) -> None:
+            """Have the loop look around if it would not by itself; from any thread."""
+
+        def ask_policy(self, command: Decide) -> None:
+            """Have a retry policy decide, and the core told."""
 
 
-class Host(Keeps, Controlled, Protocol):
-    """The keeper, as its loop knows it."""
-
-    name: str | None
-    run_id: str
-
-    def call_soon(self, call: Callable[[], None]) -> None:
-        """Have ``call`` run on the keeper's thread, under the lock."""
-
-    def wake(self) -> None:
-        """Have the loop look around; from any thread."""
-
-    def wake_if_sleeping(self) -> None:
-        """Have the loop look around if it would not by itself; from any thread."""
-
-    def ask_policy(self, command: Decide) -> None:
-        """Have a retry policy decide, and the core told."""
+__all__ = ["Foundation"]
 
 
 class Foundation:
@@ -70,6 +70,8 @@ class Foundation:
         self.place = os.urandom(6).hex()
         self.stowage = Stowage(home.path, settings.queue_bytes)
         self.settlement = Settlement(self.stowage)
+        from .postmortem import Postmortem  # slow to import; and when a worker dies there may be no descriptor left
+
         self.postmortem = Postmortem(home.logs)
         self.register: Register | None = None
         self.recorder: Recorder | None = None
