@@ -232,6 +232,15 @@ class Adoption:
             futures, values = self.answered([found], [value])
             if futures:
                 self._recorder.settle(futures, values)
+            self._give_to_who_waits(claim, found)
+
+    def _give_to_who_waits(self, claim: Claim, found: _Foundling) -> None:
+        task = self._asked.pop(claim, None)
+        if task is not None:
+            del self._waiting[task], self._found[claim]
+            rest: list[Any] = []
+            self._hand_over(found, task, rest, 0.0)
+            self._core.submit(rest)
 
     # -- what the application asks for --------------------------------------------------------------------------------
 

@@ -166,6 +166,11 @@ class Reception:
             heir: Any = peer.listener  # nobody else has such peers
             heir.turned_away(peer, hello, why)
 
+    def hear_out(self, peer: Peer) -> None:
+        """Read what ``peer``, which has ended, may have said when it was refused."""
+        for caller in [caller for caller in self._callers.values() if caller.refused is peer]:
+            self._hear_caller(caller, 0)
+
     def _hear_refused(self, caller: Caller, peer: Peer, frames: list[Frame]) -> None:
         for frame in frames:
             if frame.kind is not FrameKind.LEAVING:

@@ -287,7 +287,7 @@ class Workforce:
     def leaving(self, peer: WorkerPeer, content: dict[str, Any]) -> None:
         """It tells what it has begun, which nobody else shall run; the outcomes are found when it has gone."""
         worker = peer.worker
-        if peer.attached or isinstance(worker.page, Told):
+        if peer.attached or peer.gone or isinstance(worker.page, Told):
             return
         held = [None if one is None else Held(str(one[0]), int(one[1]), tuple(one[2])) for one in content["holds"]]
         progress = Progress(len(held), len(held) - bool(content.get("executing")), 0, float(content.get("since", 0.0)))
@@ -378,8 +378,7 @@ class Workforce:
         worker = peer.worker
         if self._peers.get(worker.id) is not peer:
             return
-        while self._board.read(peer):
-            pass
+        self._board.hear_out(peer)
         self.collect(worker, f"{worker.birth}-{peer.tag.rpartition('-')[2]}")
         if worker.adopted and self.adoption is not None:
             self.adoption.gone(worker)
