@@ -76,8 +76,8 @@ class Adoption:
         keeper: Keeps,
         deliver: Callable[[list[TaskFuture], Sequence[Any]], None],
         deadline: float,
-        awaits: Callable[[], bool],
-        look_at: Callable[[Worker], Executing | None],
+        awaits: Callable[[], bool] = lambda: False,
+        look_at: Callable[[Worker], Executing | None] = lambda _: None,
     ) -> None:
         self._awaits = awaits
         self._look_at = look_at
@@ -124,16 +124,19 @@ class Adoption:
             del self._executed[digest]
 
     def take_in(
-        self, worker: Worker, base: int, held: Iterable[Held | None], revoked_behind: int | None
+        self, worker: Worker, base: int, held: Iterable[Held | None], revoked_behind: int | None = None
     ) -> list[Task | None]:
         """Return the tasks behind what a worker holds, None for those that nobody can want of it.
 
-        It does not start what is ``revoked_behind`` an index; that may run elsewhere.
+        It does not start what is ``revoked_behind`` an index, if there is one; that may run elsewhere.
         """
         self._heard_of(worker)
         self.attached.append(worker.pid or 0)
         tasks: list[Task | None] = []
         asked = self._asked_for()
+        for task in worker.inflight:  # its page has told of it
+            if isinstance(task, TaskFuture) and (claim := claim_of(task.entry)) is not None:
+                asked[claim] = task
         for index, what in enumerate(held, base):
             task = None
             if what is not None and what[2] is not None and (revoked_behind is None or index <= revoked_behind):
@@ -155,13 +158,13 @@ class Adoption:
     def _task(self, worker: Worker, index: int, held: Held, asked: dict[Claim, TaskFuture]) -> Task | None:
         claim = held.claim
         assert claim is not None
-        task: Task | None = worker.task_at(index)
-        if task is not None:  # its page has told of it
-            task.attempts = held.attempt
-            return task
+        wanted = asked.get(claim)
+        if wanted is not None and wanted.worker == worker.id:
+            del asked[claim]
+            wanted.attempts = held.attempt
+            return wanted
         if claim in self._found or claim in self._settled or self._recorder.knows(*claim):
             return None  # it has an outcome, or another worker is at it
-        wanted = asked.get(claim)
         if wanted is not None:
             if wanted.withdrawn or wanted.worker is not None:
                 return None
@@ -185,7 +188,7 @@ class Adoption:
     def inherit(self, left: Iterable[Left]) -> None:
         """Take in what workers have left behind that are gone."""
         for claim, attempt, code, payload, seconds in left:
-            if claim in self._found or self._recorder.knows(*claim):
+            if code == Code.SKIPPED or claim in self._found or self._recorder.knows(*claim):
                 continue
             found = self._new(claim, "", attempt)
             found.run_seconds = seconds
@@ -217,7 +220,8 @@ class Adoption:
             for worker in self._awaited:
                 seen = self._look_at(worker)
                 if seen is not None:
-                    self._executed[seen.digest] = worker, seen.index
+                    index, digest = seen
+                    self._executed[digest] = worker, index
         if self._waiting and not self.is_open:
             self.give_out(now)
 

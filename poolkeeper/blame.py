@@ -13,8 +13,6 @@ not seen; where two deaths are final, chunks are careful from the start, so that
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from .ledger import Chunk, Task
 from .messages import Progress
 from .roster import KillReason, Worker
@@ -26,7 +24,6 @@ MERCY = 2
 """Times that a task may have just finished when its worker dies, before that counts as a death of its own."""
 
 
-@dataclass(slots=True)
 class Judgement:
     """What becomes of the tasks that a dead worker held.
 
@@ -34,10 +31,13 @@ class Judgement:
     ``timed_out`` with their attempt's time.
     """
 
-    innocent: list[Task] = field(default_factory=list)
-    suspects: list[Task] = field(default_factory=list)
-    ended: list[Task] = field(default_factory=list)
-    timed_out: list[Task] = field(default_factory=list)
+    __slots__ = ("ended", "innocent", "suspects", "timed_out")
+
+    def __init__(self) -> None:
+        self.innocent: list[Task] = []
+        self.suspects: list[Task] = []
+        self.ended: list[Task] = []
+        self.timed_out: list[Task] = []
 
 
 def judge(worker: Worker) -> Judgement:
@@ -52,7 +52,7 @@ def judge(worker: Worker) -> Judgement:
         elif index == progress.executing:
             task.attempted(worker.place)
             _blame(task, progress, judgement)
-        elif index <= progress.finished and task.call.options.retry.at_most_once:
+        elif index <= progress.finished and task.call.options.at_most_once:
             judgement.ended.append(task)
         elif index == progress.started and task.returned() > MERCY:
             task.attempted(worker.place)
@@ -65,7 +65,7 @@ def judge(worker: Worker) -> Judgement:
 def _blame(task: Task, progress: Progress, judgement: Judgement) -> None:
     """Blame ``task`` for a death while it was executed."""
     task.deaths += 1
-    if isinstance(task, Chunk) and task.items > 1 and not task.call.options.retry.at_most_once:
+    if isinstance(task, Chunk) and task.items > 1 and not task.call.options.at_most_once:
         if not task.careful:
             task.careful = True
             judgement.suspects.append(task)
@@ -90,7 +90,7 @@ def _blame_afterwards(task: Task, judgement: Judgement) -> None:
 
 
 def _pass_sentence(task: Task, judgement: Judgement) -> None:
-    if task.call.options.retry.allows_death(task.deaths):
+    if task.deaths < task.call.options.deaths:
         judgement.suspects.append(task)
     else:
         judgement.ended.append(task)

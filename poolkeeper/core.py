@@ -21,7 +21,7 @@ from .errors import ProtocolError
 from .ledger import Segment, Task
 from .lifecycle import WorkerEvent, WorkerState
 from .messages import Code
-from .roster import Exit, KillReason, Page, Roster, Worker
+from .roster import Exit, KillReason, Page, Roster, Told, Worker
 from .timers import Timers
 
 __all__ = ["Core"]
@@ -101,17 +101,11 @@ class Core:
         None is for what nobody waits for: it is not run if it has not been started. ``page`` is None where the worker
         has lost it; it is fed nothing more then.
         """
-        believed = [task for task in worker.inflight if task is not None]
-        worker.page = page
-        worker.base = base
-        worker.inflight.clear()
-        worker.inflight.extend(held)
-        for index, task in enumerate(worker.inflight, base):
-            if task is not None:
-                task.worker, task.index = worker.id, index
-            elif page is not None:
-                page.revoke(index)
-        self.queue.put_back([task for task in believed if task not in worker.inflight])
+        self._hold(worker, page, base, held)
+        if page is not None:
+            for index, task in enumerate(worker.inflight, base):
+                if task is None:
+                    page.revoke(index)
         if worker.budget is not None:
             worker.budget -= worker.next_index - 1
         spent = worker.budget is not None and worker.budget <= 0
@@ -120,12 +114,28 @@ class Core:
             self._dispatcher.take_back(worker)
             self._dispatcher.retire(worker)
 
+    def leaving(self, worker: Worker, told: Told, begun: Iterable[Task | None]) -> None:
+        """A worker that cannot be heard has told what it has begun, from index 1 on; it leaves when that is done."""
+        self._hold(worker, told, 1, begun)
+        if worker.state is not WorkerState.KILLED:
+            self._roster.move(worker, WorkerEvent.RETIRE)
+
     def executes(self, worker: Worker, index: int, task: Task, now: float) -> None:
         """A worker of an earlier keeper has not called, and executes ``task`` as ``index``: its page says so."""
-        worker.base = index
-        worker.inflight.append(task)
-        task.worker, task.index = worker.id, index
+        self._hold(worker, worker.page, index, [task])
         self._timers.set(worker.id, now)  # it may be late already
+
+    def _hold(self, worker: Worker, page: Page | None, base: int, held: Iterable[Task | None]) -> None:
+        """Take note of all that a worker holds; what it was believed to hold, and does not, waits again."""
+        believed = [task for task in worker.inflight if task is not None]
+        worker.page = page
+        worker.base = base
+        worker.inflight.clear()
+        worker.inflight.extend(held)
+        for index, task in enumerate(worker.inflight, base):
+            if task is not None:
+                task.worker, task.index = worker.id, index
+        self.queue.put_back([task for task in believed if task not in worker.inflight])
 
     def claim(self, found: Task, task: Task, now: float) -> None:
         """Somebody waits for what a worker of an earlier keeper holds as ``found``: from now on it is ``task``."""
@@ -357,7 +367,7 @@ class Core:
         """The verdicts are final, and what is known of the death is known."""
         for task in worker.mourned:
             if not task.withdrawn:
-                final = Failure.LOST if task.call.options.retry.at_most_once else Failure.QUARANTINED
+                final = Failure.LOST if task.call.options.at_most_once else Failure.QUARANTINED
                 self._commands.append(Fail(task, final, worker))
         worker.mourned = []
         if self._mourning.pop(worker.id, None) is not None:

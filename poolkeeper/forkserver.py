@@ -23,7 +23,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import worker
 from .errors import ProtocolError
@@ -36,7 +36,10 @@ from .orphans import ORPHAN_SECONDS, Orphans
 from .output import redirect_output
 from .process_setup import adopt_descendants, begin_session, child_pids
 from .sources import Sources, loaded_sources
-from .worker_session import WorkerConfig
+from .worker_config import WorkerConfig
+
+if TYPE_CHECKING:
+    from .stand_in import StandIn
 
 __all__ = ["ForkServer", "main"]
 
@@ -69,6 +72,8 @@ class ForkServer:
         self._workers: dict[int, _Made] = {}
         self._helpers: set[int] = set()
         self._orphans = Orphans()
+        self._poll = select.poll()
+        self._stand_in: StandIn | None = None
         self._roles: dict[str, _Role] = {}
         self._spare: Spare | None = None
         self._spare_at = math.inf
@@ -109,7 +114,7 @@ class ForkServer:
         gc.collect()
         gc.freeze()
         self._take(self._line.early())
-        poll = select.poll()
+        poll = self._poll
         poll.register(self._wake.fileno(), select.POLLIN)
         if self._logs is not None:
             self._logs.watch(poll)
@@ -118,6 +123,7 @@ class ForkServer:
             if self._reap() or self._orphans:
                 self._orphans.sweep(self._known())
             self._keep_spare()
+            self._listen()
             if self._line.awaits is None and self._is_forsaken():
                 return
             if self._line.call_if_due():
@@ -134,6 +140,18 @@ class ForkServer:
             if events & ~select.POLLOUT:
                 self._take(self._line.receive())
 
+    def _listen(self) -> None:
+        """Hear what programs say that have lost their keeper, and tell the next one."""
+        stand_in = self._stand_in
+        if stand_in is None:
+            return
+        if self._line.awaits is None:
+            stand_in.listen()
+        stand_in.hear()
+        if self._line.awaits is not None:
+            for said in stand_in.take():
+                self._line.send((Kind.SAID, *said))
+
     def _describe(self) -> dict[str, Any]:
         """Return what a keeper must know that has not started this fork server."""
         children = [(made.tag, made.role, pid, made.ticket) for pid, made in self._workers.items()]
@@ -146,8 +164,10 @@ class ForkServer:
                 os.kill(pid, signal.SIGURG)
 
     def _is_forsaken(self) -> bool:
-        """Whether no keeper has come for long, and no process is left that one would come for."""
-        return not self._workers and self._line.lost_for() >= (self._config.orphan_grace or 0.0)
+        """Whether no keeper has come for long, or has use for this one, and no process is left."""
+        if self._workers:
+            return False
+        return self._line.refused or self._line.lost_for() >= (self._config.orphan_grace or 0.0)
 
     def _asked_to_end(self, *_: object) -> None:
         self._ending = True
@@ -181,6 +201,12 @@ class ForkServer:
                 self._spawn(ticket, tag, role, arguments, fds.pop(0), fds.pop(0))
             elif message[0] == Kind.ADOPT:
                 multiprocessing.current_process().authkey = message[1]
+            elif message[0] == Kind.LISTEN:
+                if self._stand_in is None:
+                    from .stand_in import StandIn  # most keepers have no programs that say anything
+
+                    self._stand_in = StandIn(self._poll)
+                self._stand_in.hold(fds.pop(0))
 
     def _spawn(self, ticket: str, tag: str, role: str, arguments: tuple[Any, ...], page: int, link: int) -> None:
         output: LogPipe | None = None
@@ -248,6 +274,8 @@ class ForkServer:
         self._line.close()
         self._wake.close()
         self._woken.close()
+        if self._stand_in is not None:
+            self._stand_in.let_go()
         if self._spare is not None:
             self._spare.close()
         if self._logs is not None:

@@ -7,9 +7,9 @@ executes it marks that on its page, for it may be unable to tell.
 
 from __future__ import annotations
 
+from _blake2 import blake2b  # what hashlib gives, but that loads OpenSSL
 from collections import deque
 from collections.abc import Iterable
-from hashlib import blake2b
 from struct import Struct
 from typing import Any, NamedTuple
 

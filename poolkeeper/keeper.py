@@ -27,24 +27,25 @@ from .futures import TaskFuture
 from .home import Home
 from .ledger import Segment, Task
 from .lifecycle import WorkerState
+from .link import PYTHON
 from .logs import emit
 from .loop import LONGEST_WAIT, Loop, Ready
 from .nursery import Nursery
 from .page import CANCEL
-from .postmortem import Postmortem
 from .reporting import flush, report
 from .settings import Settings
 from .spool import Stowage
 from .switchboard import Peer, Switchboard
 from .traffic import Traffic
-from .worker_session import WorkerConfig
+from .versions import PROTOCOL, Versions
+from .worker_config import WorkerConfig, cloudpickle_version
 from .workforce import Workforce
 
 if TYPE_CHECKING:
     from .adoption import Adoption
     from .control import Control
-    from .model import Recovered
     from .recording import Recorder
+    from .recovered import Recovered
     from .recovery import Recovery
     from .reexec import Estate
     from .register import Register
@@ -129,6 +130,7 @@ class KeeperRuntime:
             checkpoints=str(home.checkpoints),
             incarnation=self._birth,
             orphan_grace=None if home.ephemeral else settings.orphan_grace,
+            cloudpickle="" if home.ephemeral else cloudpickle_version(),
         )
         core = self._core
         if not home.ephemeral:
@@ -141,9 +143,12 @@ class KeeperRuntime:
                 undo.callback(self.recorder.close)
         self._nursery = Nursery(settings, config, selector, home, self._register)
         self._workforce = Workforce(settings, core, self._nursery, selector, self.stowage, self._birth)
-        self._board = Switchboard(home.socket, home.key, selector, self._introduce, home.listener)
+        versions = Versions(PROTOCOL, PYTHON, config.cloudpickle or None)
+        self._board = Switchboard(home.socket, home.key, selector, self._introduce, home.listener, versions)
         undo.callback(self._nursery.close)
         undo.callback(self._board.close)  # first: a fork server that is still calling would wait for an answer
+        from .postmortem import Postmortem  # slow to import; and when a worker dies there may be no descriptor left
+
         self._postmortem = Postmortem(home.logs)
         self._traffic = Traffic(
             core, self._board, self._workforce, self.stowage, self._postmortem, self._wake_if_sleeping, self._birth
@@ -505,6 +510,8 @@ class KeeperRuntime:
         if self._supervision is not None:
             self._supervision.carry_out()
         self._traffic.acknowledge_recorded()
+        if self._recovery is not None:
+            self._recovery.tidy()
         self._board.send_due()
 
     def has_news(self) -> bool:
@@ -725,7 +732,7 @@ class KeeperRuntime:
         self._nursery.close(leave=self._detached)
         self._workforce.close()
         if self._supervision is not None:
-            self._supervision.close()
+            self._supervision.close(leave=self._detached)
         if self._control is not None:
             self._control.close()
         self.stowage.close()

@@ -32,9 +32,11 @@ Service to keeper: ``(HERE, pid)``, ``(STARTED,)`` before the callable is called
 
 Keeper to fork server: ``(SPAWN, ticket, tag, role, arguments)`` with two descriptors beside the frame, the page and the
 link; ``(FAREWELL,)``: end, and all that is left with it (a link that ends without that is a keeper that was lost);
-``(ADOPT, authkey)``: from a keeper that has taken over, multiprocessing's key for the processes to come.
+``(ADOPT, authkey)``: from a keeper that has taken over, multiprocessing's key for the processes to come; ``(LISTEN,)``
+with the descriptor of the keeper's notification socket, to be read when the keeper is lost.
 Fork server to keeper: ``(SPAWNED, ticket, pid)``, ``(SPAWN_FAILED, ticket, why)``,
-``(EXITED, ticket, tag, pid, exit code, peak memory in bytes)``, ``(NOTICE, text)``; in an ATTACH frame
+``(EXITED, ticket, tag, pid, exit code, peak memory in bytes)``, ``(NOTICE, text)``, ``(SAID, ancestry, ready, status)``
+for what has come over the notification socket of a lost keeper; in an ATTACH frame
 ``{"children": [(tag, role, pid, ticket), ...], "digest": what it was started with, "sources": see ``sources``}``.
 """
 
@@ -75,6 +77,8 @@ class Kind(IntEnum):
     REPLY = 22
     FAREWELL = 23
     ADOPT = 24
+    LISTEN = 25
+    SAID = 26
 
 
 WINDOW_LIMIT = 2048

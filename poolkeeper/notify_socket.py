@@ -22,12 +22,14 @@ from typing import Self, TypeVar
 
 from .notification import DATAGRAM_BYTES, Notification, parse
 
-__all__ = ["NotifySocket", "belongs_to"]
+__all__ = ["NotifySocket", "ancestry", "belongs_to"]
 
 T = TypeVar("T")
 
 NAME = "notify.sock"
-PATH_LIMIT = 107
+FRESH = "~"
+"""Marks a socket that is about to take its place."""
+PATH_LIMIT = 107 - len(FRESH)
 BURST = 1000
 """Datagrams that one ``receive`` takes at most: who floods us must not hold the keeper up for ever."""
 GENERATIONS = 64
@@ -68,11 +70,13 @@ class NotifySocket:
         try:
             with contextlib.suppress(OSError):
                 os.fchmod(inner.fileno(), 0o600)  # on Linux the file is born with this mode; elsewhere it gets it below
+            fresh = path + FRESH
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+                os.unlink(fresh)
             inner.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # before anybody can send
-            inner.bind(path)
-            os.chmod(path, 0o600)
+            inner.bind(fresh)
+            os.chmod(fresh, 0o600)
+            os.rename(fresh, path)  # there is a socket at any time
         except OSError:
             inner.close()
             raise
@@ -91,7 +95,7 @@ class NotifySocket:
             inner.detach()
             raise OSError(f"descriptor {fd} is no notification socket")
         inner.set_inheritable(False)
-        return cls(path, inner)
+        return cls(path.removesuffix(FRESH), inner)
 
     def fileno(self) -> int:
         """Return the descriptor to watch."""
@@ -121,12 +125,16 @@ class NotifySocket:
 
     def close(self) -> None:
         """Close the socket and remove its file, and the directory in /tmp if it has one."""
-        self._socket.close()
+        self.release()
         with contextlib.suppress(OSError):
             os.unlink(self.path)
         if os.path.basename(os.path.dirname(self.path)).startswith("pk-"):
             with contextlib.suppress(OSError):
                 os.rmdir(os.path.dirname(self.path))
+
+    def release(self) -> None:
+        """Close the socket; another process has it, or will bind one at its path."""
+        self._socket.close()
 
 
 def belongs_to(pid: int, roots: Mapping[int, T]) -> T | None:
@@ -142,19 +150,26 @@ def belongs_to(pid: int, roots: Mapping[int, T]) -> T | None:
     Returns:
         None if none of them is an ancestor, or if the process has ended and nothing is known of it any more.
     """
+    return next((roots[each] for each in ancestry(pid) if each in roots), None)
+
+
+def ancestry(pid: int) -> tuple[int, ...]:
+    """Return a process, its ancestors from the nearest on, and the leader of its session; itself alone if it is gone.
+
+    Args:
+        pid: 0 for nobody.
+    """
+    found: list[int] = []
     session: int | None = None
     current = pid
-    for _ in range(GENERATIONS):
-        if current <= 0:
-            break
-        if current in roots:
-            return roots[current]
+    while current > 0 and len(found) < GENERATIONS:
+        found.append(current)
         lineage = _lineage(current)
         if lineage is None:
             break
         current, leader = lineage
         session = leader if session is None else session
-    return roots.get(session) if session is not None else None
+    return (*found, session) if session is not None else tuple(found)
 
 
 def _lineage(pid: int) -> tuple[int, int] | None:

@@ -8,7 +8,6 @@ socket pair, so that nobody has to call before the work begins; the keeper's soc
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import select
 import selectors
@@ -31,7 +30,7 @@ from .roster import Exit
 from .settings import Settings
 from .sources import changed_sources
 from .switchboard import Heir, Peer, Switchboard
-from .worker_session import WorkerConfig
+from .worker_config import WorkerConfig
 
 if TYPE_CHECKING:
     from .register import Register
@@ -208,6 +207,7 @@ class Nursery:
         self._awaited: dict[int, ProcessIdentity] = {}
         self._tickets = count(1)
         self._on_listed: list[Listed] = []
+        self._ear = -1
 
     def open(self, board: Switchboard, expected: Collection[ProcessIdentity] = (), *, blind: bool = False) -> None:
         """Start the fork server, which will call at ``board``; or wait a little for those that are ``expected``.
@@ -249,6 +249,19 @@ class Nursery:
                 listener(
                     server.process.pid, [(tag, role, pid) for tag, role, pid in server.listed if (tag, pid) in left]
                 )
+
+    def entrust(self, fd: int) -> None:
+        """Have the notification socket ``fd`` listened to by the fork server while there is no keeper."""
+        if self._durable:
+            self._ear = fd
+            if self._server is not None:
+                self._entrust(self._server)
+
+    def _entrust(self, server: Server) -> None:
+        if self._ear >= 0:
+            server.fds += (self._ear,)
+            self._board.post(server, (Kind.LISTEN,))
+            self._board.send(server)
 
     def will_report(self, child: Child) -> bool:
         """Whether the fork server that has made ``child`` is there to say how it ends."""
@@ -331,13 +344,30 @@ class Nursery:
         changed = changed_sources(content["sources"])
         if self._server is None and content["digest"] == self._start.digest and not changed:
             self._server = peer
+            import multiprocessing
+
             authkey = bytes(multiprocessing.current_process().authkey)
             self._board.post(peer, (Kind.ADOPT, authkey))
+            self._entrust(peer)
             self._end_patience()
             return
         self._dismiss_if_done(peer)
         if self._patience is not None and not self._awaited:
             self._end_patience()
+
+    def turned_away(self, peer: Server, hello: dict[str, Any], why: str) -> None:
+        """A fork server of another version has called: it leaves when the last of its processes has gone."""
+        pid = peer.process.pid
+        if hello.get("birth") == self._birth:
+            report("ERROR", f"the fork server (pid {pid}) {why}: what is on disk has changed since this program began")
+            return
+        report("INFO", f"the fork server (pid {pid}) {why}: it looks after what it has made, and leaves")
+        self._awaited.pop(pid, None)
+        if self._patience is not None and not self._awaited:
+            self._end_patience()
+
+    def leaving(self, peer: Server, content: dict[str, Any]) -> None:
+        """It need not say so."""
 
     def disconnected(self, peer: Server) -> None:
         """A fork server has died: it holds its link for as long as it lives."""
@@ -348,6 +378,9 @@ class Nursery:
         kind = message[0]
         if kind == Kind.NOTICE:
             report("WARNING", message[1])
+            return
+        if kind == Kind.SAID:
+            self._said(*message[1:])
             return
         ticket = message[1]
         if kind == Kind.SPAWNED:
@@ -370,6 +403,19 @@ class Nursery:
             child.parent.refused(child, message[2])
         elif kind == Kind.EXITED:
             child.parent.exited(child, Exit(message[4], message[5]))
+
+    def _said(self, ancestry: tuple[int, ...], ready: bool, status: str | None) -> None:
+        """Pass on what a program has said while there was no keeper."""
+        children = [
+            *self._expected.values(),
+            *(child for one in self._servers.values() for child in one.children.values()),
+        ]
+        by_pid = {child.pid: child for child in children if child.about[0] in ("service", "program")}
+        child = next((by_pid[pid] for pid in ancestry if pid in by_pid), None)
+        if child is not None and ready:
+            child.listener.message(child, (Kind.READY,), [])
+        if child is not None and status is not None:  # afterwards, for a change of state has words of its own
+            child.listener.message(child, (Kind.STATUS, status), [])
 
     def _late(self, tag: str, pid: int) -> Child | None:
         """Return the process behind a report that comes after the end of its keeper; its pid may not be known."""
@@ -394,6 +440,7 @@ class Nursery:
         self._patience = None
         server = self._server = Server(self, launch(self._start))
         self._add(server)
+        self._entrust(server)
         return server
 
     def _add(self, server: Server) -> None:
@@ -433,14 +480,17 @@ class Nursery:
             report("WARNING", "the fork server has ended; another is started when a worker is needed")
         for child in list(server.children.values()):
             child.let_go()
-            child.parent.orphaned(child, f"the fork server has ended (exit code {process.exitcode})")
+            why = f"the fork server {server.refusal or f'has ended (exit code {process.exitcode})'}"
+            child.parent.orphaned(child, why)
 
     def close(self, *, leave: bool = False) -> None:
         """Let the fork servers end, and with them every process that is left; or ``leave`` all of them as they are."""
         for child, _, _ in self._waiting:
             child.let_go()
         for server in self._servers.values():
-            if self._durable and not leave:
+            if not server.attached and not leave:
+                server.process.dismiss()  # it could not be told
+            elif self._durable and not leave:
                 self._board.post(server, (Kind.FAREWELL,))
                 self._board.send(server)
                 self._board.flush(server)

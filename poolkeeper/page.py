@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from dataclasses import dataclass
 
 from .messages import WINDOW_LIMIT, Progress
 
@@ -43,6 +42,7 @@ an earlier task that no later keeper knows, is that of no task.
 """
 
 _NAME = "poolkeeper-page:"
+"""Another layout of the page must have another name: whoever looks for this one writes to it."""
 
 
 def anonymous_file(name: str, directory: str | None = None) -> int:
@@ -62,12 +62,8 @@ def new_page(worker: str = "") -> int:
     return fd
 
 
-@dataclass(frozen=True, slots=True)
-class Executing:
-    """What a worker executes: the index, and the digest of its claim; if it has none, that of nothing."""
-
-    index: int
-    digest: tuple[int, int]
+Executing = tuple[int, tuple[int, int]]
+"""What a worker executes: the index, and the digest of its claim; if it has none, that of nothing."""
 
 
 class WorkerPage:
@@ -121,7 +117,7 @@ class KeeperPage(WorkerPage):
         """Return what the worker executes, as a keeper can tell that has not fed it."""
         index = self.observe().executing
         words = self.words
-        return None if index is None else Executing(index, (words[CLAIM], words[CLAIM + 1] ^ index))
+        return None if index is None else (index, (words[CLAIM], words[CLAIM + 1] ^ index))
 
     def revoke_rest(self) -> int:
         """Forbid the worker to start anything that it has not started; return the index started last."""

@@ -12,20 +12,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
+from . import startup  # noqa: F401 - which notes how this process was started, as long as it is as it was
 from .calls import CallRegistry, callable_name
 from .configuration import settings_for
 from .errors import NotReexecable, PoolkeeperError, UnsupportedPlatform
 from .home import Home
 from .keeper import KeeperRuntime
 from .ledger import Options
-from .policy import WorkerPolicy
-from .reexec import PROCESS
+from .living import KEEPERS
 from .view import KeeperView
 
 if TYPE_CHECKING:
     from .fleet import Fleet
-    from .model import KeeperStatus, Recovered, RunResult
-    from .policy import RestartPolicy
+    from .model import KeeperStatus, RunResult
+    from .policy import RestartPolicy, WorkerPolicy
+    from .recovered import Recovered
     from .service_model import ServiceEvent
     from .service_spec import ServiceGroup, ServiceSpec
     from .services import ServiceHandle
@@ -102,7 +103,7 @@ class Keeper(KeeperView):
             start_method=start_method,
             preload=preload,
             threads_per_worker=threads_per_worker,
-            worker=worker if worker is not None else WorkerPolicy(),
+            worker=worker,
             queue_memory=queue_memory,
             inherit_output=name is None,
             resume=resume,
@@ -132,8 +133,7 @@ class Keeper(KeeperView):
         except BaseException:
             place.remove()
             raise
-        _living.add(runtime)
-        PROCESS.joined(runtime)
+        KEEPERS.add(runtime)
         weakref.finalize(self, runtime.close).atexit = False
 
     def __exit__(
@@ -196,6 +196,7 @@ class Keeper(KeeperView):
             PayloadError: when the target or its arguments cannot be pickled.
             RuntimeError: after ``shutdown``.
         """
+        from .policy import WorkerPolicy
         from .service_spec import ServiceSpec
 
         spec = ServiceSpec(
@@ -275,6 +276,8 @@ class Keeper(KeeperView):
             raise NotReexecable(
                 "this process cannot be replaced by a new one: an inline keeper has nothing to hand over"
             )
+        from .reexec import PROCESS
+
         PROCESS.perform(self._runtime, timeout=timeout)
 
     def kill(self) -> None:
@@ -334,24 +337,21 @@ class Keeper(KeeperView):
         return f"<Keeper {self.name or 'ephemeral'}: at most {self.max_workers} workers, {state}>"
 
 
-_living: weakref.WeakSet[KeeperRuntime] = weakref.WeakSet()
-
-
 def _finish_all() -> None:
     """At interpreter exit: as the standard executor, finish what was submitted."""
     error = getattr(sys, "last_value", None)  # what has ended the program, if anything has
-    for runtime in list(_living):
+    for runtime in list(KEEPERS):
         if error is not None:
             runtime.leave_unfinished(f"{type(error).__name__} ended the program")
         runtime.close()
-    for runtime in list(_living):
+    for runtime in list(KEEPERS):
         runtime.join()
 
 
 def _forget_all() -> None:
-    for runtime in list(_living):
+    for runtime in list(KEEPERS):
         runtime.abandon_in_child()
-    _living.clear()
+    KEEPERS.clear()
 
 
 # Before threads are joined, as concurrent.futures does: atexit proper would come too late to start any.

@@ -12,7 +12,6 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Self
 
 __all__ = ["ProcessIdentity", "cpu_seconds", "identify", "process_state", "resident_bytes"]
@@ -21,8 +20,7 @@ PROC = "/proc"
 UNKNOWN = -1
 
 
-@dataclass(frozen=True)
-class ProcessIdentity:
+class ProcessIdentity(NamedTuple):
     """One process, and no other that had or will have its pid.
 
     Args:
@@ -39,7 +37,7 @@ class ProcessIdentity:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, for JSON."""
-        return asdict(self)
+        return self._asdict()
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

@@ -29,7 +29,8 @@ class ProgramPulse:
 class ProgramNotices:
     """Listens for programs; the socket is made when the first of them needs it.
 
-    ``roots`` returns the replicas that are programs by their pids.
+    ``roots`` returns the replicas that are programs by their pids, ``entrust`` has the socket's descriptor held by who
+    outlives us.
     """
 
     def __init__(
@@ -38,11 +39,13 @@ class ProgramNotices:
         selector: selectors.BaseSelector,
         supervisor: Supervisor,
         roots: Callable[[], Mapping[int, Replica]],
+        entrust: Callable[[int], None],
     ) -> None:
         self._home = home
         self._selector = selector
         self._supervisor = supervisor
         self._roots = roots
+        self._entrust = entrust
         self._socket: NotifySocket | None = None
 
     def variables(self, watchdog: float | None) -> dict[str, str]:
@@ -50,16 +53,20 @@ class ProgramNotices:
         if self._socket is None:
             self._socket = NotifySocket.open(self._home)
             self._selector.register(self._socket.fileno(), selectors.EVENT_READ, self._hear)
+            self._entrust(self._socket.fileno())
         variables = {"NOTIFY_SOCKET": self._socket.path}
         if watchdog is not None:
             variables["WATCHDOG_USEC"] = str(round(watchdog * 1e6))
         return variables
 
-    def close(self) -> None:
-        """Close the socket."""
+    def close(self, *, leave: bool) -> None:
+        """Close the socket; ``leave`` it to who holds it beside us."""
         if self._socket is not None:
             self._selector.unregister(self._socket.fileno())
-            self._socket.close()
+            if leave:
+                self._socket.release()
+            else:
+                self._socket.close()
             self._socket = None
 
     def _hear(self, _: int) -> None:

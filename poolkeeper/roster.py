@@ -15,7 +15,7 @@ from .ledger import Task
 from .lifecycle import WorkerEvent, WorkerState, advance
 from .messages import Progress
 
-__all__ = ["Exit", "KillReason", "Page", "Roster", "Worker"]
+__all__ = ["Exit", "KillReason", "Page", "Roster", "Told", "Worker"]
 
 START_ATTEMPTS = 3
 """Times in a row that starting workers may fail for a known reason before what is queued fails with it."""
@@ -40,6 +40,20 @@ class Page(Protocol):
 
     def revoke(self, index: int) -> bool:
         """Forbid the worker to start ``index``; return False if it has started already."""
+
+
+class Told(NamedTuple):
+    """In the place of a page: how far a worker is that has said so, and that will begin nothing more."""
+
+    progress: Progress
+
+    def observe(self) -> Progress:
+        """Return what it has said."""
+        return self.progress
+
+    def revoke(self, index: int) -> bool:
+        """Whatever it holds it has begun."""
+        return False
 
 
 class KillReason(Enum):

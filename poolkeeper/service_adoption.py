@@ -57,6 +57,7 @@ class Adoption:
             up=replica.up or replica.resumes,
             removed=replica.removed,
             attempt=replica.attempt,
+            used=replica.used,
             restarts=replica.restarts,
             detail=replica.detail,
             launched=replica.launched + epoch if replica.attempt else None,
@@ -115,6 +116,7 @@ class Adoption:
             attempt: of the process that has been found; the record may be older than that.
         """
         replica.attempt = max(left.attempt, attempt)
+        replica.used = max(left.used, replica.attempt)
         replica.restarts = left.restarts
         replica.healthy = left.healthy
         replica.up = left.up

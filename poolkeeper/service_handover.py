@@ -50,6 +50,7 @@ class ReplicaRecord:
     up: bool = False
     removed: bool = False
     attempt: int = 0
+    used: int = 0
     restarts: int = 0
     detail: str = ""
     launched: float | None = None
@@ -76,6 +77,7 @@ class ReplicaRecord:
             "up": self.up,
             "removed": self.removed,
             "attempt": self.attempt,
+            "used": self.used,
             "restarts": self.restarts,
             "detail": self.detail,
             "launched": self.launched,
@@ -115,6 +117,7 @@ class ReplicaRecord:
             up=up,
             removed=data.get("removed") is True,
             attempt=_whole(data, "attempt"),
+            used=_whole(data, "used"),
             restarts=_whole(data, "restarts"),
             detail=_text(data, "detail"),
             launched=_moment(data, "launched"),

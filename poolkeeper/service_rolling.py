@@ -38,6 +38,7 @@ class Rolling:
         self._obstacle = obstacle
         self._succeed = succeed
         self._outdated: dict[Replica, int] = {}
+        self._fresh = False
         self._turn: Replica | None = None
         self._heir: Replica | None = None
         self._before = 0
@@ -46,30 +47,42 @@ class Rolling:
     def __bool__(self) -> bool:
         return bool(self._outdated)
 
+    @property
+    def due(self) -> bool:
+        """Whether ``advance`` has not seen all that has happened yet."""
+        return self._fresh
+
     def add(self, replica: Replica) -> None:
         """The process that a replica has runs code that has changed."""
         self._outdated[replica] = replica.attempt
+        self._fresh = True
+
+    def recheck(self) -> None:
+        """Somebody is not to go on who may be the one whose turn it is."""
+        self._fresh = self._fresh or self._turn is not None
 
     def advance(self, services: Iterable[Service], now: float) -> None:
         """Replace the next one, if it is time."""
+        self._fresh = False
         if self._turn is not None and not self._is_over(self._turn, now):
             return
         self._turn = self._heir = None
-        if not self._outdated:
-            if self._done:
-                done, self._done = self._done, 0
-                self._changes.tell("upgrade.completed", "", now, f"{done} process{'es' * (done != 1)} replaced")
-            return
         self._outdated = {one: attempt for one, attempt in self._outdated.items() if _is_left(one, attempt)}
         for service in services:
             for replica in service.replicas:
-                if replica in self._outdated:
+                if replica in self._outdated and self._is_free(replica):
                     self._replace(replica, now)
                     return
+        if self._done and not self._outdated:
+            done, self._done = self._done, 0
+            self._changes.tell("upgrade.completed", "", now, f"{done} process{'es' * (done != 1)} replaced")
+
+    def _is_free(self, replica: Replica) -> bool:
+        """Whether a replica can be replaced now; it will be heard of if that changes."""
+        running = replica.state is ServiceState.RUNNING
+        return running and not self._stopping.requested(replica) and not self._obstacle(replica)
 
     def _replace(self, replica: Replica, now: float) -> None:
-        if replica.state is not ServiceState.RUNNING or self._stopping.requested(replica) or self._obstacle(replica):
-            return  # what happens to it is heard of
         del self._outdated[replica]
         self._turn, self._before = replica, replica.attempt
         if replica.spec.overlap:
@@ -82,11 +95,13 @@ class Rolling:
         """Whether the one whose turn it is has been replaced, or never will be."""
         heir = self._heir
         if heir is not None and (heir.removed or heir.incumbent is not None):
-            if heir.removed and heir.state.at_rest:
-                if heir.incumbent is not None:  # it has not been called off
-                    self._fail(heir, now)
-                return True
-            return False
+            if not (heir.removed and heir.state.at_rest):
+                return False
+            if heir.incumbent is not None:
+                self._fail(heir, now)
+            else:  # it has been called off
+                self._put_back(replica)
+            return True
         if heir is not None:
             if not replica.state.at_rest:
                 return False
@@ -98,7 +113,13 @@ class Rolling:
             self._done += 1
         elif replica.up and not replica.removed and state is not ServiceState.BACKOFF:
             return False
+        else:
+            self._put_back(replica)
         return True
+
+    def _put_back(self, replica: Replica) -> None:
+        """It has been stopped by others; if it goes on after all, it still runs the old code."""
+        self._outdated[replica] = self._before
 
     def _fail(self, replica: Replica, now: float) -> None:
         why = replica.exits[-1].describe() if replica.exits else replica.detail
@@ -113,5 +134,5 @@ class Rolling:
 
 
 def _is_left(replica: Replica, attempt: int) -> bool:
-    """Whether a replica still has the process of ``attempt``, and shall go on."""
-    return replica.attempt == attempt and replica.state.has_process and replica.up and not replica.removed
+    """Whether a replica still has the process of ``attempt``; it may be about to end."""
+    return replica.attempt == attempt and replica.state.has_process

@@ -32,7 +32,7 @@ from .service_model import ExitReason
 from .sources import Sources, loaded_sources
 from .task_context import wants_context
 from .worker import leave
-from .worker_session import WorkerConfig
+from .worker_config import WorkerConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,7 +106,10 @@ class _Service:
         self._pipe = os.pipe()
         self._pipe_identity = identity(self._pipe[0])
         self.resumed: Resumption | None = None
-        introduction = {"role": "service", "id": self.worker, "birth": definition.birth, "pid": os.getpid()}
+        introduction = {
+            "role": "service", "id": self.worker, "birth": definition.birth, "pid": os.getpid(),
+            "cloudpickle": config.cloudpickle,
+        }  # fmt: skip
         self._line = ServiceLine(config, introduction, link, self._describe)
         if not self.say((Kind.HERE, os.getpid())) and self._line.is_unwanted():
             os._exit(1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import sysconfig
 from collections.abc import Iterable
 
 __all__ = ["Sources", "changed_sources", "current_sources", "loaded_sources"]
@@ -56,8 +55,10 @@ _INSTALLED: tuple[str, ...] = ()
 
 
 def _installed() -> tuple[str, ...]:
-    global _INSTALLED  # noqa: PLW0603 - sysconfig is slow to ask, and what it says does not change
+    global _INSTALLED  # noqa: PLW0603 - sysconfig is slow to import and to ask, and what it says does not change
     if not _INSTALLED:
+        import sysconfig
+
         names = ("stdlib", "platstdlib", "purelib", "platlib")
         _INSTALLED = tuple({os.path.join(path, "") for path in map(sysconfig.get_path, names) if path})
     return _INSTALLED

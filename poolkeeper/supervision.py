@@ -36,7 +36,7 @@ from .service_model import ExitReason, ServiceEvent, ServiceState, ServiceStatus
 from .service_news import ServiceNews
 from .service_peer import ServicePeer, StackDumps, is_program
 from .service_spec import ServiceSpec
-from .service_survivors import Survivors, read_words, take_page
+from .service_survivors import Survivors, read_words, report_refusal, take_page
 from .service_worker import ServiceDefinition
 from .sources import changed_sources
 from .supervisor import Supervisor
@@ -79,7 +79,7 @@ class Supervision:
         self._delivery = delivery
         self._postmortem = postmortem
         self._stacks = StackDumps(home.logs)
-        self._notices = ProgramNotices(home.path, selector, supervisor, self._programs)
+        self._notices = ProgramNotices(home.path, selector, supervisor, self._programs, nursery.entrust)
         self._call_soon = call_soon
         self._max_workers = max_workers
         self._birth = birth
@@ -115,6 +115,7 @@ class Supervision:
 
         ``blob`` is its pickled target, ``code`` the fingerprint of that and of its options. Raises DeclarationError.
         """
+        self._tell_time(time.monotonic())
         service = self.supervisor.add(spec, code)
         make_room(self._max_workers + self.supervisor.size)
         self._definitions[service] = (blob, Limits.of(spec.worker), dict(spec.worker.env or {}))
@@ -139,7 +140,7 @@ class Supervision:
             self.supervisor.dumped(peer.replica, peer.attempt, now)
         if self._survivors is not None:
             self._survivors.tend(now)
-        self.supervisor.epoch = time.time() - now
+        self._tell_time(now)
         for _ in range(TURNS):  # what one decision has led to may ask for the next
             commands = self.supervisor.decide(now)
             for command in commands:
@@ -148,6 +149,9 @@ class Supervision:
                 break
         self._write_down(now)
         self.news.notify()
+
+    def _tell_time(self, now: float) -> None:
+        self.supervisor.epoch = time.time() - now
 
     def _write_down(self, now: float) -> None:
         """Have the next keeper know what has changed."""
@@ -297,7 +301,6 @@ class Supervision:
             self._variables(spec)  # programs that live may have something to say
         if left is None:
             left = ServiceRecord(spec.name, wanted=True, declared=spec.replicas, count=spec.replicas)
-        self.supervisor.epoch = time.time() - now
         processes: dict[int, int] = {}
         for peer in peers:
             if not peer.gone:
@@ -350,7 +353,7 @@ class Supervision:
             self.supervisor.ready(replica, attempt, now)
         if isinstance(status, str):
             replica.detail = status
-        if changed_sources(peer.content.get("sources", {})):
+        if peer.refusal or changed_sources(peer.content.get("sources", {})):
             self.supervisor.outdated(replica, attempt)
 
     def _listed(self, server: int, children: list[tuple[str, str, int]]) -> None:
@@ -415,6 +418,15 @@ class Supervision:
         peer.content = content
         take_page(peer, fds)
         self._go_on(peer)
+
+    def turned_away(self, peer: ServicePeer, hello: dict[str, Any], why: str) -> None:
+        """A process of another version has called."""
+        report_refusal(peer, why)
+        self._here(peer, int(hello["pid"]))
+        self.supervisor.outdated(peer.replica, peer.attempt)
+
+    def leaving(self, peer: ServicePeer, content: dict[str, Any]) -> None:
+        """It need not say so."""
 
     def disconnected(self, peer: ServicePeer) -> None:
         """A link is gone, which proves nothing: programs have none."""
@@ -533,13 +545,13 @@ class Supervision:
             peer.page.close()
             peer.page = None
 
-    def close(self) -> None:
-        """Let go of every process that is left; the nursery ends them."""
+    def close(self, *, leave: bool) -> None:
+        """Let go of every process that is left; the nursery ends them, unless it is to ``leave`` them."""
         for peer in list(self._peers.values()):
             self._drop(peer)
         if self._survivors is not None:
             self._survivors.close()
-        self._notices.close()
+        self._notices.close(leave=leave)
 
     def announce_end(self) -> None:
         """Wake those who wait for a state that will not come any more; for when the keeper counts as ended."""

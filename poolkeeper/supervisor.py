@@ -58,6 +58,7 @@ class Supervisor:
         self._adoption = Adoption(self._changes, self._timers, self._stopping, self._watch, self._groups)
         self._rolling = Rolling(self._changes, self._stopping, self._obstacle, self._start_successor)
         self._rolling_waits = False
+        self._ends = False
         self._replicas: dict[int, Replica] = {}
         self._next_id = SAMPLING + 1
 
@@ -103,6 +104,7 @@ class Supervisor:
 
     def start(self, service: Service, now: float) -> None:
         """Start what is at rest, and what it is after; what runs goes on, what stops starts again afterwards."""
+        self._ends = False
         for needed in _needed(service):
             self._start(needed, now)
         self._start(service, now, again=True)
@@ -153,6 +155,7 @@ class Supervisor:
 
     def stop_all(self, now: float, reason: str = "") -> None:
         """Stop everything, what depends on others first; the next keeper starts it again."""
+        self._ends = True
         for service in reversed(self.services.values()):
             self._let_go(service, for_good=False)
             for replica in list(service.replicas):
@@ -213,7 +216,10 @@ class Supervisor:
         epoch = self._adoption.epoch_of(left, same_boot=same_boot)
         count = left.count if left.declared == service.spec.replicas else service.spec.replicas
         records = {record.number: record for record in left.replicas}
-        for number in sorted({*range(count), *records, *processes, *range(service.spec.replicas)}):
+        numbers = sorted({*range(count), *records, *processes, *range(service.spec.replicas)})
+        replicas = [self.replica(service, number) or self._add_replica(service, number) for number in numbers]
+        for replica in replicas:  # all are there by now, for their names depend on how many there are
+            number = replica.number
             record, attempt = records.get(number), processes.get(number, 0)
             stays, known = number < count, record is not None or number in processes
             if record is None:
@@ -222,7 +228,6 @@ class Supervisor:
                 record, known = ReplicaRecord(number), False
             elif stays and record.removed:  # the declaration wants it again
                 record = replace(record, up=service.wanted, ending=record.ending if record.forced else None)
-            replica = self.replica(service, number) or self._add_replica(service, number)
             if known:
                 self._adoption.restore(replica, record, epoch, now, attempt)
             elif stays and service.wanted:
@@ -243,10 +248,16 @@ class Supervisor:
     def found(self, service: Service, number: int, attempt: int, now: float) -> Replica | None:
         """A process of an earlier keeper exists that nobody knew of; return whose it is, None if it is one too many."""
         replica = self.replica(service, number)
-        if replica is None or replica.removed or replica.state.has_process or attempt <= replica.attempt:
+        if replica is None:
+            return None
+        replica.used = max(replica.used, attempt)
+        if replica.removed or replica.state.has_process or attempt <= replica.attempt:
             return None
         service.wanted = True
         self._adoption.give_process(replica, attempt, now)
+        if self._ends:
+            self._let_go(service, for_good=False)
+            self._stop(replica, now, "its fleet ends")
         return replica
 
     def replica(self, service: Service, number: int) -> Replica | None:
@@ -378,7 +389,7 @@ class Supervisor:
 
     def next_deadline(self) -> float | None:
         """Return when ``decide`` must be called next even if nothing happens, None if never."""
-        if self._changes or self._stopping.due:
+        if self._changes or self._stopping.due or (self._rolling.due and not self._rolling_waits):
             return 0.0
         opens = self._queue.opens if self.starting < self._max_starting else None
         if self._rolling_waits:
@@ -445,6 +456,7 @@ class Supervisor:
     def _stop(self, replica: Replica, now: float, reason: str) -> None:
         """End a replica's process when its turn has come; without one, it is down at once."""
         replica.up = False
+        self._rolling.recheck()
         self._call_off(replica, now, reason)
         if replica.state in (ServiceState.STARTING, ServiceState.RUNNING):
             self._stopping.request(replica, Ending.STOP, reason)

@@ -1,7 +1,8 @@
 """The keeper's listening socket and all sessions over it: who calls is asked for proof, who is known is heard.
 
 It moves bytes, frames and sessions; what a message means it leaves to the peer's ``Listener``. ``introduce`` tells
-whose session a caller resumes, by what it says of itself, and raises ProtocolError for a stranger.
+whose session a caller resumes, by what it says of itself, and raises ProtocolError for a stranger. A child of another
+version is told to drain, and its listener hears of it once, however often it calls.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from functools import partial
 from typing import Any, Protocol
 
 from .errors import ProtocolError
-from .frames import Frame, FrameKind
-from .link import Handshake, Link
+from .frames import Frame, FrameKind, decode_json
+from .link import PYTHON, Handshake, Link
 from .messages import Kind, pack, unpack
 from .reporting import report
 from .session import Session
+from .versions import PROTOCOL, Verdict, Versions, judge
 
 __all__ = ["Heir", "Listener", "Peer", "Switchboard"]
 
@@ -35,6 +37,8 @@ DEAF_SECONDS = 0.1
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 _WITHIN_A_SESSION = frozenset({FrameKind.DATA, FrameKind.ACK, FrameKind.ATTACH, FrameKind.ASIDE})
+
+OURS = Versions(PROTOCOL, PYTHON)
 
 STRANGERS = 256
 """Connections that have not authenticated yet, at most; beyond, the oldest is closed."""
@@ -59,15 +63,23 @@ class Heir(Listener, Protocol):
     def attached(self, peer: Any, content: dict[str, Any], fds: list[int]) -> None:
         """``peer`` has said what it is and holds; the descriptors beside are the first of ``fds``, to be taken out."""
 
+    def turned_away(self, peer: Any, hello: dict[str, Any], why: str) -> None:
+        """``peer`` has called, and its versions differ; ``why`` is a predicate of it. It will not be heard."""
+
+    def leaving(self, peer: Any, content: dict[str, Any]) -> None:
+        """``peer``, who was refused, has said what it has begun and leaves to be found."""
+
 
 class Peer:
     """The keeper's end of the session with one process, across all its links.
 
-    ``attached`` is False for a process that an earlier keeper has made, until it has said what it is.
+    ``attached`` is False for a process that an earlier keeper has made, until it has said what it is. ``refusal`` is
+    why it cannot be heard: its versions differ.
     """
 
     name = "a peer"
     attached = True
+    refusal = ""
 
     def __init__(self, listener: Listener) -> None:
         self.listener = listener
@@ -85,10 +97,11 @@ class Peer:
 
 
 class _Caller:
-    """A connection that has not said yet who it is."""
+    """A connection that has not said yet who it is, or that was ``refused`` to this peer."""
 
     def __init__(self, link: Link, key: bytes) -> None:
         self.link = link
+        self.refused: Peer | None = None
         self.handshake = Handshake(key)
 
 
@@ -102,8 +115,10 @@ class Switchboard:
         selector: selectors.BaseSelector,
         introduce: Callable[[dict[str, Any]], Peer],
         listener: socket.socket | None = None,
+        versions: Versions = OURS,
     ) -> None:
         self._key = key
+        self._versions = versions
         self._selector = selector
         self._introduce = introduce
         self._callers: dict[Link, _Caller] = {}
@@ -153,18 +168,46 @@ class Switchboard:
     def _hear_caller(self, caller: _Caller, _: int) -> None:
         try:
             frames, alive = caller.link.receive()
-            if frames:
-                hello = caller.handshake.verify(frames[0])
-                peer = self._introduce(hello)
-                caller.link.reader.authenticated = True
-                self._connect(peer, caller, hello)
-                self._hear_frames(peer, frames[1:])
-            elif not alive:
+            if caller.refused is not None:
+                self._hear_refused(caller, caller.refused, frames)
+            elif frames:
+                self._hear_hello(caller, frames)
+            if not alive and caller.link in self._callers:
                 self._drop(caller)
         except (ProtocolError, OSError, KeyError, ValueError, TypeError) as error:
             report("WARNING", f"a connection to the keeper's socket is refused: {error}")
             if caller.link in self._callers:
                 self._drop(caller)
+
+    def _hear_hello(self, caller: _Caller, frames: list[Frame]) -> None:
+        hello = caller.handshake.verify(frames[0])
+        verdict, why = judge(self._versions, hello)
+        if verdict is Verdict.REFUSE:
+            caller.link.send(caller.handshake.refusal(hello, verdict, why))
+            raise ProtocolError(f"the caller {why}")
+        peer = self._introduce(hello)
+        caller.link.reader.authenticated = True
+        if verdict is Verdict.DRAIN:
+            self._refuse(peer, caller, hello, why)
+        else:
+            self._connect(peer, caller, hello)
+            self._hear_frames(peer, frames[1:])
+
+    def _refuse(self, peer: Peer, caller: _Caller, hello: dict[str, Any], why: str) -> None:
+        caller.refused = peer
+        with contextlib.suppress(OSError):  # gone again, which reading will show
+            caller.link.send(caller.handshake.refusal(hello, Verdict.DRAIN, why))
+        if not peer.refusal:
+            peer.refusal = why
+            heir: Any = peer.listener  # nobody else has such peers
+            heir.turned_away(peer, hello, why)
+
+    def _hear_refused(self, caller: _Caller, peer: Peer, frames: list[Frame]) -> None:
+        for frame in frames:
+            if frame.kind is not FrameKind.LEAVING:
+                raise ProtocolError(f"{frame.kind.name} came from one who was refused")
+            heir: Any = peer.listener
+            heir.leaving(peer, decode_json(frame.body))
 
     def _connect(self, peer: Peer, caller: _Caller, hello: dict[str, Any]) -> None:
         self._drain(peer)

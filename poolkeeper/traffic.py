@@ -16,7 +16,6 @@ from .ledger import Chunk, Segment, Task
 from .link import FDS_LIMIT
 from .messages import Code, Kind
 from .payload import Large, map_large
-from .postmortem import Postmortem
 from .spool import Counted, Spilled, Stowage
 from .store import claim_of
 from .switchboard import Peer, Switchboard
@@ -24,6 +23,7 @@ from .workforce import WorkerPeer, Workforce
 
 if TYPE_CHECKING:
     from .adoption import Adoption
+    from .postmortem import Postmortem
     from .recording import Recorder
 
 __all__ = ["Job", "Traffic"]

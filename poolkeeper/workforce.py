@@ -17,15 +17,16 @@ from .arena import ReleaseQueue
 from .commands import Kill, Nudge, Retire, Spawn
 from .core import Core
 from .errors import ProtocolError
+from .holdings import Held
 from .ledger import Task
 from .lifecycle import WorkerState
-from .messages import Kind
+from .messages import Kind, Progress
 from .nursery import UNKNOWN, Child, Nursery, Parent
 from .page import Executing, KeeperPage, find_page
 from .payload import Large
 from .process_identity import ProcessIdentity
 from .reporting import report
-from .roster import Exit, Worker
+from .roster import Exit, Told, Worker
 from .settings import Settings
 from .sources import changed_sources
 from .spool import Stowage
@@ -59,9 +60,7 @@ class WorkerPeer(Child):
     def executing(self) -> Task | None:
         """The task that the worker runs at this moment, by its page."""
         worker = self.worker
-        if self.page is None or not worker.inflight:
-            return None
-        progress = self.page.observe()
+        progress = worker.observe()
         position = progress.started - worker.base
         if progress.started > progress.finished and 0 <= position < len(worker.inflight):
             return worker.inflight[position]
@@ -84,6 +83,10 @@ class Workforce:
         self._survivors: dict[int, WorkerPeer] = {}  # the dead among them, too: a fork server may tell of them later
         self.adoption: Adoption | None = None
         """Takes what the workers of an earlier keeper hold."""
+        self.collect: Callable[[Worker, str], object] = lambda *_: None
+        """Takes in what a worker that has gone has left behind under some name."""
+        self.drained: list[int] = []
+        """The pids of the workers that were told to leave, for their versions differ."""
         self._settings = settings
         self._core = core
         self._nursery = nursery
@@ -224,6 +227,24 @@ class Workforce:
         if changed or content["recycling"]:
             self._core.recycle(worker)
 
+    def turned_away(self, peer: WorkerPeer, hello: dict[str, Any], why: str) -> None:
+        """A worker of another version has called."""
+        worker, pid = peer.worker, int(hello["pid"])
+        self.drained.append(pid)
+        report("INFO", f"worker {worker.id} (pid {pid}) {why}: it finishes its task and leaves", worker=worker.id)
+        if worker.birth == self._birth:
+            self._core.start_failed(worker, f"its process {why}; what is on disk has changed since this program began")
+
+    def leaving(self, peer: WorkerPeer, content: dict[str, Any]) -> None:
+        """It tells what it has begun, which nobody else shall run; the outcomes are found when it has gone."""
+        worker = peer.worker
+        if peer.attached or isinstance(worker.page, Told):
+            return
+        held = [None if one is None else Held(str(one[0]), int(one[1]), tuple(one[2])) for one in content["holds"]]
+        progress = Progress(len(held), len(held) - bool(content.get("executing")), 0, float(content.get("since", 0.0)))
+        begun = [None] * len(held) if self.adoption is None else self.adoption.take_in(worker, 1, held)
+        self._core.leaving(worker, Told(progress), begun)
+
     def connected(self, peer: WorkerPeer, hello: dict[str, Any]) -> None:
         """A worker has called again."""
         if peer.attached:
@@ -310,6 +331,7 @@ class Workforce:
             return
         while self._board.read(peer):
             pass
+        self.collect(worker, f"{worker.birth}-{peer.tag.rpartition('-')[2]}")
         if worker.adopted and self.adoption is not None:
             self.adoption.gone(worker)
         self._core.died(worker, time.monotonic(), exit)

@@ -11,7 +11,8 @@ import heapq
 import json
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
@@ -24,8 +25,10 @@ from poolkeeper.service_commands import Announce, Ask, Collapse, Consult, Destro
 from poolkeeper.service_exits import LastWords
 from poolkeeper.service_handover import Handover, ReplicaRecord, ServiceRecord
 from poolkeeper.service_model import ExitReason, ServiceState
+from poolkeeper.service_rolling import CHANGED
 from poolkeeper.service_spec import ServiceGroup, ServiceSpec
 from poolkeeper.supervisor import Supervisor
+from tests.service_promises import BUSY, Promises, Tag, Violation, staying, transitive
 
 BEGINNING = 1000.0
 STEP_LIMIT = 20_000
@@ -34,22 +37,17 @@ CALM = 120.0
 PATIENCE = 400.0
 """Seconds within which everything is down after ``stop_all``."""
 
-BUSY = (ServiceState.STARTING, ServiceState.RUNNING)
-
+ASKED = (ExitReason.RECYCLED, ExitReason.RESTARTED, ExitReason.STOPPED, ExitReason.GROUP, ExitReason.UPGRADED)
 
 ROLL_CALL = 2.0
 """Seconds for which a keeper that takes over launches nothing."""
-
-
-class Violation(AssertionError):
-    """Something happened that must never happen."""
 
 
 class Left(NamedTuple):
     """What a keeper has written down: its services, and which processes there are."""
 
     handover: str
-    processes: dict[tuple[str, int], int]
+    processes: frozenset[Tag]
 
 
 class Process:
@@ -60,12 +58,14 @@ class Process:
         self.world = world
         self.replica = replica
         self.attempt = attempt
+        self.tag = (replica.service.name, replica.number, attempt)
+        self.code = replica.code
         self.pid = next(world.pids)
         self.exists = self.ended = False
         self.waiting_signals: list[Callable[[], None]] = []
         self.words: LastWords | None = None
         self.said: list[str] = []
-        self.code: int | None = None
+        self.exitcode: int | None = None
         self.silent_from = rng.choice([float("inf"), float("inf"), rng.expovariate(0.05)]) + world.now
         self.beats_every = (replica.spec.watchdog or 1.0) * rng.choice([0.3, 0.9])
         self.memory = rng.choice([10, 10, 10, 60, 200]) if world.happens("large") else 10
@@ -97,20 +97,20 @@ class Process:
         world.told(f"{self} ends ({code})")
         if world.happens("unknown end"):
             code = None
-        self.code = code
+        self.exitcode = code
 
         def hear() -> None:
             if self.replica.hold is not None and self.attempt == self.replica.attempt:
                 world.may_start.add(self.replica)  # its group restarts
             world.supervisor.ended(self.replica, self.attempt, world.now, code=code, words=words)
 
-        world.hear(hear)
+        world.hear_of(self, hear)
 
     def __str__(self) -> str:
         return f"{self.replica.name}#{self.attempt}"
 
 
-class ServiceSimulation:
+class ServiceSimulation(Promises):
     """The services of one keeper, from their declaration until they are down."""
 
     def __init__(self, seed: int, tell: Callable[[str], None] | None = None) -> None:
@@ -122,6 +122,8 @@ class ServiceSimulation:
         self.supervisor = Supervisor(self.max_starting, epoch=5e8)
         self.pids = count(100)
         self.processes: dict[Replica, Process] = {}
+        self.all: dict[Tag, Process] = {}
+        """Every process that there has been, whichever keeper has had it made; the last one of each tag."""
         self.not_before: dict[Replica, float] = {}
         self.may_start: set[Replica] = set()
         self.consulted: dict[Replica, Consult] = {}
@@ -131,8 +133,14 @@ class ServiceSimulation:
         """How many there have been; one that dies counts twice, for while it is away nobody hears anything."""
         self.found = 0
         self.again: set[Replica] = set()
-        self.left = Left("{}", {})
+        self.left = Left("{}", frozenset())
         self.specs: list[ServiceSpec] = []
+        self.codes: dict[str, str] = {}
+        """The fingerprint of each service's code, as the next keeper will find it."""
+        self.names = count()
+        self.upgrade_failed = False
+        self.restarts: dict[tuple[str, int], int] = {}
+        """Of each replica, as its keeper has counted them so far."""
         self.seen: set[str] = set()
         self._tick = count()
         self._events: list[tuple[float, int, Callable[[], object]]] = []
@@ -161,6 +169,7 @@ class ServiceSimulation:
                 "spawn is lost": 0.3,
             }.items()
         }
+        self._odds["upgrade"] = rng.choice([0.0, 0.1, 0.4])
         self._records: dict[str, ServiceRecord] = {}
         self._declare()
         self._plan()
@@ -181,31 +190,55 @@ class ServiceSimulation:
                     on_give_up=rng.choice(["ignore", "stop-fleet"]),
                 )
             )
-        names: list[str] = []
-        for number in range(rng.choice([1, 2, 3, 4, 6])):
-            name = f"s{number}"
-            spec = ServiceSpec(
-                name,
-                print,
-                restart=self._policy(),
-                replicas=rng.choice([1, 1, 1, 2, 3, 0]),
-                ready=rng.choice(["start", "notify"]),
-                watchdog=rng.choice([None, None, 2.0, 10.0]),
-                start_timeout=rng.choice([1.0, 5.0, 30.0]),
-                stop_timeout=rng.choice([0.5, 10.0]),
-                after=rng.sample(names, rng.choice([0, 0, 1, 2]) % (len(names) + 1)),
-                priority=rng.choice([0, 0, 5, -1]),
-                worker=WorkerPolicy(
-                    max_age=rng.choice([None, None, 20.0]),
-                    max_memory=rng.choice([None, None, 50]),
-                    hard_memory=rng.choice([None, None, 100]),
-                ),
-                on_give_up=rng.choice(["ignore", "ignore", "ignore", "stop-fleet"]),
-                group=rng.choice(groups),
-            )
-            names.append(name)
+        self.groups = groups
+        for _ in range(rng.choice([1, 2, 3, 4, 6])):
+            spec = self._new_spec()
             self.specs.append(spec)
-            self.supervisor.add(spec)
+            self.supervisor.add(spec, self.codes[spec.name])
+
+    def _new_spec(self) -> ServiceSpec:
+        rng, names = self.random, [spec.name for spec in self.specs]
+        name = f"s{next(self.names)}"
+        self.codes[name] = "0"
+        return ServiceSpec(
+            name,
+            print,
+            restart=self._policy(),
+            replicas=rng.choice([1, 1, 1, 2, 3, 0]),
+            ready=rng.choice(["start", "notify"]),
+            watchdog=rng.choice([None, None, 2.0, 10.0]),
+            start_timeout=rng.choice([1.0, 5.0, 30.0]),
+            stop_timeout=rng.choice([0.5, 10.0]),
+            after=rng.sample(names, rng.choice([0, 0, 1, 2]) % (len(names) + 1)),
+            priority=rng.choice([0, 0, 5, -1]),
+            worker=WorkerPolicy(
+                max_age=rng.choice([None, None, 20.0]),
+                max_memory=rng.choice([None, None, 50]),
+                hard_memory=rng.choice([None, None, 100]),
+            ),
+            on_give_up=rng.choice(["ignore", "ignore", "ignore", "stop-fleet"]),
+            group=rng.choice(self.groups),
+            overlap=rng.choice([False, True]),
+        )
+
+    def _change_program(self) -> None:
+        """The next keeper runs another version: services have changed, come or gone."""
+        rng = self.random
+        self.seen.add("upgrade")
+        if self.specs and rng.random() < 0.2:
+            gone = rng.choice(self.specs)
+            self.specs.remove(gone)
+            self.specs = [
+                replace(spec, after=[name for name in spec.after if name != gone.name]) for spec in self.specs
+            ]
+        for index, spec in enumerate(self.specs):
+            if rng.random() < 0.6:
+                self.codes[spec.name] = str(int(self.codes[spec.name]) + 1)
+            if rng.random() < 0.2:
+                self.specs[index] = replace(spec, replicas=rng.choice([0, 1, 2, 3]))
+        if rng.random() < 0.2 or not self.specs:
+            self.specs.append(self._new_spec())
+        self.told(f"new version: {[(spec.name, self.codes[spec.name]) for spec in self.specs]}")
 
     def _policy(self) -> RestartPolicy:
         rng = self.random
@@ -228,6 +261,8 @@ class ServiceSimulation:
         for _ in range(10):
             if self.happens("keeper dies"):
                 self.after(0.001 + rng.random() * span, self._die)
+            if self.happens("upgrade"):
+                self.after(0.001 + rng.random() * span, partial(self._die, reload=rng.random() < 0.8))
         for _ in range(rng.choice([0, 3, 10, 30])):
             self.after(rng.random() * span, rng.choice([self._command, self._command, self._command, self._accident]))
         if rng.random() < 0.2:
@@ -244,7 +279,7 @@ class ServiceSimulation:
         self.told(f"start {service.name}")
         self._permit(service)
         self.supervisor.start(service, self.now)
-        self._hold(all(one.up for one in _staying(service)), f"{service.name} was started and is not to be up")
+        self._hold(all(one.up for one in staying(service)), f"{service.name} was started and is not to be up")
 
     def _stop(self, service: Service) -> None:
         self.told(f"stop {service.name}")
@@ -255,7 +290,7 @@ class ServiceSimulation:
         self.told(f"restart {service.name}")
         self._permit(service)
         self.supervisor.restart(service, self.now)
-        for replica in _staying(service):
+        for replica in staying(service):
             self._hold(replica.up, f"{service.name} was restarted and is not to be up")
             known = self.supervisor._stopping.requested(replica)
             self._hold(replica.state not in BUSY or known is not None, f"{replica.name} was restarted and just goes on")
@@ -263,11 +298,12 @@ class ServiceSimulation:
     def _scale(self, service: Service) -> None:
         number = self.random.choice([0, 1, 2, 4])
         self.told(f"scale {service.name} to {number}")
+        self.restarts = {key: restarts for key, restarts in self.restarts.items() if key[0] != service.name}
         self._permit(service)
         self.supervisor.scale(service, number, self.now)
         self._permit(service)
-        staying = list(_staying(service))
-        self._hold(len(staying) == number, f"{service.name} has {len(staying)} replicas in the place of {number}")
+        there = list(staying(service))
+        self._hold(len(there) == number, f"{service.name} has {len(there)} replicas in the place of {number}")
         numbers = [replica.number for replica in service.replicas]
         self._hold(numbers == sorted(set(numbers)), f"two replicas of {service.name} have one number: {numbers}")
 
@@ -279,7 +315,7 @@ class ServiceSimulation:
     def _permit(self, service: Service) -> None:
         """What a person starts needs no policy, nor does what it depends on."""
         self.stopping_all = False
-        for one in [service, *_transitive(service, "after")]:
+        for one in [service, *transitive(service, "after")]:
             for replica in one.replicas:
                 self.not_before.pop(replica, None)
                 self.may_start.add(replica)
@@ -312,18 +348,24 @@ class ServiceSimulation:
         if self.happens("again"):
             self.tell_keeper(self.random.expovariate(0.1), call)
 
+    def hear_of(self, process: Process, call: Callable[[], object]) -> None:
+        """The same of a process, unless it is nobody's, or not known yet."""
+        if self.processes.get(process.replica) is process:
+            self.hear(call)
+
     # -- processes ----------------------------------------------------------------------------------------------------
 
     def _launch(self, command: Launch) -> None:
         replica, attempt, supervisor = command.replica, command.attempt, self.supervisor
-        earlier = self.processes.get(replica)
-        self._hold(earlier is None or earlier.ended, f"two processes for {replica.name}")
+        self._check_alone(replica, attempt)
         self._hold(not self.closing, f"{replica.name} starts after the end")
         due = self.not_before.pop(replica, None)
         self._hold(due is None or self.now >= due, f"{replica.name} starts {(due or 0.0) - self.now:g} s too early")
         self._hold(replica in self.may_start, f"nobody has called for {replica.name}")
         self.may_start.discard(replica)
         process = self.processes[replica] = Process(self, replica, attempt)
+        self.all[process.tag] = process
+        self._hold(process.code == self.codes[replica.service.name], f"{process} runs code that is not the newest")
         self.told(f"launch {process}")
         if self.happens("refused"):
             process.ended = True
@@ -339,7 +381,7 @@ class ServiceSimulation:
             return
         rng = self.random
         process.exists = True
-        self.hear(lambda: self.supervisor.spawned(process.replica, process.attempt, process.pid))
+        self.hear_of(process, lambda: self.supervisor.spawned(process.replica, process.attempt, process.pid))
         for act in process.waiting_signals:
             act()
         seconds = rng.choice([0.0, 0.02]) + (rng.random() * 8.0 if self.happens("slow start") else 0.0)
@@ -354,7 +396,7 @@ class ServiceSimulation:
     def _say(self, process: Process, word: str) -> None:
         if not process.ended:
             process.said.append(word)
-            self.hear(lambda: getattr(self.supervisor, word)(process.replica, process.attempt, self.now))
+            self.hear_of(process, lambda: getattr(self.supervisor, word)(process.replica, process.attempt, self.now))
 
     def _crash(self, process: Process) -> None:
         code = self.random.choice([-9, -11, 1, 3])
@@ -422,11 +464,9 @@ class ServiceSimulation:
             case Launch():
                 self._launch(command)
             case Ask(replica):
-                process = self.processes[replica]
-                self.after(self.latency(), lambda: process.signal(process.asked))
+                self._ask(replica)
             case Destroy(replica):
-                process = self.processes[replica]
-                self.after(self.latency(), lambda: process.signal(lambda: process.end(-9)))
+                self._signal(replica, lambda process: process.end(-9))
             case Dump(replica):
                 self._hold(replica.state.has_process, f"{replica.name} has no stacks")
             case Consult(replica):
@@ -434,25 +474,43 @@ class ServiceSimulation:
                 slow = self.random.expovariate(0.1) if self.happens("slow policy") else self.latency()
                 self.tell_keeper(slow, lambda: self._answer(command))
             case Sample(replicas):
-                for replica in replicas:
-                    process = self.processes[replica]
-                    self.supervisor.sampled(replica, process.memory if not process.ended else None, self.now)
+                self._sample(replicas)
             case Announce(event):
                 self.seen.add(f"{event.previous} -> {event.state}" if event.state else event.kind)
                 self.told(f"{event.kind} {event.name} {event.reason}")
+                self.upgrade_failed |= event.kind == "upgrade.failed"
                 self._justify(event)
             case Collapse(reason):
                 self.seen.add("collapse")
                 self.told(f"collapse: {reason}")
                 self.supervisor.stop_all(self.now, reason)
 
+    def _ask(self, replica: Replica) -> None:
+        process = self.processes.get(replica)
+        if process is not None and replica.ending is Ending.UPGRADE and replica not in self.again:
+            replaced = process.code != self.codes[replica.service.name]
+            self._hold(replaced, f"{process} is replaced, and runs the newest code")
+        self._signal(replica, Process.asked)
+
+    def _signal(self, replica: Replica, act: Callable[[Process], None]) -> None:
+        process = self.processes.get(replica)
+        if process is not None:  # else it is of an earlier keeper, and gone
+            self.after(self.latency(), lambda: process.signal(lambda: act(process)))
+
+    def _sample(self, replicas: Sequence[Replica]) -> None:
+        for replica in replicas:
+            process = self.processes.get(replica)
+            memory = None if process is None or process.ended else process.memory
+            self.supervisor.sampled(replica, memory, self.now)
+
     def _justify(self, event: Any) -> None:
-        """An end that was asked for, or by a group, is a reason to start again."""
+        """An end that was asked for, or by a group, is a reason to start again; so is code that has changed."""
+        if event.state == "waiting" and event.reason == CHANGED:
+            self.may_start.update(one for one in self.supervisor._replicas.values() if one.name == event.name)
         for replica in self.processes:
             if replica.name == event.name and event.state in ("waiting", "backoff") and replica.exits:
                 reason = replica.exits[-1].reason
-                asked = (ExitReason.RECYCLED, ExitReason.RESTARTED, ExitReason.STOPPED, ExitReason.GROUP)
-                if reason in asked:
+                if reason in ASKED:
                     self.may_start.add(replica)
 
     def _answer(self, consult: Consult) -> None:
@@ -476,22 +534,30 @@ class ServiceSimulation:
 
     def _write_down(self) -> None:
         """Write what the next keeper should know; a crash may come first."""
-        if not self.supervisor.services or self.happens("late writes"):
-            return
+        if self.supervisor.services and not self.happens("late writes"):
+            self._hand_over()
+
+    def _hand_over(self) -> None:
         for record in self.supervisor.describe(self.now):
             self._records[record.name] = record
         handover = Handover(tuple(self._records.values()), self.supervisor.describe_groups())
         processes = {
-            (replica.service.name, replica.number): process.attempt
+            process.tag
             for replica, process in self.processes.items()
             if process.exists and not process.ended and replica.pid == process.pid
         }
-        self.left = Left(json.dumps(handover.to_data()), processes)
+        self.left = Left(json.dumps(handover.to_data()), frozenset(processes))
 
-    def _die(self) -> None:
+    def _die(self, *, reload: bool | None = None) -> None:
+        """The keeper ends, for a ``reload`` of changed code if that is True; False: it dies, and the code changes."""
         away = self.random.choice([0.0, 0.1, 5.0, 100.0])
         if self.closing or not self.supervisor.services or self.now + away >= self.end_at - CALM / 2:
             return
+        if reload:
+            away = 0.0
+            self._hand_over()
+        if reload is not None:
+            self._change_program()
         self.told(f"the keeper dies for {away} s")
         self.seen.add("the keeper dies")
         self.keepers += 1
@@ -502,48 +568,49 @@ class ServiceSimulation:
             self.random.choice([-1e6, -50.0, 3.0, 1e6]) if self.happens("clock jumps") else 0.0
         )
         self.supervisor = Supervisor(self.max_starting, epoch=epoch)  # that of nobody
-        if reboot := self.happens("reboot"):
-            for process in self.processes.values():
+        self.processes = {}
+        if reboot := self.happens("reboot") and bool(away):
+            for process in self.all.values():
                 process.end(-9)
         self.after(away, lambda: self._take_over(reboot))
 
     def _take_over(self, reboot: bool) -> None:
         self.told("another keeper takes over" + (" after a reboot" if reboot else ""))
         self.keepers += 1
-        self.stopping_all = False
+        self.stopping_all = self.upgrade_failed = False
         self.woke = self.now
-        self.found = 0
         supervisor = self.supervisor
         left = Handover.from_data(json.loads(self.left.handover))
         self._hold(
             left.to_data() == json.loads(self.left.handover or "{}") or not left.services, "much is lost in writing"
         )
         records = {record.name: record for record in left.services}
-        earlier = {(replica.service.name, replica.number): one for replica, one in self.processes.items()}
-        for process in earlier.values():
+        for process in self.all.values():
             self._spawn(process)  # what was asked for is done
-        living = {key: process for key, process in earlier.items() if process.exists and not process.ended}
+        living = {tag: process for tag, process in self.all.items() if not process.ended}
         self.processes, self.not_before, self.may_start, self.consulted = {}, {}, set(), {}
         self.again = set()
+        self.restarts = {}  # what has been written down is compared with what is restored
         supervisor.inherit_groups(left.groups)
         supervisor.hold(self.now + ROLL_CALL)
         for spec in self.specs:
-            service = supervisor.add(spec)
+            service = supervisor.add(spec, self.codes[spec.name])
             record = records.get(spec.name)
-            if record is None:  # nothing was written down before the crash
-                record = ServiceRecord(spec.name, False, spec.replicas, spec.replicas)
-            known = {
-                number: attempt
-                for (name, number), attempt in self.left.processes.items()
-                if name == spec.name and (name, number) in living and living[name, number].attempt == attempt
-            }
+            if record is None:  # nothing was written down before the crash, or it is a new one
+                record = ServiceRecord(spec.name, wanted=True, declared=spec.replicas, count=spec.replicas)
+            listed = sorted(tag for tag in self.left.processes if tag[0] == spec.name and tag in living)
+            known = {number: attempt for _, number, attempt in listed}  # the last of those that overlap
             supervisor.adopt(service, record, self.now, known, same_boot=not reboot)
             for replica in service.replicas:
-                self._resume(replica, earlier.get((spec.name, replica.number)), record, reboot)
-        self._records = dict(records)
-        self.after(self.random.random() * ROLL_CALL * 0.9, lambda: self._call_roll(living))
+                self._resume(replica, record, reboot)
+            for tag in listed:
+                if living[tag] not in self.processes.values():
+                    self._dismiss(living[tag])
+        self.found = supervisor.starting
+        self._records = {name: record for name, record in records.items() if name in supervisor.services}
+        self.tell_keeper(self.random.random() * ROLL_CALL * 0.9, lambda: self._call_roll(list(living.values())))
 
-    def _resume(self, replica: Replica, process: Process | None, left: ServiceRecord, reboot: bool) -> None:
+    def _resume(self, replica: Replica, left: ServiceRecord, reboot: bool) -> None:
         """Check one replica that was taken over, and tell what becomes of its process."""
         records = {record.number: record for record in left.replicas}
         record = records.get(replica.number, ReplicaRecord(replica.number))
@@ -552,196 +619,68 @@ class ServiceSimulation:
             self.may_start.add(replica)
         if replica.state is ServiceState.STOPPING:
             self.again.add(replica)
-        if process is not None:
-            process.replica = replica
-            self.processes[replica] = process
         if not replica.state.has_process:
             return
         self.may_start.add(replica)  # if it turns out to have ended meanwhile
         attempt = replica.attempt
-        if process is not None and process.attempt == attempt and process.exists and not process.ended:
-            replica.pulse = process
-            self.hear(lambda: self.supervisor.spawned(replica, attempt, process.pid))
-            for word in process.said:
-                self.hear(lambda word=word: getattr(self.supervisor, word)(replica, attempt, self.now))  # type: ignore[misc]
+        process = self.all.get((replica.service.name, replica.number, attempt))
+        if process is not None and not process.ended:
+            self._give(process, replica)
         else:
-            code = process.code if process is not None and process.attempt == attempt else None
+            code = None if process is None else process.exitcode
             self.tell_keeper(self.random.choice([0.0, 0.1, 5.0]), lambda: self._ended(replica, attempt, code))
+
+    def _give(self, process: Process, replica: Replica) -> None:
+        """An earlier keeper's process is this replica's: it tells how it fares."""
+        process.replica = replica
+        self.processes[replica] = process
+        replica.pulse = process
+        self.hear(lambda: self.supervisor.spawned(replica, process.attempt, process.pid))
+        for word in process.said:
+            self.hear(lambda word=word: getattr(self.supervisor, word)(replica, process.attempt, self.now))  # type: ignore[misc]
+        if process.code != self.codes[replica.service.name]:
+            self.hear(lambda: self.supervisor.outdated(replica, process.attempt))
+
+    def _dismiss(self, process: Process) -> None:
+        """Nobody wants this process: it is stopped, and no supervisor hears of it."""
+        self.told(f"{process} is one too many")
+        self.after(self.random.choice([0.0, 1.0]), lambda: process.end(-15))
 
     def _ended(self, replica: Replica, attempt: int, code: int | None) -> None:
         if replica.attempt == attempt and replica.hold is not None:
             self.may_start.add(replica)
         self.supervisor.ended(replica, attempt, self.now, code=code)
 
-    def _check_restored(self, replica: Replica, record: ReplicaRecord, left: ServiceRecord, reboot: bool) -> None:
-        hold, name, state = self._hold, replica.name, replica.state
-        hold(replica.attempt >= record.attempt, f"{name} counts its processes anew")
-        hold(replica.restarts == record.restarts, f"{name} has forgotten {record.restarts} restarts")
-        if replica.attempt > record.attempt or replica.removed or record.removed:
-            return
-        if record.state.at_rest:
-            waits = record.up or (left.wanted and not left.replicas)
-            hold(
-                waits or state is record.state or replica.number not in {one.number for one in left.replicas},
-                f"{name} was {record.state} and is {state}",
-            )
-        else:
-            hold(state is record.state, f"{name} was {record.state} and is {state}")
-        if record.due is not None and state is ServiceState.BACKOFF:
-            assert replica.due is not None
-            assert left.epoch is not None
-            hold(self.now <= replica.due <= self.now + record.due_in, f"{name} waits for {replica.due - self.now} s")
-            if not reboot:
-                due = max(self.now, record.due - left.epoch)
-                hold(abs(replica.due - due) < 1e-4, f"{name} has forgotten its deadline: {due}, {replica.due}")
-            self.not_before[replica] = replica.due
-
-    def _call_roll(self, living: dict[tuple[str, int], Process]) -> None:
+    def _call_roll(self, living: list[Process]) -> None:
         """The fork server tells which processes there are."""
         supervisor = self.supervisor
-        for (name, number), process in living.items():
+        for process in sorted(living, key=lambda process: process.tag):
+            if process.ended or process in self.processes.values():
+                continue
+            name, number, attempt = process.tag
             service = supervisor.services.get(name)
             replica = None if service is None else supervisor.replica(service, number)
-            if process.ended or (
-                replica is not None and replica.attempt == process.attempt and replica.state.has_process
+            if (
+                replica is not None
+                and replica not in self.processes
+                and replica.state.has_process
+                and replica.attempt < attempt
             ):
-                continue
-            if replica is not None and replica.state.has_process and replica.attempt < process.attempt:
                 supervisor.ended(replica, replica.attempt, self.now, code=None)
-            heir = None if service is None else supervisor.found(service, number, process.attempt, self.now)
+            heir = None if service is None else supervisor.found(service, number, attempt, self.now)
             if heir is None:
-                self.told(f"{process} is one too many")
-                process.end(-15)
+                self._dismiss(process)
                 continue
             self.told(f"{process} is found")
             self.seen.add("found")
             self.found += 1
-            process.replica = heir
-            self.processes[heir] = process
-            heir.pulse = process
             self.not_before.pop(heir, None)
-            self.hear(lambda process=process: supervisor.spawned(process.replica, process.attempt, process.pid))  # type: ignore[misc]
-            for word in process.said:
-                self.hear(
-                    lambda word=word, process=process: getattr(supervisor, word)(  # type: ignore[misc]
-                        process.replica, process.attempt, self.now
-                    )
-                )
+            self._give(process, heir)
         supervisor.hold(None)
-
-    # -- what must always hold ----------------------------------------------------------------------------------------
-
-    def _check_obstacles(self, replica: Replica) -> None:
-        for other in replica.service.after:
-            self._hold(other.satisfied, f"{replica.name} starts before {other.name} is ready")
-        for group in self.supervisor._groups.around(replica.service):
-            self._hold(not group.leaving, f"{replica.name} starts before {group.name} has stopped")
-
-    def _check_order(self, replica: Replica) -> None:
-        """Of those that are to end, who is after others goes first."""
-        if replica.ending in (Ending.START_TIMEOUT, Ending.WATCHDOG, Ending.MEMORY) or replica in self.again:
-            return
-        requested = self.supervisor._stopping.requested
-        for other in _transitive(replica.service, "dependents", far=False):
-            ends = [one for one in other.replicas if one.state is ServiceState.STOPPING or requested(one)]
-            self._hold(not ends, f"{replica.name} is asked to end before {ends}")
-        if self.stopping_all:
-            for other in _transitive(replica.service, "dependents"):
-                for one in other.replicas:
-                    self._hold(not one.state.has_process, f"{replica.name} is asked to end before {one.name}")
-
-    def _look_around(self) -> None:
-        """After every decision."""
-        supervisor, hold = self.supervisor, self._hold
-        replicas = [replica for service in supervisor.services.values() for replica in service.replicas]
-        starting = sum(replica.state is ServiceState.STARTING for replica in replicas)
-        hold(supervisor.starting == starting, f"{starting} start, {supervisor.starting} are counted")
-        hold(starting <= self.max_starting + self.found, f"{starting} start at once")
-        open_for_starts = starting < self.max_starting and self.now >= supervisor._queue._opens
-        for replica in replicas:
-            state, request = replica.state, supervisor._stopping.requested(replica)
-            if state.at_rest:
-                hold(not replica.up, f"{replica.name} is {state.value} and to be up")
-                hold(not replica.removed, f"{replica.name} is still here")
-            elif not state.has_process:
-                hold(replica.up, f"{replica.name} is {state.value} and not to be up")
-            elif state is not ServiceState.STOPPING:
-                hold(replica.up or request is not None, f"{replica.name} is not to be up, and nobody ends it")
-            hold(request is None or state in BUSY, f"{replica.name} is {state.value} and to be asked to end")
-            if state is ServiceState.WAITING:
-                hold(bool(replica.detail), f"{replica.name} waits, and nobody knows for what")
-                blocked = supervisor._obstacle(replica) is not None
-                hold(blocked or not open_for_starts, f"{replica.name} waits for nothing: {replica.detail}")
-            if state is ServiceState.BACKOFF and replica.due is None:
-                hold(
-                    self.consulted[replica].attempt == replica.attempt,
-                    f"{replica.name} waits for an answer to no question",
-                )
-            if state is ServiceState.BACKOFF and replica.due is not None:
-                hold(replica.due > self.now, f"{replica.name} should have started {self.now - replica.due} s ago")
-            if state is ServiceState.STOPPING:
-                hold(replica.force_at is not None and replica.force_at > self.now, f"{replica.name} may stop for ever")
-            self._check_watch(replica)
-            group = supervisor._groups.of(replica.service)
-            while group is not None:
-                hold(all(one.state.has_process for one in group.leaving), f"{group.name} waits for nobody to leave")
-                group = group.parent
-
-    def _check_watch(self, replica: Replica) -> None:
-        spec, now = replica.spec, self.now
-        if replica in self.supervisor._adoption._unseen:  # it may be gone, and somebody will say so
-            return
-        if replica.state is ServiceState.STARTING and spec.start_timeout is not None:
-            late = now - max(replica.launched, self.woke) - spec.start_timeout
-            self._hold(late < spec.start_timeout + 2.0, f"{replica.name} starts for ever")
-        if replica.state is ServiceState.RUNNING and spec.watchdog is not None:
-            process, ready_at = self.processes[replica], replica.ready_at
-            assert ready_at is not None
-            late = now - max(process.silent_from, ready_at, self.woke) - spec.watchdog
-            self._hold(late < 2 * spec.watchdog + 2.0, f"{replica.name} is silent for {late} s")
-        if replica.ending is Ending.WATCHDOG:
-            assert spec.watchdog is not None
-            self._hold(now - self.processes[replica].beat() >= spec.watchdog, f"{replica.name} was not silent")
-
-    def _look_back(self) -> None:
-        """At the end."""
-        supervisor, hold = self.supervisor, self._hold
-        hold(all(process.ended for process in self.processes.values()), "a process is left")
-        supervisor.decide(self.now + 10.0)
-        hold(not len(supervisor._timers), f"timers are left: {supervisor._timers._due}")
-        hold(len(supervisor._timers._heap) < 40, "timers pile up")
-        hold(not len(supervisor._queue), "somebody is left in the queue")
-        hold(not supervisor._stopping._requests, "somebody is still to stop")
-        hold(supervisor.next_deadline() is None, "there is a deadline, and nothing to do")
-        known = {replica for service in supervisor.services.values() for replica in service.replicas}
-        for replica in supervisor._replicas.values():
-            self.seen.update(f"exit: {exit.reason.value}" for exit in replica.exits)
-        hold(set(supervisor._replicas.values()) == known, "a replica of no service is left")
-        for group in supervisor._groups._by_name.values():
-            hold(not group.leaving, "somebody is still leaving")
-
-    def _hold(self, condition: bool, what: str) -> None:
-        if not condition:
-            raise Violation(what)
 
     def told(self, what: str) -> None:
         if self.tell is not None:
             self.tell(f"{self.now - BEGINNING:12.6f} {what}")
-
-
-def _staying(service: Service) -> Iterator[Replica]:
-    return (replica for replica in service.replicas if not replica.removed)
-
-
-def _transitive(service: Service, relation: str, *, far: bool = True) -> list[Service]:
-    found: dict[Service, None] = {}
-    todo: list[Service] = list(getattr(service, relation))
-    while todo:
-        other = todo.pop()
-        if other not in found:
-            found[other] = None
-            todo.extend(getattr(other, relation) if far else ())
-    return list(found)
 
 
 def simulate(seed: int, tell: Callable[[str], None] | None = None) -> ServiceSimulation:

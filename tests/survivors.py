@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
+import sqlite3
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,12 @@ class Lost:
         """How often each task has been executed."""
         lines = [path.read_text().split() for path in self.folder.glob("ran-*")]
         return Counter(word for words in lines for word in words)
+
+    @property
+    def recorded(self) -> int:
+        """How many outcomes the journal has."""
+        with closing(sqlite3.connect(self.home / "journal.db")) as journal:
+            return sum(count for (count,) in journal.execute("SELECT count FROM groups"))
 
     def worker_at(self, item: object) -> int:
         """The pid of the only worker that has executed ``item``."""

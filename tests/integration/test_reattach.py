@@ -57,7 +57,7 @@ def test_an_outcome_that_nobody_has_asked_for_yet_is_recorded(lost: Lost) -> Non
     lost.kill(lost.begin([0, 1]))
     with lost.again() as keeper:
         lost.open(0, 1)
-        wait_until(lambda: all(row.state != "busy" for row in keeper.status().workers))
+        wait_until(lambda: lost.recorded == 2)
         assert results(lost.submit(keeper, [0])) == [0]
         keeper._runtime.leave_unfinished("a test")  # type: ignore[union-attr]
     with lost.again() as keeper:

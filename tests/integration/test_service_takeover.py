@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -115,6 +116,50 @@ def test_a_program_goes_on(start: Start, tmp_path: Path) -> None:
     os.kill(before["pid"], signal.SIGKILL)
     after = other.reach("running", but=before["pid"])
     assert after["exits"][-1][:2] == ["signal", -9]
+
+
+SAY = """
+import os, socket, subprocess, sys, time
+folder = sys.argv[1]
+def say(text):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
+        out.settimeout(5)
+        out.sendto(text.encode(), os.environ["NOTIFY_SOCKET"])
+if sys.argv[2:] == ["child"]:
+    sys.exit(say("READY=1"))
+open(os.path.join(folder, "runs"), "w").close()
+while not os.path.exists(os.path.join(folder, "speak")):
+    time.sleep(0.01)
+for _ in range(2000):
+    say("WATCHDOG=1")
+say("STATUS=warming up")
+say("STATUS=all is well")
+if sys.argv[2:] == ["by a child"]:
+    subprocess.run([sys.executable, "-S", "-c", SAY, folder, "child"], check=True)
+else:
+    say("READY=1")
+open(os.path.join(folder, "spoken"), "w").close()
+time.sleep(600)
+"""
+SAY = SAY.replace("SAY", repr(SAY))
+
+
+@pytest.mark.parametrize("who", ["itself", "by a child"])
+def test_a_program_that_gets_ready_between_two_keepers(start: Start, tmp_path: Path, who: str) -> None:
+    declare = f"(keeper.service(command({sys.executable!r}, '-S', '-c', {SAY!r}, {str(tmp_path)!r}, {who!r}),"
+    declare += " name='web', ready='notify', start_timeout=20), None)[1]"
+    one = start()
+    one(declare)
+    before = one.reach("starting")
+    wait_until((tmp_path / "runs").exists)
+    one.kill()
+    (tmp_path / "speak").touch()
+    wait_until((tmp_path / "spoken").exists)
+    other = start()
+    other(declare)
+    after = other.reach("running")
+    assert (after["pid"], after["exits"]) == (before["pid"], [])
+    assert after["detail"] == "all is well"
 
 
 def test_what_is_declared_no_more_is_stopped_in_order(start: Start, tmp_path: Path) -> None:

@@ -301,6 +301,33 @@ def test_a_process_that_nobody_knew_of_is_found_before_another_is_made() -> None
     assert driver.supervisor.found(service, 1, 8, driver.now) is None
 
 
+def test_a_number_that_somebody_else_has_had_is_not_given_again() -> None:
+    driver = Driver()
+    service = driver.add("web")
+    driver.start()
+    assert driver.supervisor.found(service, 0, 3, driver.now) is None
+    driver.restart("web")
+    assert driver["web"].attempt == 4
+
+
+def test_who_is_found_while_all_is_to_end_ends_too() -> None:
+    driver = Driver()
+    service = driver.add("web")
+    driver.supervisor.hold(2.0)
+    driver.start()
+    driver.stop_all()
+    assert driver.supervisor.down
+    replica = driver.supervisor.found(service, 0, 7, driver.now)
+    assert replica is not None
+    driver.supervisor.spawned(replica, 7, 4711)
+    driver.settle()
+    assert driver.log == "?web"
+    assert driver.supervisor.down
+    (record,) = driver.supervisor.describe(driver.now)
+    assert record.wanted, "the next keeper starts it again"
+    assert record.replicas[0].up
+
+
 def test_nobody_waits_longer_than_for_the_roll_call() -> None:
     driver = Driver()
     driver.add("web")

@@ -100,6 +100,8 @@ def test_one_that_does_not_become_ready_ends_it(*, overlap: bool) -> None:
         assert "its new process has not become ready" in driver["base"].detail
         assert driver["base"].exits[-1].attempt == 2
         assert not driver.supervisor.services["base"].extras
+        record = driver.supervisor.describe(driver.now)[0].replicas[0]
+        assert (record.attempt, record.used) == (1, 2), "the next keeper uses no tag twice either"
         driver.slow.clear()
         driver.restart("base")
         assert driver["base"].attempt == 3, "no tag is used twice"
@@ -179,6 +181,38 @@ def test_what_is_stopped_by_hand_does_not_hold_up_the_others() -> None:
     driver.slow.clear()
     driver.start("base")
     assert driver["web"].attempt == 2
+
+
+def test_one_that_cannot_be_replaced_yet_does_not_hold_up_those_that_are_not_after_it() -> None:
+    driver = Driver()
+    for name in ("base", "web", "cron"):
+        driver.add(name, after=["base"] if name == "web" else [], restart=RestartPolicy.on_failure(0))
+    driver.start()
+    driver.end("base")
+    assert driver.states() == {"base": "failed", "web": "running", "cron": "running"}
+    _ = driver.log
+    outdate(driver)
+    assert driver.log == "?cron +cron"
+    assert driver["web"].attempt == 1
+    driver.start("base")
+    assert driver["web"].attempt == 2
+
+
+def test_who_is_stopped_meanwhile_and_goes_on_after_all_is_replaced() -> None:
+    driver = fleet("base", "web", slow=False)
+    driver.deaf = {"web"}
+    supervisor = driver.supervisor
+    supervisor.stop(supervisor.services["web"], driver.now)
+    turn(driver)
+    outdate(driver)
+    supervisor.stop(supervisor.services["base"], driver.now)
+    turn(driver)
+    assert (driver.state("base").value, driver["base"].attempt) == ("running", 1), "it waits until web is down"
+    supervisor.start(supervisor.services["base"], driver.now)
+    driver.deaf.clear()
+    supervisor.ended(driver["web"], 1, driver.now, code=0)
+    turn(driver)
+    assert (driver.state("base").value, driver["base"].attempt) == ("running", 2)
 
 
 def test_nothing_is_stopped_before_it_is_known_what_there_is() -> None:

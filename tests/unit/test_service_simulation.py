@@ -29,11 +29,12 @@ def test_the_faults_happen() -> None:
     seen = set[str]()
     for seed in range(100):
         seen |= simulate(seed).seen
-    reasons = {reason.value for reason in ExitReason} - {"not started", "upgraded"}
+    reasons = {reason.value for reason in ExitReason} - {"not started"}
     assert reasons <= {what.removeprefix("exit: ") for what in seen}
     for state in ServiceState:
         assert any(what.endswith(f"-> {state.value}") for what in seen)
     assert {"collapse", "group.failed", "starting -> waiting", "stopping -> waiting", "stopping -> backoff"} <= seen
+    assert {"upgrade", "upgrade.completed", "upgrade.failed"} <= seen
     assert {"the keeper dies", "found"} | {f" -> {state.value}" for state in ServiceState} <= seen
 
 

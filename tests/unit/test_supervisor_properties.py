@@ -106,8 +106,8 @@ def test_on_failure_means_one_start_and_so_many_restarts(retries: int, delay: fl
         assert driver.state("web") is (ServiceState.COMPLETED if 0 in codes else ServiceState.RUNNING)
 
 
-@given(st.lists(st.tuples(st.booleans(), st.floats(1, 200)), min_size=1, max_size=12))
-def test_healthy_running_alone_resets(runs: list[tuple[bool, float]]) -> None:
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 200)), min_size=1, max_size=12))
+def test_healthy_running_alone_resets(runs: list[tuple[bool, int]]) -> None:
     """A second opinion about ``reset_after=60`` with three attempts: brief runs in a row are counted."""
     driver = Driver()
     policy = RestartPolicy(stop=tenacity.stop_after_attempt(3), wait=tenacity.wait_none(), reset_after=60)
