@@ -194,8 +194,13 @@ class Core:
         if worker.state is not WorkerState.KILLED:
             self._roster.move(worker, WorkerEvent.RETIRE)
 
+    def executes(self, worker: Worker, index: int, task: Task, now: float) -> None:
+        """A worker of an earlier keeper has not called, and executes ``task`` as ``index``: its page says so."""
+        self._hold(worker, worker.page, index, [task])
+        self._timers.set(worker.id, now)  # it may be late already
+
     def _hold(self, worker: Worker, page: Page | None, base: int, held: Iterable[Task | None]) -> None:
-        """What a worker says that it holds takes the place of what it was believed to hold."""
+        """Take note of all that a worker holds; what it was believed to hold, and does not, waits again."""
         tasks = list(held)
         unheard = [task for task in worker.inflight if task is not None and task not in tasks]
         worker.page = page
@@ -208,13 +213,6 @@ class Core:
         for missed in unheard:
             self.queue.cleared(missed)
         self.queue.put_back(unheard)
-
-    def executes(self, worker: Worker, index: int, task: Task, now: float) -> None:
-        """A worker of an earlier keeper has not called, and executes ``task`` as ``index``: its page says so."""
-        worker.base = index
-        worker.inflight.append(task)
-        task.worker, task.index = worker.id, index
-        self._timers.set(worker.id, now)  # it may be late already
 
     def claim(self, found: Task, task: Task, now: float) -> None:
         """Somebody waits for what a worker of an earlier keeper holds as ``found``: from now on it is ``task``."""
