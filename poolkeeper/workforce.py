@@ -14,13 +14,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .arena import ReleaseQueue
+from .children import Child, Parent
 from .commands import Kill, Nudge, Retire, Spawn
 from .core import Core
 from .errors import ProtocolError
 from .ledger import Task
 from .lifecycle import WorkerState
 from .messages import Kind
-from .nursery import UNKNOWN, Child, Nursery, Parent
+from .nursery import UNKNOWN, Nursery
 from .page import KeeperPage
 from .payload import Large
 from .process_identity import ProcessIdentity

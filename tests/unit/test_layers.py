@@ -28,10 +28,10 @@ LAYERS = {
     "event_log register control_client homes journal_file journal_runs run_outcome result_files left_behind journal "
     "recall",
     "runtime": "settings cancellation interrupts init_process resumption task_context program worker_session worker "
-    "service_line service_worker forking keeper_line forkserver delivery retrying switchboard futures "
-    "calls recording launching service_preflight nursery adoption workforce recovery traffic driving loop status "
-    "program_notices service_peer service_restart control service_news service_survivors supervision keeper "
-    "configuration inline",
+    "service_line service_context service_worker forking keeper_line forkserver delivery retrying switchboard futures "
+    "calls recording launching service_preflight children nursery adoption workforce recovery traffic driving loop "
+    "status program_notices service_peer service_restart control service_news service_policies service_survivors "
+    "service_processes supervision keeper configuration inline",
     "faces": "services mapping feed batch fleet loading fleet_services runner progress bars summary view pool display "
     "steering tables attachment background watching cli_control fleet_run cli __main__",
 }
