@@ -1,7 +1,7 @@
 # One word for each thing. Needs make and Python 3.11 or newer; uv, where it is installed, makes .venv faster.
 #
 #   make run ARGS="--workers 4 -- some/folder"     make bench FULL=1 FILTER=submit
-#   make test ARGS="-k ledger -x"                  make run PYTHON=python3.13
+#   make test ARGS="-n 0 -k ledger -x"             make run PYTHON=python3.13
 
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
@@ -24,7 +24,7 @@ pipeline: .venv/.installed ## effects that happen once whatever is killed, and t
 	$(BIN)/poolkeeper run jobs/pipeline.py $(ARGS)
 
 test: .venv/.installed-dev ## the tests, but for those that take minutes (ARGS=)
-	$(BIN)/python -m pytest -m "not soak" $(ARGS)
+	$(BIN)/python -m pytest -m "not soak" -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 soak: .venv/.installed-dev ## the tests that take minutes (ARGS=)
 	$(BIN)/python -m pytest -m soak --timeout=0 $(ARGS)

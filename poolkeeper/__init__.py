@@ -33,11 +33,12 @@ if TYPE_CHECKING:
     from .futures import TaskFuture
     from .instance import InstanceLock, LockHolder
     from .losses import DeathReport, TaskQuarantined, WorkerLost, WorkerStartFailed
-    from .model import BatchResult, Recovered, RunResult, RunStatistics, TaskResult, TaskStatus
+    from .model import BatchResult, RunResult, RunStatistics, TaskResult, TaskStatus
     from .policy import ExecutionPolicy, RestartPolicy, RetryPolicy, WorkerPolicy, stop_after_burst
     from .pool import Keeper
     from .program import command
     from .ratelimit import RateLimit
+    from .recovered import Recovered
     from .service_model import ExitReason, ServiceEvent, ServiceExit, ServiceState
     from .service_spec import ServiceGroup
     from .services import ServiceHandle
@@ -69,7 +70,7 @@ _MODULES = {
     "futures": ("TaskFuture",),
     "instance": ("InstanceLock", "LockHolder"),
     "losses": ("DeathReport", "TaskQuarantined", "WorkerLost", "WorkerStartFailed"),
-    "model": ("BatchResult", "Recovered", "RunResult", "RunStatistics", "TaskResult", "TaskStatus"),
+    "model": ("BatchResult", "RunResult", "RunStatistics", "TaskResult", "TaskStatus"),
     "policy": ("ExecutionPolicy", "RestartPolicy", "RetryPolicy", "WorkerPolicy", "stop_after_burst"),
     "pool": ("Keeper",),
     "program": ("command",),
@@ -77,6 +78,7 @@ _MODULES = {
     "service_spec": ("ServiceGroup",),
     "services": ("ServiceHandle",),
     "ratelimit": ("RateLimit",),
+    "recovered": ("Recovered",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -29,6 +30,11 @@ SETTLED_SECONDS = 30.0
 
 RECOVERY_SECONDS = 2.0
 """How long recorded tasks wait for survivors that have not called."""
+
+SUMMONED_AT_ONCE = 8
+SUMMON_SECONDS = 0.005
+"""Busy workers are called a few at a time, for all at once would keep the machine from whoever is idle and could take
+what is new; the next ones when something has happened, or after this time."""
 
 Claim = tuple[Any, ...]
 
@@ -55,7 +61,7 @@ class _Foundling(TaskFuture):
 
 
 class Adoption:
-    """What the workers of an earlier keeper hold; under the keeper's lock, but for ``recorded``.
+    """What the workers of an earlier keeper hold; under the keeper's lock, but for ``recorded`` and what is counted.
 
     Args:
         core: which knows these workers.
@@ -63,6 +69,7 @@ class Adoption:
         keeper: of the futures.
         deliver: settles futures with their results; from any thread.
         deadline: until when recorded tasks wait, in seconds of the monotonic clock.
+        summon: has a worker call.
         awaits: returns whether there may be survivors that are not known yet.
     """
 
@@ -73,9 +80,13 @@ class Adoption:
         keeper: Keeps,
         deliver: Callable[[list[TaskFuture], Sequence[Any]], None],
         deadline: float,
+        summon: Callable[[Worker], None],
         awaits: Callable[[], bool] = lambda: False,
     ) -> None:
         self._awaits = awaits
+        self._summon = summon
+        self._unsummoned: deque[Worker] = deque()
+        self._summon_at = 0.0
         self._core = core
         self._recorder = recorder
         self._keeper = keeper
@@ -88,6 +99,7 @@ class Adoption:
         self._failed: dict[_Foundling, Unread] = {}
         self._settled: set[Claim] = set()
         self._settled_until = deadline - RECOVERY_SECONDS + SETTLED_SECONDS
+        self._known: dict[Claim, TaskFuture] | None = None
         self._lock = threading.Lock()
         self.attached: list[int] = []
         """The pids of the workers that have called."""
@@ -104,6 +116,10 @@ class Adoption:
     def expect(self, worker: Worker) -> None:
         """A worker is known to live, and has not called yet."""
         self._awaited.add(worker)
+
+    def summon(self, worker: Worker) -> None:
+        """Have a worker call that is expected, when it is its turn."""
+        self._unsummoned.append(worker)
 
     def gone(self, worker: Worker) -> None:
         """A worker of an earlier keeper has ended, and is to be judged; what it has not answered is nobody's."""
@@ -125,8 +141,13 @@ class Adoption:
         return tasks
 
     def _asked_for(self) -> dict[Claim, TaskFuture]:
-        """Return what the application has asked for and has no outcome yet."""
-        asked = dict(self._asked)
+        """Return what the application has asked for and has no outcome yet.
+
+        Many workers call at once, so it is gathered once for all that call before ``tend``.
+        """
+        if self._known is not None:
+            return self._known
+        asked = self._known = dict(self._asked)
         for task in self._core.tasks():
             if isinstance(task, TaskFuture) and type(task) is not _Foundling and not task.withdrawn:
                 claim = claim_of(task.entry)
@@ -163,7 +184,7 @@ class Adoption:
     def inherit(self, left: Iterable[Left]) -> None:
         """Take in what workers have left behind that are gone."""
         for claim, attempt, code, payload, seconds in left:
-            if claim in self._found or self._recorder.knows(*claim):
+            if code == Code.SKIPPED or claim in self._found or self._recorder.knows(*claim):
                 continue
             found = self._new(claim, "", attempt)
             found.run_seconds = seconds
@@ -186,14 +207,26 @@ class Adoption:
 
     def next_deadline(self) -> float | None:
         """Return when ``tend`` has to be called."""
+        if self._unsummoned:
+            return self._summon_at
         return self._deadline if self._waiting else None
 
     def tend(self, now: float) -> None:
         """Let what has waited for survivors go its way, when they have all called or it has been long enough."""
+        self._known = None
+        if self._unsummoned:
+            self._summon_next(now)
         if self._deadline is not None and now >= self._deadline:
             self._deadline = None
         if self._waiting and not self.is_open:
             self.give_out()
+
+    def _summon_next(self, now: float) -> None:
+        self._summon_at = now + SUMMON_SECONDS
+        for _ in range(min(SUMMONED_AT_ONCE, len(self._unsummoned))):
+            worker = self._unsummoned.popleft()
+            if worker in self._awaited:
+                self._summon(worker)
 
     def give_out(self) -> None:
         """Have all that waits run."""
@@ -203,6 +236,7 @@ class Adoption:
 
     def sift(self, tasks: list[Any], now: float) -> list[Any]:
         """Return what of ``tasks`` is to run: not what some worker holds, nor what one may hold."""
+        self._known = None
         rest = []
         for task in tasks:
             claim = claim_of(task.entry) if isinstance(task, TaskFuture) else None

@@ -5,6 +5,8 @@ is blamed. What was fed ahead, and what had finished without its result having a
 where ``deaths=0`` forbids that, the finished task is lost. Mercy has a bound: what has just finished each time that a
 worker dies may well be the reason (a result that crashes when it is collected, a thread left behind), and is blamed.
 
+A worker that the keeper has given up, for it could not be reached, has died of nothing that it ran.
+
 A chunk of a map is a task to its worker, and many to the application: the one item that kills must be found, and the
 others must not suffer. A *careful* worker marks each item. A chunk whose worker dies runs again, carefully, and is
 split at the mark when that run ends in a death as well. The first death is then charged to the item though it was
@@ -13,8 +15,6 @@ not seen; where two deaths are final, chunks are careful from the start, so that
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from .ledger import Chunk, Task
 from .messages import Progress
 from .roster import KillReason, Worker
@@ -22,11 +22,12 @@ from .roster import KillReason, Worker
 __all__ = ["Judgement", "judge"]
 
 
+_GIVEN_UP = (KillReason.UNREACHABLE, 0)
+
 MERCY = 2
 """Times that a task may have just finished when its worker dies, before that counts as a death of its own."""
 
 
-@dataclass(slots=True)
 class Judgement:
     """What becomes of the tasks that a dead worker held.
 
@@ -34,10 +35,13 @@ class Judgement:
     ``timed_out`` with their attempt's time.
     """
 
-    innocent: list[Task] = field(default_factory=list)
-    suspects: list[Task] = field(default_factory=list)
-    ended: list[Task] = field(default_factory=list)
-    timed_out: list[Task] = field(default_factory=list)
+    __slots__ = ("ended", "innocent", "suspects", "timed_out")
+
+    def __init__(self) -> None:
+        self.innocent: list[Task] = []
+        self.suspects: list[Task] = []
+        self.ended: list[Task] = []
+        self.timed_out: list[Task] = []
 
 
 def judge(worker: Worker) -> Judgement:
@@ -52,9 +56,9 @@ def judge(worker: Worker) -> Judgement:
         elif index == progress.executing:
             task.attempted(worker.place)
             _blame(task, progress, judgement)
-        elif index <= progress.finished and task.call.options.retry.at_most_once:
+        elif index <= progress.finished and task.call.options.at_most_once:
             judgement.ended.append(task)
-        elif index == progress.started and task.returned() > MERCY:
+        elif index == progress.started and worker.kill != _GIVEN_UP and task.returned() > MERCY:
             task.attempted(worker.place)
             _blame_afterwards(task, judgement)
         else:
@@ -65,7 +69,7 @@ def judge(worker: Worker) -> Judgement:
 def _blame(task: Task, progress: Progress, judgement: Judgement) -> None:
     """Blame ``task`` for a death while it was executed."""
     task.deaths += 1
-    if isinstance(task, Chunk) and task.items > 1 and not task.call.options.retry.at_most_once:
+    if isinstance(task, Chunk) and task.items > 1 and not task.call.options.at_most_once:
         if not task.careful:
             task.careful = True
             judgement.suspects.append(task)
@@ -90,7 +94,7 @@ def _blame_afterwards(task: Task, judgement: Judgement) -> None:
 
 
 def _pass_sentence(task: Task, judgement: Judgement) -> None:
-    if task.call.options.retry.allows_death(task.deaths):
+    if task.deaths < task.call.options.deaths:
         judgement.suspects.append(task)
     else:
         judgement.ended.append(task)

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from .page import KeeperPage
+from .peer import Heir, Peer
 from .roster import Exit
-from .switchboard import Heir, Peer
 
 __all__ = ["Child", "Parent"]
 

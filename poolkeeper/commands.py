@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from .ledger import Segment, Task
 from .roster import Worker
@@ -22,15 +21,13 @@ class Failure(Enum):
     NO_WORKERS = "no workers"
 
 
-@dataclass(slots=True)
-class Spawn:
+class Spawn(NamedTuple):
     """Start this worker."""
 
     worker: Worker
 
 
-@dataclass(slots=True)
-class Feed:
+class Feed(NamedTuple):
     """Send these tasks, all of one call, to this worker; the first gets index ``first``."""
 
     worker: Worker
@@ -38,29 +35,25 @@ class Feed:
     tasks: list[Task]
 
 
-@dataclass(slots=True)
-class Retire:
+class Retire(NamedTuple):
     """Tell this worker to leave when it has done what it holds."""
 
     worker: Worker
 
 
-@dataclass(slots=True)
-class Kill:
+class Kill(NamedTuple):
     """Kill this worker and all that it started."""
 
     worker: Worker
 
 
-@dataclass(slots=True)
-class Nudge:
+class Nudge(NamedTuple):
     """Make this worker send the results that it holds back."""
 
     worker: Worker
 
 
-@dataclass(slots=True)
-class Settle:
+class Settle(NamedTuple):
     """These tasks have these results; ``codes`` None means that all are plain values. An entry may be None (revoked).
 
     ``seconds`` is the mean run time. The values of a chunk are one piece that the map understands.
@@ -73,8 +66,7 @@ class Settle:
     seconds: float | None
 
 
-@dataclass(slots=True)
-class Decide:
+class Decide(NamedTuple):
     """Ask the task's retry policy, away from the keeper's thread, and come back with ``decided``.
 
     ``outcome`` is the pickled exception, None after a timeout; ``seconds`` is how long the attempt ran.
@@ -86,8 +78,7 @@ class Decide:
     seconds: float
 
 
-@dataclass(slots=True)
-class Fail:
+class Fail(NamedTuple):
     """This task has ended for the given reason; ``worker`` is the one that it took down, if any."""
 
     task: Task | Segment

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterable
-from importlib.machinery import PathFinder
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .descriptors import PER_PROCESS, RESERVE, make_room
 from .errors import PayloadError
 from .fields import memory_size, whole_number
 from .limits import Limits
 from .payload import dumps_in_band
-from .policy import WorkerPolicy
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from .policy import WorkerPolicy
 
 __all__ = ["settings_for"]
 
@@ -33,21 +33,21 @@ def settings_for(
     start_method: str,
     preload: Iterable[str],
     threads_per_worker: int | None,
-    worker: WorkerPolicy,
+    worker: WorkerPolicy | None,
     queue_memory: int | str | None,
     inherit_output: bool,
     resume: str = "interrupted",
     durability: str = "process",
     keep_runs: int = 10,
     orphan_grace: float = 300.0,
+    reconnect_grace: float = 60.0,
 ) -> Settings:
     """Return the settings of a keeper; raises as ``Keeper`` documents."""
     if start_method not in START_METHODS:
         raise ValueError(f"start_method={start_method!r} must be one of {', '.join(map(repr, START_METHODS))}")
     if mp_context is not None and not hasattr(mp_context, "get_start_method"):
         raise TypeError(f"mp_context={mp_context!r} must be a context, as multiprocessing.get_context() returns")
-    if not isinstance(worker, WorkerPolicy):
-        raise TypeError(f"worker={worker!r} must be a WorkerPolicy")
+    _check_policy(worker)
     if mp_context is not None and mp_context.get_start_method() in ("spawn", "loky") and start_method == "forkserver":
         start_method = "loky"
     workers = _workers(max_workers, start_method)
@@ -58,16 +58,26 @@ def settings_for(
         preload=_preload(preload),
         environment=_environment(workers, threads_per_worker, worker),
         initializer=_initializer(initializer, initargs),
-        max_memory=worker.max_memory,
-        max_age=worker.max_age,
+        max_memory=None if worker is None else worker.max_memory,
+        max_age=None if worker is None else worker.max_age,
         inherit_output=inherit_output,
         queue_bytes=_queue_bytes(queue_memory),
-        limits=Limits.of(worker),
+        limits=Limits() if worker is None else Limits.of(worker),
         resume=_one_of("resume", resume, ("interrupted", "failed", "never")),
         durability=_one_of("durability", durability, ("process", "power")),
         keep_runs=_keep_runs(keep_runs),
-        orphan_grace=_orphan_grace(orphan_grace),
+        orphan_grace=_grace("orphan_grace", orphan_grace),
+        reconnect_grace=_grace("reconnect_grace", reconnect_grace),
     )
+
+
+def _check_policy(worker: object) -> None:
+    if worker is None:
+        return
+    from .policy import WorkerPolicy
+
+    if not isinstance(worker, WorkerPolicy):
+        raise TypeError(f"worker={worker!r} must be a WorkerPolicy")
 
 
 def _one_of(name: str, given: Any, words: tuple[str, ...]) -> Any:
@@ -83,11 +93,11 @@ def _keep_runs(given: Any) -> int:
         raise type(error)(f"keep_runs={given!r} {error}") from None
 
 
-def _orphan_grace(given: Any) -> float:
+def _grace(name: str, given: Any) -> float:
     if isinstance(given, bool) or not isinstance(given, (int, float)):
-        raise TypeError(f"orphan_grace={given!r} must be a number of seconds")
+        raise TypeError(f"{name}={given!r} must be a number of seconds")
     if not 0 <= given < float("inf"):
-        raise ValueError(f"orphan_grace={given!r} must be a number of seconds")
+        raise ValueError(f"{name}={given!r} must be a number of seconds")
     return float(given)
 
 
@@ -115,9 +125,9 @@ def _check_descriptors(workers: int) -> None:
         )
 
 
-def _max_tasks(given: int | None, worker: WorkerPolicy) -> int | None:
+def _max_tasks(given: int | None, worker: WorkerPolicy | None) -> int | None:
     if given is None:
-        return worker.max_tasks
+        return None if worker is None else worker.max_tasks
     if isinstance(given, bool) or not isinstance(given, int):
         raise TypeError(f"max_tasks_per_child={given!r} must be an integer or None")
     if given < 1:
@@ -140,6 +150,9 @@ def _preload(modules: Iterable[str]) -> tuple[str, ...]:
 
 def _missing_module(name: str) -> str | None:
     """Return the first part of a dotted name that cannot be found, without importing any of them."""
+    from importlib.machinery import PathFinder
+    from importlib.util import find_spec
+
     path: Any = None
     so_far = ""
     for part in name.split("."):
@@ -147,14 +160,14 @@ def _missing_module(name: str) -> str | None:
         if so_far in sys.modules:
             path = getattr(sys.modules[so_far], "__path__", None)
             continue
-        spec = importlib.util.find_spec(part) if path is None and so_far == part else PathFinder.find_spec(so_far, path)
+        spec = find_spec(part) if path is None and so_far == part else PathFinder.find_spec(so_far, path)
         if spec is None:
             return so_far
         path = spec.submodule_search_locations
     return None
 
 
-def _environment(workers: int, threads_per_worker: int | None, worker: WorkerPolicy) -> dict[str, str]:
+def _environment(workers: int, threads_per_worker: int | None, worker: WorkerPolicy | None) -> dict[str, str]:
     if threads_per_worker is None:
         threads_per_worker = max(1, len(os.sched_getaffinity(0)) // workers) if hasattr(os, "sched_getaffinity") else 1
     elif isinstance(threads_per_worker, bool) or not isinstance(threads_per_worker, int):
@@ -162,7 +175,8 @@ def _environment(workers: int, threads_per_worker: int | None, worker: WorkerPol
     elif threads_per_worker < 1:
         raise ValueError(f"threads_per_worker={threads_per_worker} must be greater than 0")
     environment = {name: str(threads_per_worker) for name in THREAD_VARIABLES if name not in os.environ}
-    environment.update(worker.env or {})
+    if worker is not None:
+        environment.update(worker.env or {})
     return environment
 
 

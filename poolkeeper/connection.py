@@ -9,6 +9,8 @@ CALLING  LOST     CALLING  LINKED   LOST
 ======== ======== ======== ======== ========
 
 END leads from each to ENDED, which nothing leaves. A call may be made over a link that still stands, and gives it up.
+REFUSE leads to REFUSED: the keeper has no use for this process, as their versions differ, and calling again makes no
+sense until another keeper summons it.
 
 A signal that a keeper is there (``summon``) may come at any moment, in the midst of a call to the one before it too; it
 never changes the state, and makes the next call due at once. There is no heartbeat: on one machine the kernel tells of
@@ -30,6 +32,7 @@ class ConnectionState(Enum):
     LINKED = auto()
     LOST = auto()
     CALLING = auto()
+    REFUSED = auto()
     ENDED = auto()
 
 
@@ -40,12 +43,20 @@ class ConnectionEvent(Enum):
     CALL = auto()
     ANSWER = auto()
     FAIL = auto()
+    REFUSE = auto()
     END = auto()
 
 
 _S, _E = ConnectionState, ConnectionEvent
 
-_LEADS_TO = {_E.LOSE: _S.LOST, _E.CALL: _S.CALLING, _E.ANSWER: _S.LINKED, _E.FAIL: _S.LOST, _E.END: _S.ENDED}
+_LEADS_TO = {
+    _E.LOSE: _S.LOST,
+    _E.CALL: _S.CALLING,
+    _E.ANSWER: _S.LINKED,
+    _E.FAIL: _S.LOST,
+    _E.REFUSE: _S.REFUSED,
+    _E.END: _S.ENDED,
+}
 
 TRANSITIONS = {
     (state, event): _S.ENDED if state is _S.ENDED else following
@@ -81,6 +92,11 @@ class Connection:
         """Whether there is nobody to call any more."""
         return self.state is _S.ENDED
 
+    @property
+    def refused(self) -> bool:
+        """Whether the last keeper that was called has no use for this process."""
+        return self.state is _S.REFUSED
+
     def lose(self, now: float) -> None:
         """The link has broken."""
         if self._lost_at is None:
@@ -109,6 +125,12 @@ class Connection:
         if self._summons != self._heard:
             self._call_at = 0.0  # who has summoned is not who was called
 
+    def refuse(self, now: float) -> None:
+        """The keeper has no use for this process."""
+        if self._lost_at is None:
+            self._lost_at = now
+        self._happens(_E.REFUSE)
+
     def summon(self) -> None:
         """A keeper may be there: the next call need not wait. Safe in a signal's handler."""
         self._summons += 1
@@ -120,11 +142,15 @@ class Connection:
 
     def is_due(self, now: float) -> bool:
         """Whether to call."""
+        if self.state is _S.REFUSED:
+            return self._summons != self._heard
         return self.state in _APART and now >= self._call_at
 
     def wait(self, now: float) -> float | None:
         """Return the seconds until a call is due, None: none will be by itself."""
-        return max(0.0, self._call_at - now) if self.state in _APART else None
+        if self.is_due(now):
+            return 0.0
+        return self._call_at - now if self.state in _APART else None
 
     def lost_for(self, now: float) -> float:
         """Return for how many seconds there has been no keeper."""

@@ -15,11 +15,12 @@ from typing import Any, Protocol
 
 from .errors import PoolkeeperError
 from .messages import Kind
+from .peer import Peer
 from .replica import Service
 from .service_restart import Restarting, restart_services
 from .status import keeper_as_data, keeper_in_short
 from .supervisor import Supervisor
-from .switchboard import Peer, Switchboard
+from .switchboard import Switchboard
 
 __all__ = ["Control"]
 

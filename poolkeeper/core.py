@@ -19,9 +19,9 @@ from .commands import Command, Decide, Fail, Failure, Kill, Nudge, Retire, Settl
 from .dispatch import LATE, Dispatcher
 from .errors import ProtocolError
 from .ledger import Segment, Task
-from .lifecycle import WorkerEvent, WorkerState
+from .lifecycle import LEAVE_SECONDS, Absence, WorkerEvent, WorkerState
 from .messages import Code
-from .roster import Exit, KillReason, Page, Roster, Worker
+from .roster import Exit, KillReason, Page, Roster, Told, Worker
 from .timers import Timers
 
 __all__ = ["Core"]
@@ -34,10 +34,14 @@ class Core:
     """All decisions of one keeper.
 
     ``max_workers`` bounds the workers that take tasks; ``max_tasks`` is how many a worker may run before it is
-    replaced, None for no bound. ``birth`` tells this keeper's workers from those of earlier ones.
+    replaced, None for no bound. ``birth`` tells this keeper's workers from those of earlier ones. ``reconnect_grace``
+    is how many seconds one may be away whose link is broken.
     """
 
-    def __init__(self, max_workers: int, max_tasks: int | None = None, birth: str = "") -> None:
+    def __init__(
+        self, max_workers: int, max_tasks: int | None = None, birth: str = "", reconnect_grace: float = 60.0
+    ) -> None:
+        self._reconnect_grace = reconnect_grace
         self.queue = Backlog()
         self.closing = False
         self._roster = Roster(max_workers, max_tasks, birth)
@@ -74,6 +78,9 @@ class Core:
     def close(self) -> None:
         """Take no more work; once all is done the workers are retired."""
         self.closing = True
+        for worker in self.workers.values():
+            if worker.absence is not None:
+                self._timers.set(worker.id, 0.0)  # it has less time now
 
     def abandon(self) -> list[Task | Segment]:
         """Give up what no worker has, and return it; decisions about it come too late."""
@@ -84,12 +91,15 @@ class Core:
 
     def hello(self, worker: Worker) -> None:
         """The worker's link is up (again)."""
+        worker.absence = None
         self._roster.move(worker, WorkerEvent.HELLO)
         self._roster.file(worker)
 
-    def link_lost(self, worker: Worker) -> None:
+    def link_lost(self, worker: Worker, now: float) -> None:
         """The worker's link is gone, its process is not known to be; nothing is fed until it calls back."""
         self._roster.move(worker, WorkerEvent.LINK_LOST)
+        worker.absence = Absence(now)
+        self._timers.set(worker.id, worker.absence.next_look(now, self._grace))
 
     def take_over(self, id: int, slot: int, birth: str) -> Worker:
         """Return a worker of an earlier keeper: it lives, and nothing is fed to it before it has called."""
@@ -101,14 +111,11 @@ class Core:
         None is for what nobody waits for: it is not run if it has not been started. ``page`` is None where the worker
         has lost it; it is fed nothing more then.
         """
-        worker.page = page
-        worker.base = base
-        worker.inflight.extend(held)
-        for index, task in enumerate(worker.inflight, base):
-            if task is not None:
-                task.worker, task.index = worker.id, index
-            elif page is not None:
-                page.revoke(index)
+        self._hold(worker, page, base, held)
+        if page is not None:
+            for index, task in enumerate(worker.inflight, base):
+                if task is None:
+                    page.revoke(index)
         if worker.budget is not None:
             worker.budget -= worker.next_index - 1
         spent = worker.budget is not None and worker.budget <= 0
@@ -116,6 +123,21 @@ class Core:
         if worker.state is not WorkerState.KILLED and (page is None or spent or too_many):
             self._dispatcher.take_back(worker)
             self._dispatcher.retire(worker)
+
+    def leaving(self, worker: Worker, told: Told, begun: Iterable[Task | None]) -> None:
+        """A worker that cannot be heard has told what it has begun, from index 1 on; it leaves when that is done."""
+        self._hold(worker, told, 1, begun)
+        if worker.state is not WorkerState.KILLED:
+            self._roster.move(worker, WorkerEvent.RETIRE)
+
+    @staticmethod
+    def _hold(worker: Worker, page: Page | None, base: int, held: Iterable[Task | None]) -> None:
+        worker.page = page
+        worker.base = base
+        worker.inflight.extend(held)
+        for index, task in enumerate(worker.inflight, base):
+            if task is not None:
+                task.worker, task.index = worker.id, index
 
     def claim(self, found: Task, task: Task, now: float) -> None:
         """Somebody waits for what a worker of an earlier keeper holds as ``found``: from now on it is ``task``."""
@@ -347,7 +369,7 @@ class Core:
         """The verdicts are final, and what is known of the death is known."""
         for task in worker.mourned:
             if not task.withdrawn:
-                final = Failure.LOST if task.call.options.retry.at_most_once else Failure.QUARANTINED
+                final = Failure.LOST if task.call.options.at_most_once else Failure.QUARANTINED
                 self._commands.append(Fail(task, final, worker))
         worker.mourned = []
         if self._mourning.pop(worker.id, None) is not None:
@@ -381,8 +403,10 @@ class Core:
     # -- the course of time -------------------------------------------------------------------------------------------
 
     def _check(self, worker: Worker, now: float) -> None:
-        """Look at a worker that is late: is an attempt beyond its timeout, are results held back?"""
-        if not worker.inflight or worker.state is WorkerState.KILLED:
+        """Look at a worker that is late: is an attempt beyond its timeout, are results held back, is it away?"""
+        if worker.state is WorkerState.KILLED or (worker.absence is not None and self._is_lost(worker, now)):
+            return
+        if not worker.inflight:
             return
         progress = worker.observe()
         task = worker.task_at(progress.executing)
@@ -401,6 +425,26 @@ class Core:
         if len(worker.inflight) > 1:
             self._dispatcher.relieve(worker, now)
             self._timers.set(worker.id, now + 2 * LATE)
+
+    def _is_lost(self, worker: Worker, now: float) -> bool:
+        """Look at a worker whose link is broken: what it has not begun goes elsewhere, and it is asked to call.
+
+        Return whether it has been away for too long, and is killed.
+        """
+        absence = worker.absence
+        assert absence is not None
+        self._dispatcher.take_back(worker)
+        at_work = worker.page is None or worker.observe().executing is not None  # without a page that cannot be seen
+        if absence.is_too_long(now, self._grace, at_work=at_work):
+            self._put_down(worker, KillReason.UNREACHABLE, 0)
+            return True
+        self._commands.append(Nudge(worker))
+        self._timers.set(worker.id, absence.next_look(now, self._grace))
+        return False
+
+    @property
+    def _grace(self) -> float:
+        return min(self._reconnect_grace, LEAVE_SECONDS) if self.closing else self._reconnect_grace
 
     def _retire_idle(self) -> None:
         leaving = (WorkerState.STARTING, WorkerState.READY, WorkerState.DETACHED)

@@ -7,12 +7,13 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .rotation import RotatingFile
-from .service_model import ServiceEvent
+
+if TYPE_CHECKING:
+    from .service_model import ServiceEvent
 
 __all__ = ["EVENTS_FILE", "EventLog", "follow_events", "read_events"]
 
@@ -67,6 +68,8 @@ class EventLog:
             if lost:
                 self._file.lose(lost, "the disk is too slow")
             if events:
+                from dataclasses import asdict
+
                 self._file.write(b"".join(_line(asdict(event)) for event in events))
             if closed:
                 return

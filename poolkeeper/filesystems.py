@@ -10,12 +10,16 @@ from typing import NamedTuple
 
 __all__ = ["filesystem_type", "is_network"]
 
-NETWORK = re.compile(
-    r"9p|acfs|afpfs|afs|beegfs|ceph|cifs|coda|davfs|fhgfs|glusterfs|gpfs|lustre|ncpfs|nfs4?|orangefs|panfs|prl_fs|pvfs2"
-    r"|smb[23]|smbfs|vboxsf|vmhgfs|webdav"
-    r"|fuse(blk)?\.(beegfs|ceph|curlftpfs|davfs2?|gcsfuse|geesefs|glusterfs|goofys|gvfsd-fuse|juicefs|mfs|moosefs"
-    r"|mount-s3|mountpoint-s3|ossfs|portal|rclone|s3fs|seaweedfs|smbnetfs|sshfs|vmhgfs-fuse)"
-)
+NETWORK = {
+    "9p", "acfs", "afpfs", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "fhgfs", "glusterfs", "gpfs", "lustre",
+    "ncpfs", "nfs", "nfs4", "orangefs", "panfs", "prl_fs", "pvfs2", "smb2", "smb3", "smbfs", "vboxsf", "vmhgfs",
+    "webdav",
+}  # fmt: skip
+NETWORK_BY_FUSE = {
+    "beegfs", "ceph", "curlftpfs", "davfs", "davfs2", "gcsfuse", "geesefs", "glusterfs", "goofys", "gvfsd-fuse",
+    "juicefs", "mfs", "moosefs", "mount-s3", "mountpoint-s3", "ossfs", "portal", "rclone", "s3fs", "seaweedfs",
+    "smbnetfs", "sshfs", "vmhgfs-fuse",
+}  # fmt: skip
 
 
 class Mount(NamedTuple):
@@ -29,7 +33,10 @@ class Mount(NamedTuple):
 
 def is_network(kind: str | None) -> bool:
     """Whether ``kind``, as the kernel names it, is a filesystem of another machine; what is not known is not."""
-    return kind is not None and NETWORK.fullmatch(kind.lower()) is not None
+    if kind is None:
+        return False
+    driver, _, served = kind.lower().partition(".")
+    return kind.lower() in NETWORK or (driver in ("fuse", "fuseblk") and served in NETWORK_BY_FUSE)
 
 
 def filesystem_type(path: str | os.PathLike[str], *, mountinfo: str | None = None) -> str | None:

@@ -26,6 +26,7 @@ from .errors import PoolkeeperError, ReexecRefused
 from .fleet import Fleet
 from .interrupts import Interrupts
 from .keeper_log import KeeperLog
+from .logmirror import LogMirror
 from .model import RunResult
 from .pool import Keeper
 from .reexec import PROCESS
@@ -63,7 +64,7 @@ def run_program(
         interrupts = stack.enter_context(Interrupts(program.stop, program.leave, program.reload))
         stack.enter_context(program.as_host())
         if mirror:
-            program.mirror = stack.enter_context(logs.LogMirror(keeper.home / "logs", click.echo))
+            program.mirror = stack.enter_context(LogMirror(keeper.home / "logs", click.echo))
         stack.enter_context(KeeperLog(keeper.home / "logs"))
         stack.enter_context(keeper)
         stack.enter_context(program.display)
@@ -98,7 +99,7 @@ class _Program:
             if terminal.is_terminal
             else LineDisplay()
         )
-        self.mirror: logs.LogMirror | None = None
+        self.mirror: LogMirror | None = None
         self._keeper = keeper
         self._notifier: Notifier | None = None
 

@@ -36,7 +36,7 @@ from .orphans import ORPHAN_SECONDS, Orphans
 from .output import redirect_output
 from .process_setup import adopt_descendants, begin_session, child_pids
 from .sources import Sources, loaded_sources
-from .worker_session import WorkerConfig
+from .worker_config import WorkerConfig
 
 if TYPE_CHECKING:
     from .stand_in import StandIn
@@ -165,8 +165,10 @@ class ForkServer:
                 os.kill(pid, signal.SIGURG)
 
     def _is_forsaken(self) -> bool:
-        """Whether no keeper has come for long, and no process is left that one would come for."""
-        return not self._workers and self._line.lost_for() >= (self._config.orphan_grace or 0.0)
+        """Whether no keeper has come for long, or has use for this one, and no process is left."""
+        if self._workers:
+            return False
+        return self._line.refused or self._line.lost_for() >= (self._config.orphan_grace or 0.0)
 
     def _asked_to_end(self, *_: object) -> None:
         self._ending = True

@@ -13,8 +13,6 @@ are JSON, so that nothing is unpickled before a peer has proved that it knows th
 
 from __future__ import annotations
 
-import hmac
-import json
 import struct
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -24,7 +22,6 @@ from .errors import ProtocolError
 
 __all__ = [
     "HEADER_SIZE",
-    "PROTOCOL",
     "Frame",
     "FrameKind",
     "FrameReader",
@@ -34,7 +31,6 @@ __all__ = [
     "proof",
 ]
 
-PROTOCOL = 1
 HEADER = struct.Struct("<IIBBHQQ")
 LENGTH = struct.Struct("<I")
 CHECKED = struct.Struct("<BBHQQ")
@@ -51,7 +47,8 @@ class FrameKind(IntEnum):
     """What a frame is for; DATA alone is numbered, acknowledged and resent.
 
     ATTACH is what a caller tells a keeper that knows nothing of it yet, ahead of what it sends again. An ASIDE has a
-    body as DATA has, and may be lost: what it says is soon overtaken.
+    body as DATA has, and may be lost: what it says is soon overtaken. REFUSE comes in place of a WELCOME, and LEAVING
+    is what a worker answers that is refused for good (``versions``).
     """
 
     CHALLENGE = 1
@@ -62,6 +59,7 @@ class FrameKind(IntEnum):
     ACK = 6
     ATTACH = 7
     ASIDE = 8
+    LEAVING = 9
 
 
 _KINDS = {kind.value: kind for kind in FrameKind}
@@ -139,11 +137,15 @@ class FrameReader:
 
 def encode_json(content: dict[str, Any]) -> bytes:
     """Return ``content`` as the canonical JSON that the proofs are computed over."""
+    import json  # a keeper can load it while its fork server starts
+
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 
 def decode_json(body: bytes | memoryview) -> dict[str, Any]:
     """Return the object in a handshake body; raises ProtocolError when it is not one."""
+    import json
+
     try:
         content = json.loads(bytes(body))
     except (ValueError, RecursionError) as error:
@@ -155,8 +157,7 @@ def decode_json(body: bytes | memoryview) -> dict[str, Any]:
 
 def proof(key: bytes, role: str, *parts: bytes) -> str:
     """Return the HMAC-SHA256 (RFC 2104), in hex, by which ``role`` proves over ``parts`` that it knows ``key``."""
-    mac = hmac.new(key, role.encode(), "sha256")
-    for part in parts:
-        mac.update(struct.pack("<I", len(part)))
-        mac.update(part)
-    return mac.hexdigest()
+    import hmac  # loads OpenSSL, which takes a while; likewise
+
+    framed = b"".join(struct.pack("<I", len(part)) + part for part in parts)
+    return hmac.digest(key, role.encode() + framed, "sha256").hex()

@@ -7,8 +7,7 @@ newer poolkeeper understand each other. What does not name a process, a keeper a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = ["VARIABLE", "VERSION", "HandedKeeper", "Handover", "PastReexec", "encode", "parse"]
 
@@ -18,8 +17,7 @@ LONGEST = 65536
 """Characters; the kernel takes 128 KiB for one variable."""
 
 
-@dataclass(frozen=True)
-class HandedKeeper:
+class HandedKeeper(NamedTuple):
     """One named keeper: where its home is, and the descriptors of its lock and, if there is one, its socket."""
 
     name: str
@@ -30,16 +28,14 @@ class HandedKeeper:
     socket_path: str = ""
 
 
-@dataclass(frozen=True)
-class PastReexec:
+class PastReexec(NamedTuple):
     """A re-exec of this process: when, in seconds of the monotonic clock, and whether nobody had asked for it."""
 
     at: float
     automatic: bool
 
 
-@dataclass(frozen=True)
-class Handover:
+class Handover(NamedTuple):
     """All that is handed over.
 
     Args:
@@ -61,7 +57,10 @@ def encode(handover: Handover) -> str:
     """Return the value of the variable."""
     import json  # most programs are never replaced
 
-    return json.dumps(asdict(handover), separators=(",", ":"))
+    fields = handover._asdict()
+    for name in ("keepers", "history"):
+        fields[name] = [each._asdict() for each in fields[name]]
+    return json.dumps(fields, separators=(",", ":"))
 
 
 def parse(text: str) -> Handover:

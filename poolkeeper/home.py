@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import shutil
 import socket as sockets
 import stat
-import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import HomeUnusable
 from .inheritance import INHERITANCE, Inherited
@@ -29,8 +25,7 @@ KEY_BYTES = 32
 SHORT = "/tmp"  # noqa: S108 - what is made there is private, and looked at before it is used
 
 
-@dataclass(frozen=True)
-class Home:
+class Home(NamedTuple):
     """One keeper's directory: ``name/run_id`` below the base, or a private temporary one that is removed at the end."""
 
     path: Path
@@ -68,6 +63,8 @@ class Home:
             if lock is None:
                 if parent is not None:
                     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                import tempfile
+
                 path = Path(tempfile.mkdtemp(prefix="poolkeeper-", dir=parent))
             else:
                 path = lock.folder
@@ -85,8 +82,7 @@ class Home:
                 _unmake(path)
             if isinstance(error, HomeUnusable):
                 raise
-            where = base if base is not None else (tempfile.gettempdir() if lock is None else default_base())
-            raise home_unusable(where, error) from error
+            raise home_unusable(_place_of_homes(base, ephemeral=lock is None), error) from error
 
     @property
     def logs(self) -> Path:
@@ -107,10 +103,13 @@ class Home:
 
     def remove(self) -> None:
         """Remove what must not outlive the keeper."""
-        Path(self.socket).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone, or whatever somebody has put in its place
+            os.unlink(self.socket)
         if self.listener is not None:
             self.listener.close()
         for directory in self.temporary:
+            import shutil  # loaded since tempfile is, of which the first of them was had
+
             shutil.rmtree(directory, ignore_errors=True)
             _unmake(Path(directory))  # rmtree needs descriptors, and they may be what the keeper failed for
         if not self.ephemeral and self.checkpoints.exists():
@@ -123,6 +122,16 @@ class Home:
         """Give up the lock; in a forked child, which never had it, nothing happens."""
         if self.lock is not None:
             self.lock.release()
+
+
+def _place_of_homes(base: str | os.PathLike[str] | None, *, ephemeral: bool) -> str | os.PathLike[str]:
+    if base is not None:
+        return base
+    if not ephemeral:
+        return default_base()
+    import tempfile
+
+    return tempfile.gettempdir()
 
 
 def _unmake(home: Path) -> None:
@@ -203,7 +212,11 @@ def _socket_path(home: Path, *, ephemeral: bool) -> str:
 
 
 def _short_directory(home: Path, *, ephemeral: bool) -> str:
+    import tempfile
+
     if not ephemeral:
+        import hashlib
+
         digest = hashlib.blake2b(os.fsencode(home), digest_size=8).hexdigest()
         path = os.path.join(SHORT, f"pk-{os.geteuid()}-{digest}")
         with contextlib.suppress(FileExistsError):

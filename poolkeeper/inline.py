@@ -101,7 +101,9 @@ class InlineRuntime:
                 task.settle_exception(TaskExited(f"{task.call.name} ended with SystemExit({error.code!r})", error.code))
                 return
             except Exception as error:
-                delay = task.call.options.retry.delay_after_failure(task.attempts, time.monotonic() - began, error)
+                policy = task.call.options.retry
+                elapsed = time.monotonic() - began
+                delay = None if policy is None else policy.delay_after_failure(task.attempts, elapsed, error)
                 if delay is None:
                     task.settle_exception(error)
                     return

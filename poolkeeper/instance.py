@@ -7,10 +7,9 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from . import logs
 from .errors import AlreadyRunning, HomeUnusable
@@ -23,8 +22,7 @@ __all__ = ["InstanceLock", "LockHolder"]
 LOCK_FILE = "keeper.lock"
 
 
-@dataclass(frozen=True)
-class LockHolder:
+class LockHolder(NamedTuple):
     """Who holds an instance lock, as the holder wrote it down.
 
     Args:

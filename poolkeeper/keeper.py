@@ -26,25 +26,27 @@ from .errors import PoolkeeperError, ProtocolError, ReexecRefused
 from .futures import TaskFuture
 from .home import Home
 from .ledger import Segment, Task
-from .lifecycle import WorkerState
+from .lifecycle import LEAVE_SECONDS, WorkerState
+from .link import PYTHON
 from .logs import emit
 from .loop import LONGEST_WAIT, Loop, Ready
 from .nursery import Nursery
 from .page import CANCEL
-from .postmortem import Postmortem
+from .peer import Peer
 from .reporting import flush, report
 from .settings import Settings
 from .spool import Stowage
-from .switchboard import Peer, Switchboard
+from .switchboard import Switchboard
 from .traffic import Traffic
-from .worker_session import WorkerConfig
+from .versions import PROTOCOL, Versions
+from .worker_config import WorkerConfig, cloudpickle_version
 from .workforce import Workforce
 
 if TYPE_CHECKING:
     from .adoption import Adoption
     from .control import Control
-    from .model import Recovered
     from .recording import Recorder
+    from .recovered import Recovered
     from .recovery import Recovery
     from .reexec import Estate
     from .register import Register
@@ -54,9 +56,6 @@ if TYPE_CHECKING:
 __all__ = ["KeeperRuntime", "WorkerRow"]
 
 T = TypeVar("T")
-
-LEAVE_SECONDS = 5.0
-"""How long retired workers get to leave when the keeper ends, before they are killed."""
 
 FIRST_DESCRIPTORS = 8
 """What a fork server and a first worker cost the keeper, with something to spare."""
@@ -84,7 +83,7 @@ class KeeperRuntime:
         self.stowage = Stowage(home.path, settings.queue_bytes)
         self._home = home
         self._birth = os.urandom(6).hex()
-        self._core = Core(settings.max_workers, settings.max_tasks, self._birth)
+        self._core = Core(settings.max_workers, settings.max_tasks, self._birth, settings.reconnect_grace)
         self._inbox: deque[Task | Segment] = deque()
         self._calls: deque[Callable[[], None]] = deque()
         self._lock = threading.RLock()
@@ -129,6 +128,7 @@ class KeeperRuntime:
             checkpoints=str(home.checkpoints),
             incarnation=self._birth,
             orphan_grace=None if home.ephemeral else settings.orphan_grace,
+            cloudpickle="" if home.ephemeral else cloudpickle_version(),
         )
         core = self._core
         if not home.ephemeral:
@@ -141,9 +141,12 @@ class KeeperRuntime:
                 undo.callback(self.recorder.close)
         self._nursery = Nursery(settings, config, selector, home, self._register)
         self._workforce = Workforce(settings, core, self._nursery, selector, self.stowage, self._birth)
-        self._board = Switchboard(home.socket, home.key, selector, self._introduce, home.listener)
+        versions = Versions(PROTOCOL, PYTHON, config.cloudpickle or None)
+        self._board = Switchboard(home.socket, home.key, selector, self._introduce, home.listener, versions)
         undo.callback(self._nursery.close)
         undo.callback(self._board.close)  # first: a fork server that is still calling would wait for an answer
+        from .postmortem import Postmortem  # slow to import; and when a worker dies there may be no descriptor left
+
         self._postmortem = Postmortem(home.logs)
         self._traffic = Traffic(
             core, self._board, self._workforce, self.stowage, self._postmortem, self._wake_if_sleeping, self._birth
@@ -293,9 +296,8 @@ class KeeperRuntime:
         return self._supervision is not None
 
     def recovered(self) -> Recovered | None:
-        """Return what was found of an earlier keeper."""
-        with self._lock:
-            return None if self._recovery is None else self._recovery.recovered()
+        """Return what was found of an earlier keeper; does not wait for the keeper, who may have much to do."""
+        return None if self._recovery is None else self._recovery.recovered()
 
     def service_rows(self) -> list[ServiceStatus]:
         """Return what every service is doing."""
@@ -330,7 +332,7 @@ class KeeperRuntime:
         """Whether a worker executes ``task`` now, by the worker's page."""
         with self._lock:
             peer = self._workforce.get(task.worker)
-            return peer is not None and peer.page is not None and peer.page.observe().started == task.index
+            return peer is not None and peer.worker.observe().started == task.index
 
     def withdraw_pending(self) -> None:
         """Cancel all that no worker has started; what a worker is being started for counts as started."""
@@ -505,6 +507,8 @@ class KeeperRuntime:
         if self._supervision is not None:
             self._supervision.carry_out()
         self._traffic.acknowledge_recorded()
+        if self._recovery is not None:
+            self._recovery.tidy()
         self._board.send_due()
 
     def has_news(self) -> bool:

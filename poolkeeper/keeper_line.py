@@ -20,10 +20,10 @@ from .backoff import Backoff
 from .connection import Connection
 from .errors import ProtocolError
 from .frames import Frame
-from .link import Link, call_keeper, draw
+from .link import Link, TurnedAway, call_keeper, draw
 from .messages import Kind, pack, unpack
 from .session import Session
-from .worker_session import WorkerConfig
+from .worker_config import WorkerConfig
 
 __all__ = ["KeeperLine"]
 
@@ -54,6 +54,11 @@ class KeeperLine:
     def ended(self) -> bool:
         """Whether the keeper has ended in good order, or there can be no other one."""
         return self._connection.ended
+
+    @property
+    def refused(self) -> bool:
+        """Whether the keeper that there is has no use for this fork server: it looks after what it has made."""
+        return self._connection.refused
 
     @property
     def awaits(self) -> tuple[int, int] | None:
@@ -107,6 +112,9 @@ class KeeperLine:
         connection.begin_call(time.monotonic())
         try:
             self._link = self._call()
+        except TurnedAway:
+            connection.refuse(time.monotonic())
+            return False
         except (OSError, ProtocolError):
             connection.unanswered(time.monotonic(), draw())
             return False
@@ -130,7 +138,10 @@ class KeeperLine:
 
     def _call(self) -> Link:
         config = self._config
-        introduction = {"role": "forkserver", "id": 0, "birth": config.incarnation, "pid": os.getpid()}
+        introduction = {
+            "role": "forkserver", "id": 0, "birth": config.incarnation, "pid": os.getpid(),
+            "cloudpickle": config.cloudpickle,
+        }  # fmt: skip
         attach = None if config.orphan_grace is None else self._attachment
         return call_keeper(
             config.socket, config.key, self._session, introduction, CALL_TIMEOUT, attach=attach, patient=False

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
-import json
-import multiprocessing
 import os
 import select
 import signal
-import subprocess
 import sys
+from binascii import b2a_base64
 from collections.abc import Iterable
-from typing import Any, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
-from .worker_session import WorkerConfig
+from .worker_config import WorkerConfig
+
+if TYPE_CHECKING:
+    import subprocess
 
 __all__ = ["Inherited", "Launched", "ServerProcess", "Start", "interpreter", "launch"]
 
@@ -32,7 +32,7 @@ _BOOTSTRAP = (
 
 
 class Start:
-    """What a fork server is started with; ``digest`` is the same for two keepers that could have the same one.
+    """What a fork server is started with. Modules that only its other half needs load while that starts.
 
     Args:
         config: of the workers.
@@ -56,7 +56,7 @@ class Start:
         plain = config._asdict()
         for name in ("key", "initializer"):
             if plain[name] is not None:
-                plain[name] = base64.b64encode(plain[name]).decode()
+                plain[name] = _text(plain[name])
         self.environment = environment
         self.inherit_output = inherit_output
         self._content: dict[str, Any] = {
@@ -67,19 +67,36 @@ class Start:
             "argv": getattr(sys, "argv", [""]),
             "remove": list(remove),
         }
-        told = {**self._content, "worker": {**plain, "incarnation": ""}, "environment": environment}
+
+    @cached_property
+    def digest(self) -> str:
+        """The same for two keepers that could have the same fork server."""
+        import hashlib
+        import json
+
+        worker = {**self._content["worker"], "incarnation": ""}
+        told = {**self._content, "worker": worker, "environment": self.environment}
         about = [json.dumps(told, sort_keys=True, default=str), sys.executable, sys.version, _working_directory()]
-        self.digest = hashlib.sha256("\0".join(about).encode()).hexdigest()
+        return hashlib.sha256("\0".join(about).encode()).hexdigest()
 
     def content(self) -> bytes:
         """Return what it reads from its standard input, which is private."""
+        import json
+        import multiprocessing
+
         # for managers and listeners of the application that tasks connect to
-        authkey = base64.b64encode(multiprocessing.current_process().authkey).decode()
+        authkey = _text(multiprocessing.current_process().authkey)
         return json.dumps({**self._content, "digest": self.digest, "authkey": authkey}).encode()
+
+
+def _text(secret: bytes) -> str:
+    return b2a_base64(secret, newline=False).decode()
 
 
 def interpreter() -> list[str]:
     """Return the command line of another interpreter like this one, without what it is to run."""
+    import subprocess  # a keeper that takes over needs none
+
     # as multiprocessing does
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
     if _working_directory() == GONE and "-P" not in flags:
@@ -89,6 +106,8 @@ def interpreter() -> list[str]:
 
 def launch(start: Start) -> Launched:
     """Start a fork server; it will call the keeper."""
+    import subprocess
+
     output = None if start.inherit_output else subprocess.DEVNULL
     process = subprocess.Popen(
         [*interpreter(), "-c", _BOOTSTRAP],
@@ -127,6 +146,9 @@ class ServerProcess(Protocol):
     def leave(self) -> None:
         """Let go of it; it lives on."""
 
+    def dismiss(self) -> None:
+        """Tell it to end, with all that it has made."""
+
 
 class Launched:
     """A fork server that this keeper has started."""
@@ -152,6 +174,8 @@ class Launched:
 
     def end(self) -> None:
         """Wait for it to end, having been told to; kill it if it does not."""
+        import subprocess
+
         try:
             self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -163,6 +187,10 @@ class Launched:
         """Let go of it; it lives on."""
         self._process.returncode = 0  # or the module would warn that it still runs
         self._close()
+
+    def dismiss(self) -> None:
+        """Tell it to end, with all that it has made."""
+        self._process.terminate()
 
     def _close(self) -> None:
         if self.watch_fd is not None:
@@ -182,14 +210,14 @@ class Inherited:
 
     def kill(self) -> None:
         """End it at once; its workers live on."""
-        self._kill()
+        self._signal(signal.SIGKILL)
         self.end()
 
     def end(self) -> None:
         """Wait for it to end, having been told to; kill it if it does not."""
         if self.watch_fd is not None:
             if not select.select([self.watch_fd], [], [], END_SECONDS)[0]:
-                self._kill()
+                self._signal(signal.SIGKILL)
                 select.select([self.watch_fd], [], [], END_SECONDS)
             self.leave()
         with contextlib.suppress(ChildProcessError):  # it is ours where this keeper was re-exec'd
@@ -201,12 +229,16 @@ class Inherited:
             os.close(self.watch_fd)
             self.watch_fd = None
 
-    def _kill(self) -> None:
+    def dismiss(self) -> None:
+        """Tell it to end, with all that it has made."""
+        self._signal(signal.SIGTERM)
+
+    def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             if self.watch_fd is not None:
-                signal.pidfd_send_signal(self.watch_fd, signal.SIGKILL)
+                signal.pidfd_send_signal(self.watch_fd, number)
             else:
-                os.kill(self.pid, signal.SIGKILL)
+                os.kill(self.pid, number)
 
 
 def _working_directory() -> str:

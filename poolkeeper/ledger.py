@@ -8,12 +8,13 @@ so that their size follows from what the call has learnt.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import count
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .messages import WINDOW_LIMIT, Code
-from .policy import RetryPolicy
+
+if TYPE_CHECKING:
+    from .policy import RetryPolicy
 
 __all__ = ["WINDOW_LIMIT", "Call", "Chunk", "Code", "History", "Options", "Segment", "Task"]
 
@@ -32,23 +33,38 @@ CHUNK_LIMIT = 32768
 EVIDENCE = 8
 """The window grows by at most this factor over what has been observed: one fast task promises nothing."""
 
+DEATHS = 3
+"""Worker deaths at which a task is given up where no policy says otherwise."""
+
 LATENCY_BOUND = 0.050
 """Tasks shorter than this have one more waiting behind them, for the way to the keeper and back would show."""
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What ``Keeper.options`` sets: priority (higher first), seconds per attempt, retries, and what cancel reaches."""
+class Options(NamedTuple):
+    """What ``Keeper.options`` sets: priority (higher first), seconds per attempt, retries, and what cancel reaches.
+
+    Without a retry policy things are as with ``RetryPolicy()``, which most programs need not load.
+    """
 
     priority: int = 0
     timeout: float | None = None
-    retry: RetryPolicy = RetryPolicy()
+    retry: RetryPolicy | None = None
     kill_on_cancel: bool = False
 
     @property
     def retries_failures(self) -> bool:
         """Whether an exception or a timeout may lead to another attempt."""
-        return not self.retry.is_default
+        return self.retry is not None and not self.retry.is_default
+
+    @property
+    def deaths(self) -> int:
+        """The number of worker deaths at which a task is given up; see ``RetryPolicy``."""
+        return DEATHS if self.retry is None else self.retry.deaths
+
+    @property
+    def at_most_once(self) -> bool:
+        """Whether a task that may have run already must not run again."""
+        return self.deaths == 0
 
 
 class Call:
@@ -91,13 +107,15 @@ class Call:
         return max(1, min(int(CHUNK_SECONDS / (self.cost + 1e-8)), EVIDENCE * self.seen, CHUNK_LIMIT))
 
 
-@dataclass(slots=True)
 class History:
     """What a retry policy is told of earlier attempts: when the first began, when each failed, the seconds waited."""
 
-    began: float
-    failures: list[float]
-    waited: float = 0.0
+    __slots__ = ("began", "failures", "waited")
+
+    def __init__(self, began: float) -> None:
+        self.began = began
+        self.failures: list[float] = []
+        self.waited = 0.0
 
 
 class Task:
@@ -170,7 +188,7 @@ class Chunk(Task):
         super().__init__(segment.call, items)
         self.items = len(items)
         self.start = start
-        self.careful = self.items > 1 and segment.call.options.retry.deaths <= 2
+        self.careful = self.items > 1 and segment.call.options.deaths <= 2
 
     @property
     def withdrawn(self) -> bool:  # over a slot of Task, which is there for speed

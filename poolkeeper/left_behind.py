@@ -1,20 +1,26 @@
-"""Results that a worker leaves behind when it goes and no keeper has come: one sealed file for the next one to find."""
+"""Results that a worker leaves behind when it goes and no keeper takes them: one sealed file for the next one to find.
+
+The version of the file is its own: whoever has written it, any keeper that knows this version can read it.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .holdings import Held
 from .logs import emit
+from .messages import Code, Kind, unpack
 from .outcomes import Outcome, Torn, pack, unpack_body, unpack_head
+from .payload import map_large
+from .sealed_file import PARTIAL, read_sealed, write_sealed
+from .session import Outgoing
 
-__all__ = ["Left", "leave_results", "left_results"]
+__all__ = ["Left", "leave_results", "left_in", "left_results"]
 
-_MAGIC = b"poolkeeper left behind 1\n"
-_LENGTH = 8
+_TITLE = b"poolkeeper left behind 1"
 _PREFIX = "left-"
 
 
@@ -28,6 +34,24 @@ class Left(NamedTuple):
     seconds: float
 
 
+def left_in(outbox: Iterable[Outgoing], base: int, held: Sequence[Held | None]) -> list[Left]:
+    """Return the results in ``outbox`` that a later keeper can know; ``held`` are the tasks from index ``base`` on."""
+    left: list[Left] = []
+    for outgoing in outbox:
+        fds = list(outgoing.fds)
+        for message in unpack(outgoing.body):
+            if message[0] != Kind.RESULTS:
+                continue
+            _, first, codes, values, seconds = message
+            for position, sent in enumerate(values):
+                code = Code.VALUE if codes is None else codes[position]
+                value = map_large(sent, os.dup(fds.pop(0)), lambda _: None) if code == Code.ARENA else sent
+                what = held[first + position - base] if first + position >= base else None
+                if what is not None and what.claim is not None:
+                    left.append(Left(what.claim, what.attempt, code, value, seconds / len(values)))
+    return left
+
+
 def leave_results(folder: Path, key: bytes, name: str, results: Sequence[Left]) -> None:
     """Write ``results`` into ``folder`` under a name of their own, sealed with ``key``; raises OSError."""
     outcomes = [
@@ -35,37 +59,26 @@ def leave_results(folder: Path, key: bytes, name: str, results: Sequence[Left]) 
         for left in results
     ]
     head, body = pack(outcomes, key)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    temporary = folder / f"{_PREFIX}{name}.part"
-    try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-            file.write(_MAGIC + len(head).to_bytes(_LENGTH, "big") + head)
-            file.write(body)
-        os.rename(temporary, temporary.with_suffix(""))
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    write_sealed(folder / f"{_PREFIX}{name}", _TITLE, head, [body], durable=False)
 
 
-def left_results(folder: Path, key: bytes) -> Iterator[tuple[Path, list[Left]]]:
-    """Return each file in ``folder`` with what it holds; what is damaged or not ours is said, and left where it is."""
-    for path in sorted(folder.glob(f"{_PREFIX}*")):
-        if path.suffix == ".part":
+def left_results(folder: Path, key: bytes, name: str = "*") -> Iterator[tuple[Path, list[Left]]]:
+    """Return each file in ``folder`` with what it holds, or that of ``name``.
+
+    What is damaged or not ours is said, and left where it is.
+    """
+    for path in sorted(folder.glob(f"{_PREFIX}{name}")):
+        if path.suffix == PARTIAL:
             continue
         try:
-            yield path, _read(path.read_bytes(), key)
+            yield path, _read(path, key)
         except (OSError, Torn) as error:
             emit("WARNING", f"the results that a worker has left in {path} are not used, its tasks run again: {error}")
 
 
-def _read(content: bytes, key: bytes) -> list[Left]:
-    view = memoryview(content)
-    start = len(_MAGIC) + _LENGTH
-    if bytes(view[: len(_MAGIC)]) != _MAGIC or len(view) < start:
-        raise Torn("it is no such file")
-    end = start + int.from_bytes(view[len(_MAGIC) : start], "big")
-    outcomes, payloads = unpack_head(bytes(view[start:end]), key), unpack_body(bytes(view[end:]), key)
+def _read(path: Path, key: bytes) -> list[Left]:
+    head, body = read_sealed(path, _TITLE)
+    outcomes, payloads = unpack_head(bytes(head), key), unpack_body(bytes(body), key)
     return [
         Left(outcome.identity, outcome.attempts, outcome.code, payload, outcome.seconds or 0.0)  # type: ignore[arg-type]
         for outcome, payload in zip(outcomes, payloads, strict=True)

@@ -2,14 +2,13 @@
 
 The keeper speaks first (CHALLENGE with a nonce), the caller answers (HELLO with its own nonce, what it is, and a
 proof), the keeper proves itself in turn (WELCOME). Nothing is unpickled before that. Both sides then resend what
-the other has not received.
+the other has not received. A caller whose versions do not match gets REFUSE in place of WELCOME; see ``versions``.
 """
 
 from __future__ import annotations
 
 import array
 import fcntl
-import hmac
 import os
 import signal
 import socket
@@ -19,14 +18,17 @@ from collections.abc import Callable
 from typing import Any
 
 from .errors import ProtocolError
-from .frames import PROTOCOL, Frame, FrameKind, FrameReader, decode_json, encode, encode_json, proof
+from .frames import Frame, FrameKind, FrameReader, decode_json, encode, encode_json, proof
 from .session import Session
+from .versions import PROTOCOL, Verdict
 
-__all__ = ["FDS_LIMIT", "Handshake", "Link", "call_keeper", "draw"]
+__all__ = ["FDS_LIMIT", "PYTHON", "Handshake", "Link", "TurnedAway", "call_keeper", "draw"]
 
 RECEIVE_SIZE = 1 << 17
 FDS_LIMIT = 120
 """Descriptors beside one frame; the kernel takes 253 in one message."""
+
+PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 _CMSG_CLOEXEC = int(socket.MSG_CMSG_CLOEXEC) if hasattr(socket, "MSG_CMSG_CLOEXEC") else 0
 _DONTWAIT = int(socket.MSG_DONTWAIT) if hasattr(socket, "MSG_DONTWAIT") else 0
@@ -148,7 +150,11 @@ class Link:
 
 
 def _about_us() -> dict[str, Any]:
-    return {"protocol": PROTOCOL, "python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
+    return {"protocol": PROTOCOL, "python": PYTHON}
+
+
+class TurnedAway(ProtocolError):
+    """The keeper is the right one, and this process cannot work for it: their versions differ."""
 
 
 class Handshake:
@@ -170,8 +176,6 @@ class Handshake:
         given = hello.pop("proof", None)
         if not isinstance(given, str) or not _same(given, proof(self._key, "caller", self._nonce, encode_json(hello))):
             raise ProtocolError("a caller could not prove that it knows the key")
-        if hello.get("protocol") != PROTOCOL:
-            raise ProtocolError(f"a caller speaks protocol {hello.get('protocol')!r}, this keeper speaks {PROTOCOL}")
         return hello
 
     def welcome(
@@ -186,9 +190,17 @@ class Handshake:
         mac = proof(self._key, "keeper", bytes.fromhex(str(hello["nonce"])), encode_json(content))
         return encode(FrameKind.WELCOME, encode_json({**content, "proof": mac}))
 
+    def refusal(self, hello: dict[str, Any], verdict: Verdict, why: str) -> bytes:
+        """Return the frame by which the keeper proves itself and says that there will be no link, and ``why``."""
+        content = {"verdict": verdict.value, "why": why}
+        mac = proof(self._key, "keeper", bytes.fromhex(str(hello["nonce"])), encode_json(content))
+        return encode(FrameKind.REFUSE, encode_json({**content, "proof": mac}))
+
 
 def _same(given: str, expected: str) -> bool:
-    return hmac.compare_digest(given.encode(), expected.encode())
+    from hmac import compare_digest
+
+    return compare_digest(given.encode(), expected.encode())
 
 
 def call_keeper(
@@ -199,6 +211,7 @@ def call_keeper(
     timeout: float,
     before_resend: Callable[[set[int]], None] = lambda _: None,
     attach: Callable[[], tuple[bytes, tuple[int, ...]]] | None = None,
+    leaving: Callable[[], dict[str, Any]] | None = None,
     *,
     patient: bool = True,
 ) -> Link:
@@ -208,8 +221,9 @@ def call_keeper(
 
     ``timeout`` is in seconds for each step. ``before_resend`` is shown the descriptors that are to be sent again;
     what it raises ends the call. ``attach`` returns what a keeper must know that has taken over from
-    another one, and the descriptors that go beside it. Raises OSError when nobody answers, ProtocolError when
-    whoever answers is not the keeper, or is another one and there is no ``attach``.
+    another one, and the descriptors that go beside it. ``leaving`` returns what a keeper must know that has no use for
+    this process. Raises OSError when nobody answers, TurnedAway when the versions differ, ProtocolError when whoever
+    answers is not the keeper, or is another one and there is no ``attach``.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     link = Link(sock)
@@ -223,10 +237,15 @@ def call_keeper(
         hello["proof"] = proof(key, "caller", bytes.fromhex(challenge["nonce"]), encode_json(hello))
         link.send(encode(FrameKind.HELLO, encode_json(hello)))
         link.reader.authenticated = True
-        welcome = decode_json(_await(link, FrameKind.WELCOME).body)
+        answer = _await(link, FrameKind.WELCOME, FrameKind.REFUSE)
+        welcome = decode_json(answer.body)
         given = welcome.pop("proof", "")
         if not _same(str(given), proof(key, "keeper", nonce, encode_json(welcome))):
             raise ProtocolError("whoever listens on the keeper's socket does not know its key")
+        if answer.kind is FrameKind.REFUSE:
+            if leaving is not None and welcome.get("verdict") == Verdict.DRAIN.value:
+                link.send(encode(FrameKind.LEAVING, encode_json(leaving())))
+            raise TurnedAway(f"the keeper refuses a process that {welcome.get('why')}")
         sock.settimeout(None)
         link.patient = patient
         received = int(welcome["received"])
@@ -245,14 +264,14 @@ def call_keeper(
     return link
 
 
-def _await(link: Link, kind: FrameKind) -> Frame:
+def _await(link: Link, *kinds: FrameKind) -> Frame:
     """Return the next frame; the handshake of one side never runs ahead of the other's, so it comes alone."""
     while True:
         frames, alive = link.receive()
         if frames:
             frame, *rest = frames
-            if frame.kind is not kind:
-                raise ProtocolError(f"{frame.kind.name} came where {kind.name} was due")
+            if frame.kind not in kinds:
+                raise ProtocolError(f"{frame.kind.name} came where {kinds[0].name} was due")
             link.early = rest
             return frame
         if not alive:

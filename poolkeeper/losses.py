@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .errors import PoolkeeperError, signal_name
 
 __all__ = ["DeathReport", "TaskQuarantined", "WorkerLost", "WorkerStartFailed"]
 
 
-@dataclass(frozen=True, slots=True)
-class DeathReport:
+class DeathReport(NamedTuple):
     """What is known of one worker's death.
 
     ``exitcode`` is the exit status, negative for a signal, None where it is not known.

@@ -8,7 +8,6 @@ socket pair, so that nobody has to call before the work begins; the keeper's soc
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import selectors
 import signal
@@ -25,13 +24,14 @@ from .launching import Inherited, ServerProcess, Start, launch
 from .link import FDS_LIMIT
 from .messages import Kind
 from .page import KeeperPage
+from .peer import Peer
 from .process_identity import ProcessIdentity
 from .reporting import report
 from .roster import Exit
 from .settings import Settings
 from .sources import Sources, changed_sources
-from .switchboard import Peer, Switchboard
-from .worker_session import WorkerConfig
+from .switchboard import Switchboard
+from .worker_config import WorkerConfig
 
 if TYPE_CHECKING:
     from .register import Register
@@ -280,6 +280,8 @@ class Nursery:
         if self._server is None and content["digest"] == self._start.digest and not changed:
             self._server = peer
             peer.sources, peer.makes = content["sources"], True
+            import multiprocessing
+
             authkey = bytes(multiprocessing.current_process().authkey)
             self._board.post(peer, (Kind.ADOPT, authkey))
             self._entrust(peer)
@@ -288,6 +290,21 @@ class Nursery:
         self._dismiss_if_done(peer)
         if self._patience is not None and not self._awaited:
             self._end_patience()
+
+    def turned_away(self, peer: Server, hello: dict[str, Any], why: str) -> None:
+        """A fork server of another version has called: it leaves when the last of its processes has gone."""
+        pid = peer.process.pid
+        if hello.get("birth") == self._birth:
+            peer.refusal = f"{why}; what is on disk has changed since this program began"
+            report("ERROR", f"the fork server (pid {pid}) {peer.refusal}")
+            return
+        report("INFO", f"the fork server (pid {pid}) {why}: it looks after what it has made, and leaves")
+        self._awaited.pop(pid, None)
+        if self._patience is not None and not self._awaited:
+            self._end_patience()
+
+    def leaving(self, peer: Server, content: dict[str, Any]) -> None:
+        """It need not say so."""
 
     def disconnected(self, peer: Server) -> None:
         """A fork server has died: it holds its link for as long as it lives."""
@@ -344,10 +361,11 @@ class Nursery:
         """Return the process behind a report that comes after the end of its keeper; its pid may not be known."""
         return self._expected.pop((tag, pid), None) or self._expected.pop((tag, 0), None)
 
-    def buried(self, child: Child) -> None:
-        """Its parent has seen a process to its end."""
-        for key in [key for key, expected in self._expected.items() if expected is child]:
-            del self._expected[key]
+    def buried(self, child: Child, *, reported: bool = True) -> None:
+        """Its parent has seen a process to its end; unless ``reported``, its fork server may still say how it was."""
+        if reported:
+            for key in [key for key, expected in self._expected.items() if expected is child]:
+                del self._expected[key]
         if self._register is not None:
             self._register.gone(child.tag)
 
@@ -408,14 +426,17 @@ class Nursery:
             report("WARNING", "the fork server has ended; another is started when a worker is needed")
         for child in list(server.children.values()):
             child.let_go()
-            child.parent.orphaned(child, f"the fork server has ended (exit code {process.exitcode})")
+            why = f"the fork server {server.refusal or f'has ended (exit code {process.exitcode})'}"
+            child.parent.orphaned(child, why)
 
     def close(self, *, leave: bool = False) -> None:
         """Let the fork servers end, and with them every process that is left; or ``leave`` all of them as they are."""
         for child, _, _ in self._waiting:
             child.let_go()
         for server in self._servers.values():
-            if self._durable and not leave:
+            if not server.attached and not leave:
+                server.process.dismiss()  # it could not be told
+            elif self._durable and not leave:
                 self._board.post(server, (Kind.FAREWELL,))
                 self._board.send(server)
                 self._board.flush(server)

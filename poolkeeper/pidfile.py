@@ -11,19 +11,19 @@ import errno
 import json
 import os
 import stat
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from . import logs
 from .errors import PoolkeeperError
 from .process_identity import PROC, ProcessIdentity
-from .service_handover import Handover
+
+if TYPE_CHECKING:
+    from .service_handover import Handover, ServiceRecord
 
 __all__ = [
     "ChildRecord",
@@ -43,8 +43,6 @@ LONGEST_BACKOFF = 5.0
 SHARE = 20.0
 """A write is followed by a pause of so many times the processor's time that it has taken."""
 
-_NO_SERVICES = Handover()
-
 ChildRole = Literal["forkserver", "worker", "service", "logwriter"]
 
 
@@ -52,8 +50,7 @@ class PidfileError(PoolkeeperError, ValueError):
     """What is there is no pidfile, not a whole one, or one of a later poolkeeper."""
 
 
-@dataclass(frozen=True)
-class ChildRecord:
+class ChildRecord(NamedTuple):
     """A process that the keeper has started, or had started by its fork server.
 
     Args:
@@ -93,8 +90,7 @@ class ChildRecord:
         )
 
 
-@dataclass(frozen=True)
-class PidfileDocument:
+class PidfileDocument(NamedTuple):
     """What a pidfile says.
 
     Args:
@@ -106,7 +102,7 @@ class PidfileDocument:
         fleet: the file that declares the fleet, if it runs one.
         argv: the arguments of the fleet.
         children: the processes that it has started.
-        services: what is to be known of services besides their processes.
+        services: what is to be known of services besides their processes; None where there are none.
     """
 
     keeper: ProcessIdentity
@@ -117,7 +113,12 @@ class PidfileDocument:
     fleet: str | None = None
     argv: tuple[str, ...] = ()
     children: tuple[ChildRecord, ...] = ()
-    services: Handover = _NO_SERVICES
+    services: Handover | None = None
+
+    @property
+    def service_records(self) -> tuple[ServiceRecord, ...]:
+        """What is to be known of each service."""
+        return () if self.services is None else self.services.services
 
     def to_json(self) -> bytes:
         """Return the content of the pidfile."""
@@ -132,7 +133,7 @@ class PidfileDocument:
             "fleet": self.fleet,
             "argv": list(self.argv),
             "children": [child.to_dict() for child in self.children],
-            "services": self.services.to_data(),
+            "services": None if self.services is None else self.services.to_data(),
         }
         return json.dumps(fields).encode() + b"\n"
 
@@ -166,7 +167,7 @@ class PidfileDocument:
             fleet=_text(data, "fleet") or None,
             argv=tuple(argument for argument in argv if isinstance(argument, str)) if isinstance(argv, list) else (),
             children=tuple(map(ChildRecord.from_dict, children)),
-            services=Handover.from_data(data.get("services")),
+            services=_services(data.get("services")),
         )
 
 
@@ -177,9 +178,9 @@ def write_pidfile(path: str | os.PathLike[str], document: PidfileDocument) -> No
         OSError: when that fails; the file that was there is still there, and nothing else.
     """
     target = Path(path)
-    descriptor, temporary = tempfile.mkstemp(prefix=_temporary_prefix(target), dir=target.parent)
+    temporary = target.with_name(f"{_temporary_prefix(target)}{os.urandom(8).hex()}")
     try:
-        with open(descriptor, "wb", buffering=0) as file:
+        with open(temporary, "xb", buffering=0, opener=_private) as file:
             rest = memoryview(document.to_json())
             while rest:
                 rest = rest[file.write(rest) :]
@@ -331,6 +332,10 @@ class PidfileWriter:
                 path.unlink(missing_ok=True)
 
 
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 class _Descriptor:
     """An open pidfile: a regular file of a sensible size, to which no link of somebody else has led."""
 
@@ -376,6 +381,14 @@ def _text(data: Mapping[str, Any], key: str) -> str:
 def _number(data: Mapping[str, Any], key: str) -> int | None:
     value = data.get(key)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _services(data: object) -> Handover | None:
+    if data is None:
+        return None
+    from .service_handover import Handover  # most keepers have no services
+
+    return Handover.from_data(data)
 
 
 def _time(value: object) -> datetime:

@@ -12,20 +12,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
+from . import startup  # noqa: F401 - which notes how this process was started, as long as it is as it was
 from .calls import CallRegistry, callable_name
 from .configuration import settings_for
 from .errors import NotReexecable, PoolkeeperError, UnsupportedPlatform
 from .home import Home
 from .keeper import KeeperRuntime
 from .ledger import Options
-from .policy import WorkerPolicy
-from .reexec import PROCESS
+from .living import KEEPERS
 from .view import KeeperView
 
 if TYPE_CHECKING:
     from .fleet import Fleet
-    from .model import KeeperStatus, Recovered, RunResult
-    from .policy import RestartPolicy
+    from .model import KeeperStatus, RunResult
+    from .policy import RestartPolicy, WorkerPolicy
+    from .recovered import Recovered
     from .service_model import ServiceEvent
     from .service_spec import ServiceGroup, ServiceSpec
     from .services import ServiceHandle
@@ -54,6 +55,8 @@ class Keeper(KeeperView):
         worker: limits of each worker.
         resources: counted tokens; reserved for a later release.
         orphan_grace: seconds that the idle worker of a durable keeper waits for another one when its own is lost.
+        reconnect_grace: seconds that a worker may be away whose link to this keeper is broken; time in which it is at
+            work does not count. Then it is killed and replaced, and what it had finished runs again.
         resume: what a durable keeper takes over of the last run: "interrupted": all of it if that was interrupted, and
             nothing if it was finished; "failed": all but its failures, which run again; "never": nothing.
         durability: what the journal of a durable keeper survives: "process": whatever becomes of processes; "power":
@@ -86,6 +89,7 @@ class Keeper(KeeperView):
         worker: WorkerPolicy | None = None,
         resources: Mapping[str, int] | None = None,
         orphan_grace: float = 300.0,
+        reconnect_grace: float = 60.0,
         resume: Literal["interrupted", "failed", "never"] = "interrupted",
         durability: Literal["process", "power"] = "process",
         keep_runs: int = 10,
@@ -102,13 +106,14 @@ class Keeper(KeeperView):
             start_method=start_method,
             preload=preload,
             threads_per_worker=threads_per_worker,
-            worker=worker if worker is not None else WorkerPolicy(),
+            worker=worker,
             queue_memory=queue_memory,
             inherit_output=name is None,
             resume=resume,
             durability=durability,
             keep_runs=keep_runs,
             orphan_grace=orphan_grace,
+            reconnect_grace=reconnect_grace,
         )
         self.name = name
         self.run_id = run_id
@@ -132,8 +137,7 @@ class Keeper(KeeperView):
         except BaseException:
             place.remove()
             raise
-        _living.add(runtime)
-        PROCESS.joined(runtime)
+        KEEPERS.add(runtime)
         weakref.finalize(self, runtime.close).atexit = False
 
     def __exit__(
@@ -196,6 +200,7 @@ class Keeper(KeeperView):
             PayloadError: when the target or its arguments cannot be pickled.
             RuntimeError: after ``shutdown``.
         """
+        from .policy import WorkerPolicy
         from .service_spec import ServiceSpec
 
         spec = ServiceSpec(
@@ -275,6 +280,8 @@ class Keeper(KeeperView):
             raise NotReexecable(
                 "this process cannot be replaced by a new one: an inline keeper has nothing to hand over"
             )
+        from .reexec import PROCESS
+
         PROCESS.perform(self._runtime, timeout=timeout)
 
     def kill(self) -> None:
@@ -334,24 +341,21 @@ class Keeper(KeeperView):
         return f"<Keeper {self.name or 'ephemeral'}: at most {self.max_workers} workers, {state}>"
 
 
-_living: weakref.WeakSet[KeeperRuntime] = weakref.WeakSet()
-
-
 def _finish_all() -> None:
     """At interpreter exit: as the standard executor, finish what was submitted."""
     error = getattr(sys, "last_value", None)  # what has ended the program, if anything has
-    for runtime in list(_living):
+    for runtime in list(KEEPERS):
         if error is not None:
             runtime.leave_unfinished(f"{type(error).__name__} ended the program")
         runtime.close()
-    for runtime in list(_living):
+    for runtime in list(KEEPERS):
         runtime.join()
 
 
 def _forget_all() -> None:
-    for runtime in list(_living):
+    for runtime in list(KEEPERS):
         runtime.abandon_in_child()
-    _living.clear()
+    KEEPERS.clear()
 
 
 # Before threads are joined, as concurrent.futures does: atexit proper would come too late to start any.

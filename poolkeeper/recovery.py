@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from .adoption import RECOVERY_SECONDS, Adoption
 from .core import Core
 from .futures import Keeps, TaskFuture
-from .left_behind import left_results
-from .model import Recovered
+from .ledger import Task
+from .left_behind import Left, left_results
+from .messages import Code
 from .nursery import Nursery
 from .pidfile import ChildRecord, PidfileDocument
 from .recording import Recorder
+from .recovered import Recovered
 from .register import Register
+from .roster import Worker
+from .store import claim_of
 from .workforce import Workforce
 
 __all__ = ["Recovery"]
@@ -47,27 +52,62 @@ class Recovery:
     ) -> None:
         self._register = register
         self._recorder = recorder
+        self._core = core
         self._workforce = workforce
         self._left = 0
+        self._spool: tuple[Path, bytes]
+        self._settled: list[Path] = []
+        workforce.collect = self._collect
         nursery.on_listed(self._listed)
         deadline = time.monotonic() + RECOVERY_SECONDS
-        self.adoption = Adoption(core, recorder, keeper, deliver, deadline, lambda: nursery.awaits)
+        self.adoption = Adoption(core, recorder, keeper, deliver, deadline, workforce.summon, lambda: nursery.awaits)
 
     def begin(self, spool: Path, key: bytes) -> None:
         """Take in what workers have left behind in ``spool``, and have those call that live."""
         adoption = self.adoption
-        for path, left in left_results(spool, key):
+        self._spool = spool, key
+        for left in self._left_by("*"):
             adoption.inherit(left)
-            self._left += len(left)
-            self._recorder.when_recorded(partial(path.unlink, missing_ok=True))
+        self.tidy()
         for child in self._register.survivors:
             number = child.id.rpartition("-")[2]
             if child.role == "worker" and number.isdecimal():
                 worker = self._workforce.expect(int(number), child.slot or 0, child.id, child.identity)
                 if worker is not None:
                     adoption.expect(worker)
+                    adoption.summon(worker)
             elif child.role == "forkserver":
                 child.identity.signal(signal.SIGURG)
+
+    def _left_by(self, name: str) -> Iterator[list[Left]]:
+        for path, left in left_results(*self._spool, name):
+            self._settled.append(path)
+            self._left += len(left)
+            yield left
+
+    def tidy(self) -> None:
+        """Remove the files of the spool whose outcomes have been settled, as soon as they are recorded."""
+        settled, self._settled = self._settled, []
+        for path in settled:
+            self._recorder.when_recorded(partial(path.unlink, missing_ok=True))
+
+    def _collect(self, worker: Worker, name: str) -> None:
+        """A worker has gone: what it has left behind, under ``name``, answers what it was known to hold.
+
+        The rest has been heard, unless the worker has never told what it holds.
+        """
+        for left in self._left_by(name):
+            found = {one.claim: one for one in left}
+            begun = [found.pop(_claim(task), None) for task in worker.inflight]
+            while begun and begun[-1] is None:
+                begun.pop()  # it has died of it
+            if begun:
+                codes = [Code.SKIPPED if one is None else one.code for one in begun]
+                values = [None if one is None else one.payload for one in begun]
+                seconds = sum(one.seconds for one in begun if one is not None)
+                self._core.results(worker, worker.base, codes, values, seconds)
+            if worker.page is None:
+                self.adoption.inherit(found.values())
 
     def _listed(self, _: int, children: list[tuple[str, str, int]]) -> None:
         for tag, role, pid in children:
@@ -90,7 +130,12 @@ class Recovery:
             services=tuple(child.name for child in self._register.survivors if child.role in ("service", "program")),
             tasks=adoption.running,
             left=self._left,
+            drained=tuple(self._workforce.drained),
         )
+
+
+def _claim(task: Task | None) -> Any:
+    return claim_of(task.entry) if isinstance(task, TaskFuture) else None
 
 
 def _children(document: PidfileDocument | None) -> tuple[ChildRecord, ...]:

@@ -13,7 +13,6 @@ import signal
 import sys
 import threading
 import time
-import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 from . import logs, reporting
@@ -21,6 +20,7 @@ from .errors import NotReexecable, PoolkeeperError, ReexecRefused
 from .handover import VARIABLE, HandedKeeper, Handover, encode
 from .inheritance import INHERITANCE
 from .invocation import Kind
+from .living import KEEPERS
 from .reexec_pace import delay_before, remembered
 from .startup import STARTUP, Startup
 
@@ -86,15 +86,10 @@ class Reexec:
         """The name of the keeper for which alone this process is there, if the command line owns it."""
         self.host: Host | None = None
         self._startup = startup
-        self._keepers: weakref.WeakSet[Replaceable] = weakref.WeakSet()
         self._busy = threading.Lock()
 
-    def joined(self, keeper: Replaceable) -> None:
-        """Take note of a keeper in this process; all of them are handed over together."""
-        self._keepers.add(keeper)
-
     def perform(self, keeper: Replaceable, *, automatic: bool = False, timeout: float = 60.0) -> NoReturn:
-        """Replace the process, for one of its keepers; from any thread.
+        """Replace the process, for one of its keepers, with all of them; from any thread.
 
         Args:
             keeper: who asks.
@@ -155,7 +150,7 @@ class Reexec:
     # -- no way back --------------------------------------------------------------------------------------------------
 
     def _replace(self, keeper: Replaceable, *, automatic: bool) -> NoReturn:
-        keepers = [each for each in list(self._keepers) if each.answers(ANSWER_SECONDS)]
+        keepers: list[Replaceable] = [each for each in list(KEEPERS) if each.answers(ANSWER_SECONDS)]
         if keeper not in keepers:
             raise ReexecRefused("the keeper has ended meanwhile")
         host = self.host

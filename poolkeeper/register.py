@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .event_log import EventLog
 from .home import Home
 from .logs import emit
 from .pidfile import ChildRecord, PidfileDocument, PidfileError, PidfileWriter, read_pidfile, survivors
 from .process_identity import ProcessIdentity, identify
-from .service_handover import Handover
-from .service_model import ServiceEvent
+
+if TYPE_CHECKING:
+    from .service_handover import Handover
+    from .service_model import ServiceEvent
 
 __all__ = ["Register"]
 
@@ -48,7 +50,7 @@ class Register:
         self.inherited = self._inherit()
         self.survivors = () if self.inherited is None else _living(self.inherited)
         self._left = {child.identity.pid: child for child in self.survivors}
-        self._services = Handover() if self.inherited is None else self.inherited.services
+        self._services = None if self.inherited is None else self.inherited.services
         self._entries: dict[str, _Entry] = {}
         self._identities: dict[str, ProcessIdentity | None] = {}
         self._pidfile = PidfileWriter(home.path / PIDFILE, interval=PIDFILE_SECONDS)
@@ -75,7 +77,9 @@ class Register:
         self, tag: str, role: str, name: str, pid: int, slot: int | None = None, attempt: int | None = None
     ) -> None:
         """Take note of a new child, or of one that is taken over; ``tag`` is its own for good."""
-        self._left.pop(pid, None)
+        survivor = self._left.pop(pid, None)
+        if survivor is not None:
+            self._identities[tag] = survivor.identity
         self._entries[tag] = _Entry(role, name, pid, slot, attempt)
         self._pidfile.update(self._document)
 
@@ -100,7 +104,7 @@ class Register:
         """Whether an earlier keeper has left services, or processes of them."""
         left = self.inherited
         roles = ("service", "program")
-        return left is not None and (bool(left.services.services) or any(one.role in roles for one in left.children))
+        return left is not None and (bool(left.service_records) or any(one.role in roles for one in left.children))
 
     def describe(self, services: Handover) -> None:
         """Take note of what is to be known of services besides their processes."""

@@ -19,13 +19,14 @@ def delay_before_retry(command: Decide, now: float) -> float | None:
     options = task.call.options
     history = task.history
     if history is None:
-        history = task.history = History(now - command.seconds, [])
+        history = task.history = History(now - command.seconds)
     error: BaseException
     if command.outcome is None:
         error = TaskTimeout(f"task {task.call.name} ran longer than its timeout of {options.timeout} s and was killed")
     else:
         error = loads_exception(command.outcome)
     elapsed = now - history.began
+    assert options.retry is not None
     delay = options.retry.delay_after_failure(
         task.attempts, elapsed, error, waited=history.waited, earlier=tuple(history.failures)
     )

@@ -6,15 +6,16 @@ it runs is also *ahead*, and may be relieved of what it has not started. Only RE
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from enum import Enum
 from typing import NamedTuple, Protocol
 
 from .ledger import Task
-from .lifecycle import WorkerEvent, WorkerState, advance
+from .lifecycle import Absence, WorkerEvent, WorkerState, advance
 from .messages import Progress
 
-__all__ = ["Exit", "KillReason", "Page", "Roster", "Worker"]
+__all__ = ["Exit", "KillReason", "Page", "Roster", "Told", "Worker"]
 
 START_ATTEMPTS = 3
 """Times in a row that starting workers may fail for a known reason before what is queued fails with it."""
@@ -41,12 +42,27 @@ class Page(Protocol):
         """Forbid the worker to start ``index``; return False if it has started already."""
 
 
+class Told(NamedTuple):
+    """In the place of a page: how far a worker is that has said so, and that will begin nothing more."""
+
+    progress: Progress
+
+    def observe(self) -> Progress:
+        """Return what it has said."""
+        return self.progress
+
+    def revoke(self, index: int) -> bool:
+        """Whatever it holds it has begun."""
+        return False
+
+
 class KillReason(Enum):
     """Why the keeper itself killed a worker."""
 
     TIMEOUT = "timeout"
     CANCELLED = "cancelled"
     CONFUSED = "answered what it was not asked"
+    UNREACHABLE = "has no link, and does not come back"
 
 
 class Exit(NamedTuple):
@@ -66,12 +82,12 @@ class Worker:
     ``alone`` is a worker that is fed nothing more until it is empty. ``budget`` is how many tasks it may still be fed,
     None for any number, and ``target`` how many it may hold. ``stuck`` says that it has been seen to make no headway
     since its last answer, when ``checked`` was the index started last. ``birth`` is the incarnation of the keeper that
-    has made it.
+    has made it. ``absence`` counts while its link is broken.
     """
 
     __slots__ = (
-        "alone", "base", "birth", "budget", "checked", "exit", "id", "inflight", "kill", "known", "mourned", "page",
-        "pid", "slot", "start_round", "state", "stuck", "target",
+        "absence", "alone", "base", "birth", "budget", "checked", "exit", "id", "inflight", "kill", "known", "mourned",
+        "page", "pid", "slot", "start_round", "state", "stuck", "target",
     )  # fmt: skip
 
     def __init__(self, id: int, slot: int, budget: int | None = None, start_round: int = 0, birth: str = "") -> None:
@@ -93,6 +109,7 @@ class Worker:
         self.kill: tuple[KillReason, int] | None = None
         self.exit: Exit | None = None
         self.mourned: list[Task] = []
+        self.absence: Absence | None = None
 
     @property
     def adopted(self) -> bool:
@@ -150,6 +167,8 @@ class Roster:
         self.spawn_after = 0.0
         self._round = 0
         self._next_id = 1
+        self._first_own: float = math.inf
+        self._inherited: set[int] = set()
 
     @property
     def full(self) -> bool:
@@ -161,6 +180,7 @@ class Roster:
         recruits: list[Worker] = []
         taken = {worker.slot for worker in self.workers.values()}
         slot = 0
+        self._first_own = min(self._first_own, self._next_id)
         for _ in range(min(number, self.max_workers - self.alive)):
             while slot in taken:
                 slot += 1
@@ -174,9 +194,13 @@ class Roster:
         return recruits
 
     def take_over(self, id: int, slot: int, birth: str) -> Worker:
-        """Return a worker that an earlier keeper has made and that has not called yet; ``id`` stays, if it is free."""
-        if id in self.workers:
+        """Return a worker that an earlier keeper has made and that has not called yet.
+
+        ``id`` stays, unless another worker has it or has had it: one that is dead may not be buried yet.
+        """
+        if id in self._inherited or self._first_own <= id < self._next_id:
             id = self._next_id
+        self._inherited.add(id)
         self._next_id = max(self._next_id, id + 1)
         worker = Worker(id, slot, self.max_tasks, NO_ROUND, birth)
         worker.state = WorkerState.DETACHED

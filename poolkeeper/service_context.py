@@ -21,7 +21,7 @@ from .messages import Kind
 from .page import BEAT, WorkerPage, new_page
 from .service_line import ServiceLine
 from .sources import Sources, loaded_sources
-from .worker_session import WorkerConfig
+from .worker_config import WorkerConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +93,10 @@ class ServiceContext:
         self._pipe = os.pipe()
         self._pipe_identity = identity(self._pipe[0])
         self.resumed: Resumption | None = None
-        introduction = {"role": "service", "id": self.worker, "birth": definition.birth, "pid": os.getpid()}
+        introduction = {
+            "role": "service", "id": self.worker, "birth": definition.birth, "pid": os.getpid(),
+            "cloudpickle": config.cloudpickle,
+        }  # fmt: skip
         self._line = ServiceLine(config, introduction, link, self._describe)
         if not self.say((Kind.HERE, os.getpid())) and self._line.is_unwanted():
             os._exit(1)

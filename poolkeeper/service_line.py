@@ -19,10 +19,10 @@ from .arena import identity
 from .backoff import Backoff
 from .connection import Connection
 from .errors import ProtocolError
-from .link import Link, call_keeper, draw
+from .link import Link, TurnedAway, call_keeper, draw
 from .messages import Kind, pack
 from .session import Session
-from .worker_session import WorkerConfig
+from .worker_config import WorkerConfig
 
 __all__ = ["ServiceLine", "leave_words"]
 
@@ -116,6 +116,10 @@ class ServiceLine:
         attach = self._attachment if self._durable else None
         try:
             link = call_keeper(config.socket, config.key, self._session, self._introduction, seconds, attach=attach)
+        except TurnedAway:
+            self._nobody = False
+            connection.refuse(time.monotonic())
+            return False
         except (OSError, ProtocolError) as error:
             now = time.monotonic()
             self._nobody = isinstance(error, (FileNotFoundError, ConnectionRefusedError)) or now - began >= seconds

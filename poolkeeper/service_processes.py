@@ -21,7 +21,7 @@ from .roster import Exit
 from .service_exits import LastWords
 from .service_model import ExitReason
 from .service_peer import ServicePeer, StackDumps, is_program
-from .service_survivors import read_words, take_page
+from .service_survivors import read_words, report_refusal, take_page
 from .sources import changed_sources
 from .supervisor import Supervisor
 from .switchboard import Switchboard
@@ -138,7 +138,7 @@ class ServiceProcesses:
             self._supervisor.ready(replica, attempt, now)
         if isinstance(status, str):
             replica.detail = status
-        if changed_sources(peer.content.get("sources", {})):
+        if peer.refusal or changed_sources(peer.content.get("sources", {})):
             self._supervisor.outdated(replica, attempt)
 
     def connected(self, peer: ServicePeer, hello: dict[str, Any]) -> None:
@@ -150,6 +150,15 @@ class ServiceProcesses:
         peer.content = content
         take_page(peer, fds)
         self.go_on(peer)
+
+    def turned_away(self, peer: ServicePeer, hello: dict[str, Any], why: str) -> None:
+        """A process of another version has called."""
+        report_refusal(peer, why)
+        self.here(peer, int(hello["pid"]))
+        self._supervisor.outdated(peer.replica, peer.attempt)
+
+    def leaving(self, peer: ServicePeer, content: dict[str, Any]) -> None:
+        """It need not say so."""
 
     def disconnected(self, peer: ServicePeer) -> None:
         """A link is gone, which proves nothing: programs have none."""

@@ -32,7 +32,7 @@ from .service_model import ExitReason, ServiceState
 from .service_peer import Origin, ServicePeer
 from .switchboard import Switchboard
 
-__all__ = ["CLAIM_SECONDS", "ROLL_CALL_SECONDS", "Survivors", "read_words", "take_page"]
+__all__ = ["CLAIM_SECONDS", "ROLL_CALL_SECONDS", "Survivors", "read_words", "report_refusal", "take_page"]
 
 ROLL_CALL_SECONDS = 2.0
 """How long no service is started where an earlier keeper may have left processes that nobody has told of yet."""
@@ -207,7 +207,9 @@ class Survivors:
                 self._leaving[peer] = (began, now + KILL_SECONDS)
 
     def _silent(self) -> list[ServicePeer]:
-        return [peer for peer in self._peers.values() if not (peer.gone or peer.attached or peer.is_program)]
+        return [
+            peer for peer in self._peers.values() if not (peer.gone or peer.attached or peer.refusal or peer.is_program)
+        ]
 
     @staticmethod
     def _summon(peer: ServicePeer) -> None:
@@ -274,6 +276,13 @@ class Survivors:
         peer.content = content
         take_page(peer, fds)
 
+    def turned_away(self, peer: ServicePeer, hello: dict[str, Any], why: str) -> None:
+        """A process of another version has called: it is replaced when its service is declared."""
+        report_refusal(peer, why)
+
+    def leaving(self, peer: ServicePeer, content: dict[str, Any]) -> None:
+        """It need not say so."""
+
     def disconnected(self, peer: ServicePeer) -> None:
         """A link is gone, which proves nothing."""
 
@@ -311,6 +320,11 @@ class Survivors:
             self._register.lost(peer.pid)
         if peer in self._leaving:
             self.forget(peer)
+
+
+def report_refusal(peer: ServicePeer, why: str) -> None:
+    """Say that a process is of another version, and what becomes of it."""
+    report("INFO", f"{peer.name} (pid {peer.pid}) {why}: it is stopped, and started anew")
 
 
 def take_page(peer: ServicePeer, fds: list[int]) -> None:

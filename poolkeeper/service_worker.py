@@ -25,7 +25,7 @@ from .service_line import leave_words
 from .service_model import ExitReason
 from .task_context import wants_context
 from .worker import leave
-from .worker_session import WorkerConfig
+from .worker_config import WorkerConfig
 
 __all__ = ["main", "rehearse"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 from pathlib import Path
 from pickle import PickleBuffer
@@ -44,6 +43,8 @@ class Spool:
         """Append ``parts``; raises OSError when the disk is full."""
         with self._lock:
             if self._fd < 0:
+                import tempfile
+
                 with tempfile.TemporaryFile(prefix="spool-", dir=self._directory) as file:
                     self._fd = os.dup(file.fileno())
             offset = self._end

@@ -7,16 +7,17 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from .handover import VARIABLE
-from .invocation import Invocation, read_invocation
+
+if TYPE_CHECKING:
+    from .invocation import Invocation
 
 __all__ = ["STARTUP", "Startup"]
 
 
-@dataclass(frozen=True)
-class Startup:
+class Startup(NamedTuple):
     """The circumstances that a re-exec restores.
 
     Args:
@@ -40,6 +41,8 @@ class Startup:
     @property
     def invocation(self) -> Invocation:
         """What the interpreter was told to run."""
+        from .invocation import read_invocation
+
         return read_invocation(self.argv)
 
     @property

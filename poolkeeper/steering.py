@@ -146,7 +146,7 @@ def kill_survivors(home: Path) -> list[ChildRecord]:
     Services get their own signal and time, then the fork servers SIGTERM, for they end at once all that they have made.
     """
     document = _read(home)
-    services = {} if document is None else {record.name: record for record in document.services.services}
+    services = {} if document is None else {record.name: record for record in document.service_records}
     living = survivors_of(home)
     servers = [child for child in living if child.role == "forkserver"]
     others = [child for child in living if child.role != "forkserver"]

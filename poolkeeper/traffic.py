@@ -16,14 +16,15 @@ from .ledger import Chunk, Segment, Task
 from .link import FDS_LIMIT
 from .messages import Code, Kind
 from .payload import Large, map_large
-from .postmortem import Postmortem
+from .peer import Peer
 from .spool import Counted, Spilled, Stowage
 from .store import claim_of
-from .switchboard import Peer, Switchboard
+from .switchboard import Switchboard
 from .workforce import WorkerPeer, Workforce
 
 if TYPE_CHECKING:
     from .adoption import Adoption
+    from .postmortem import Postmortem
     from .recording import Recorder
 
 __all__ = ["Job", "Traffic"]

@@ -14,14 +14,13 @@ from .keeper import KeeperRuntime
 from .ledger import Call, Options, Segment
 from .mapping import MapJob
 from .payload import SCALARS, dumps, dumps_arguments, is_plain
-from .policy import RetryPolicy
 from .store import Entry, Recalled
 
 if TYPE_CHECKING:
     from .batch import Batch
     from .cancellation import CancellationToken
     from .inline import InlineRuntime
-    from .policy import ExecutionPolicy
+    from .policy import ExecutionPolicy, RetryPolicy
     from .store import Store
 
 __all__ = ["KeeperView"]
@@ -130,7 +129,7 @@ class KeeperView(Executor):
             starred=starred,
             chunksize=chunksize or 1,
             # what is decided task by task must run task by task
-            single=options.retries_failures or options.timeout is not None or options.retry.deaths < 2,
+            single=options.retries_failures or options.timeout is not None or options.deaths < 2,
             ordered=ordered,
         )
         if buffersize is None:
@@ -175,7 +174,7 @@ class KeeperView(Executor):
         options = Options(
             priority=ours.priority if priority is None else priority,
             timeout=ours.timeout if timeout is None else timeout,
-            retry=ours.retry if retry is None else RetryPolicy.of(retry),
+            retry=ours.retry if retry is None else _retry_policy(retry),
             kill_on_cancel=ours.kill_on_cancel if cancel is None else cancel == "kill",
         )
         view = KeeperView()
@@ -305,6 +304,12 @@ def _failed(fn: Any, options: Options, error: Exception, runtime: Any) -> TaskFu
     future = TaskFuture(Call(name, b"", options), (), None, runtime)
     future.settle_exception(failure)
     return future
+
+
+def _retry_policy(given: RetryPolicy | int) -> RetryPolicy:
+    from .policy import RetryPolicy
+
+    return RetryPolicy.of(given)
 
 
 def _checked_key(key: Any) -> str:

@@ -3,7 +3,7 @@
 It is single-threaded, so that user code may fork. Results are held back for at most ``FLUSH_SECONDS`` of run time,
 and never behind a task that is expected to take longer; where that expectation fails the keeper nudges (SIGURG), and
 the signal's handler sends what is held. The handler runs between two bytecodes of the main thread; see
-``worker_session``.
+``worker_line``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import task_context
 from .arena import Arena, identity
 from .errors import PayloadError
-from .messages import Code, Kind
+from .messages import Code, Kind, Progress
 from .output import flush_c_output
 from .page import CANCEL, FINISHED, ITEM, MARKS, STARTED, STARTED_AT, WorkerPage, new_page
 from .payload import dumps, dumps_exception, dumps_in_band, is_plain, loads, to_arena
@@ -33,7 +33,9 @@ from .process_setup import settle_in, unblock_signals
 from .sources import Sources, loaded_sources
 from .task_context import NoService, wants_context
 from .timers import old_age
-from .worker_session import Mapped, Retired, WorkerConfig, WorkerSession
+from .worker_config import WorkerConfig
+from .worker_line import Retired
+from .worker_session import Mapped, WorkerSession
 
 if TYPE_CHECKING:
     from .resumption import Resumption
@@ -98,6 +100,7 @@ class _Worker(NoService):
             os.close(page_fd)
         self.out = WorkerSession(config, id, birth)
         self.out.describe = self._describe
+        self.out.begin_nothing = self._begin_nothing
         self._started = config.initializer is None
         self._sources: Sources = {}
         self.calls: dict[int, _Call] = {}
@@ -228,6 +231,12 @@ class _Worker(NoService):
         }
         return content, (self._page_fd,) if identity(self._page_fd) == self._page_identity else ()
 
+    def _begin_nothing(self) -> Progress:
+        """Skip every task that is not begun yet; return how far this worker is."""
+        words, times, marks = self.page.words, self.page.times, self.page.marks
+        marks[:] = bytes([1]) * MARKS  # before ``STARTED`` is read, as a keeper does
+        return Progress(words[STARTED], words[FINISHED], words[ITEM], times[STARTED_AT])
+
     def _handle(self, message: tuple[Any, ...]) -> None:
         kind = message[0]
         if kind == Kind.TASKS:
@@ -243,8 +252,7 @@ class _Worker(NoService):
             for arena in message[1]:
                 self.out.arenas.released(arena)
         elif kind == Kind.RETIRE:
-            self.out.flush()
-            raise Retired
+            self.out.retire()
 
     def _load_function(self, call: _Call) -> Callable[..., Any]:
         """Return the callable; what it takes to import it the first time does not count against a task's timeout."""
@@ -486,7 +494,7 @@ def main(config: WorkerConfig, id: int, slot: int, birth: str, page: int | str, 
     worker = _Worker(config, id, slot, birth, os.open(page, os.O_RDWR) if isinstance(page, str) else page)
     signal.signal(signal.SIGURG, worker.nudged)
     unblock_signals()
-    os.register_at_fork(after_in_child=worker.out.leave_to_parent)
+    os.register_at_fork(after_in_child=worker.out.line.leave_to_parent)
     task_context.enter(worker)
     with contextlib.suppress(Retired):
         worker.run(link)
@@ -500,8 +508,8 @@ def rehearse(config: WorkerConfig) -> None:
     worker.out.begin(theirs.detach())
     worker._run_tasks(1, _Call("", dumps_in_band(abs)), [(1,), dumps_in_band(((1,), {}))], None)  # noqa: SLF001
     worker.out.flush()
-    if worker.out.link is not None:
-        worker.out.link.close()
+    if worker.out.line.link is not None:
+        worker.out.line.link.close()
     worker.page.close()
     ours.close()
 

@@ -18,17 +18,18 @@ from .children import Child, Parent
 from .commands import Kill, Nudge, Retire, Spawn
 from .core import Core
 from .errors import ProtocolError
+from .holdings import Held
 from .ledger import Task
 from .lifecycle import WorkerState
-from .messages import Kind
+from .messages import Kind, Progress
 from .nursery import UNKNOWN, Nursery
 from .page import KeeperPage
 from .payload import Large
 from .process_identity import ProcessIdentity
 from .reporting import report
-from .roster import Exit, Worker
+from .roster import Exit, KillReason, Told, Worker
 from .settings import Settings
-from .sources import changed_sources
+from .sources import SourceCheck
 from .spool import Stowage
 from .switchboard import Switchboard
 
@@ -58,9 +59,7 @@ class WorkerPeer(Child):
     def executing(self) -> Task | None:
         """The task that the worker runs at this moment, by its page."""
         worker = self.worker
-        if self.page is None or not worker.inflight:
-            return None
-        progress = self.page.observe()
+        progress = worker.observe()
         position = progress.started - worker.base
         if progress.started > progress.finished and 0 <= position < len(worker.inflight):
             return worker.inflight[position]
@@ -80,9 +79,13 @@ class Workforce:
         birth: str,
     ) -> None:
         self._birth = birth
-        self._survivors: dict[int, WorkerPeer] = {}
+        self._survivors: dict[int, WorkerPeer] = {}  # the dead among them, too: a fork server may tell of them later
         self.adoption: Adoption | None = None
         """Takes what the workers of an earlier keeper hold."""
+        self.collect: Callable[[Worker, str], object] = lambda *_: None
+        """Takes in what a worker that has gone has left behind under some name."""
+        self.drained: list[int] = []
+        """The pids of the workers that were told to leave, for their versions differ."""
         self._settings = settings
         self._core = core
         self._nursery = nursery
@@ -90,6 +93,7 @@ class Workforce:
         self._stowage = stowage
         self._board: Switchboard
         self._peers: dict[int, WorkerPeer] = {}
+        self._sources = SourceCheck()
         self.hear_tasks: Callable[[WorkerPeer, tuple[Any, ...], list[int]], None]
         """Takes every message of a worker, and gives back to ``hear_worker`` what is not about tasks."""
 
@@ -126,10 +130,15 @@ class Workforce:
 
     def kill(self, command: Kill) -> None:
         """Kill a worker; the fork server kills what it has started."""
-        self._peers[command.worker.id].signal(signal.SIGKILL)
+        worker = command.worker
+        if worker.kill is not None and worker.kill[0] is KillReason.UNREACHABLE:
+            report("WARNING", f"worker {worker.id} {worker.kill[0].value}: it is killed", worker=worker.id)
+        self._peers[worker.id].signal(signal.SIGKILL)
 
     def nudge(self, command: Nudge) -> None:
-        """Make a worker send what it holds back."""
+        """Make a worker send what it holds back, or call."""
+        if command.worker.absence is not None:
+            self._board.mend()
         self._peers[command.worker.id].signal(signal.SIGURG)
 
     def kill_all(self) -> None:
@@ -151,6 +160,8 @@ class Workforce:
     def _introduce_survivor(self, hello: dict[str, Any]) -> WorkerPeer:
         pid, id, birth = int(hello["pid"]), int(hello["id"]), str(hello["birth"])
         peer = self._survivors.get(pid)
+        if peer is not None and peer.gone:
+            raise ProtocolError(f"worker {id} has ended")
         if peer is None:
             if self.adoption is None:
                 raise ProtocolError(f"worker {id} belongs to another keeper")
@@ -160,16 +171,19 @@ class Workforce:
         return peer
 
     def expect(self, id: int, slot: int, tag: str, identity: ProcessIdentity) -> Worker | None:
-        """Look after a worker of an earlier keeper, and have it call; return None if it is gone."""
+        """Look after a worker of an earlier keeper; return None if it is gone."""
         peer = self._take_over(id, slot, tag, identity.pid)
-        if peer.watched and not identity.is_alive():  # looked at behind the pidfd: it cannot be anybody else's now
+        if _has_ended(identity):  # looked at behind the pidfd: it cannot be anybody else's now
             self._gone(peer, UNKNOWN)
             return None
-        peer.signal(signal.SIGURG)
         return peer.worker
 
+    def summon(self, worker: Worker) -> None:
+        """Have a worker of an earlier keeper call, also if it is busy."""
+        self._peers[worker.id].signal(signal.SIGURG)
+
     def found(self, id: int, tag: str, pid: int) -> Worker | None:
-        """Look after a worker that its fork server tells of; return None for one that is known."""
+        """Look after a worker that its fork server tells of; return None for one that is known, perhaps to be dead."""
         return None if pid in self._survivors else self._take_over(id, id, tag, pid).worker
 
     def _take_over(self, id: int, slot: int, tag: str, pid: int) -> WorkerPeer:
@@ -194,11 +208,29 @@ class Workforce:
         self._core.attached(worker, peer.page, content["base"], held)
         if content["started"]:
             self._core.hello(worker)
-        changed = changed_sources(content["sources"])
+        changed = self._sources.changed(content["sources"])
         if changed:
             report("INFO", f"worker {worker.id} is replaced: {changed[0]} has changed", worker=worker.id)
         if changed or content["recycling"]:
             self._core.recycle(worker)
+
+    def turned_away(self, peer: WorkerPeer, hello: dict[str, Any], why: str) -> None:
+        """A worker of another version has called."""
+        worker, pid = peer.worker, int(hello["pid"])
+        self.drained.append(pid)
+        report("INFO", f"worker {worker.id} (pid {pid}) {why}: it finishes its task and leaves", worker=worker.id)
+        if worker.birth == self._birth:
+            self._core.start_failed(worker, f"its process {why}; what is on disk has changed since this program began")
+
+    def leaving(self, peer: WorkerPeer, content: dict[str, Any]) -> None:
+        """It tells what it has begun, which nobody else shall run; the outcomes are found when it has gone."""
+        worker = peer.worker
+        if peer.attached or isinstance(worker.page, Told):
+            return
+        held = [None if one is None else Held(str(one[0]), int(one[1]), tuple(one[2])) for one in content["holds"]]
+        progress = Progress(len(held), len(held) - bool(content.get("executing")), 0, float(content.get("since", 0.0)))
+        begun = [None] * len(held) if self.adoption is None else self.adoption.take_in(worker, 1, held)
+        self._core.leaving(worker, Told(progress), begun)
 
     def connected(self, peer: WorkerPeer, hello: dict[str, Any]) -> None:
         """A worker has called again."""
@@ -211,14 +243,14 @@ class Workforce:
         worker.pid = pid
         peer.here(pid, self._selector, partial(self._ended, peer))
         if worker.state is WorkerState.READY:
-            self._core.link_lost(worker)  # it has called again before the end of its link was seen
+            self._core.link_lost(worker, time.monotonic())  # it has called again before the end of its link was seen
         if self._settings.initializer is None or worker.state is not WorkerState.STARTING:
             self._core.hello(worker)
 
     def disconnected(self, peer: WorkerPeer) -> None:
         """A link is gone: a worker that lives calls back."""
         if peer.worker.state not in (WorkerState.STARTING, WorkerState.DEAD):
-            self._core.link_lost(peer.worker)
+            self._core.link_lost(peer.worker, time.monotonic())
 
     def message(self, peer: WorkerPeer, message: tuple[Any, ...], fds: list[int]) -> None:
         """A worker has said something."""
@@ -286,12 +318,13 @@ class Workforce:
             return
         while self._board.read(peer):
             pass
-        if worker.pid is not None and self._survivors.pop(worker.pid, None) is not None and self.adoption is not None:
+        self.collect(worker, f"{worker.birth}-{peer.tag.rpartition('-')[2]}")
+        if worker.adopted and self.adoption is not None:
             self.adoption.gone(worker)
         self._core.died(worker, time.monotonic(), exit)
         del self._peers[worker.id]
         self._board.detach(peer)
-        self._nursery.buried(peer)
+        self._nursery.buried(peer, reported=exit is not None)
         peer.gone = True
         peer.unwatch(self._selector)
         if peer.page is not None:
@@ -307,3 +340,10 @@ class Workforce:
             if peer.page is not None:
                 peer.page.close()
         self._peers.clear()
+
+
+def _has_ended(identity: ProcessIdentity) -> bool:
+    try:
+        return not identity.is_alive()
+    except OSError:  # as without a free descriptor; it will call, or its fork server tell of its end
+        return False

@@ -22,12 +22,14 @@ import psutil
 from tests.helpers import MARK, PATIENCE, is_running, wait_until
 
 NAME = "etl"
+ROOT = Path(__file__).parents[1]
 
 
 class KeeperProgram:
     """The test's end of it."""
 
-    def __init__(self, home: Path, *, options: str = "") -> None:
+    def __init__(self, home: Path, *, options: str = "", version: Path = ROOT) -> None:
+        """``version`` is the folder of the package poolkeeper that it is to use."""
         self.home = home
         self.folder = home / NAME / "default"
         self.process = subprocess.Popen(
@@ -35,7 +37,8 @@ class KeeperProgram:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=Path(__file__).parents[1],
+            cwd=version,
+            env={**os.environ, "PYTHONPATH": f"{version}:{ROOT}"},
         )
 
     @property

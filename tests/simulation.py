@@ -96,7 +96,7 @@ class Simulation:
         seconds = scale * rng.expovariate(1.0) + (rng.random() * 3.0 if rng.random() < 0.02 else 0.0)
         raises = rng.choice([0, 0, 1, 5]) if retries else rng.random() < 0.1
         kills = rng.random() < rng.choice([0.0, 0.1])
-        return Work(name, seconds, int(raises), kills, once=options.retry.at_most_once)
+        return Work(name, seconds, int(raises), kills, once=options.at_most_once)
 
     def _plan_tasks(self, name: str, call: Call, scale: float) -> Callable[[], None]:
         number = self.random.choice([1, 3, 30])
@@ -112,7 +112,7 @@ class Simulation:
         options = call.options
         works = [self._work(f"item {name}.{index}", scale, options) for index in range(self.random.choice([1, 10, 60]))]
         job = Job(works)
-        single = options.retries_failures or options.timeout is not None or options.retry.deaths < 2
+        single = options.retries_failures or options.timeout is not None or options.deaths < 2
         chunksize = self.random.choice([1, 1, 7])
         segment = Segment(job, call, works, 0, starred=False, plain=True, chunksize=chunksize, single=single)
 
@@ -203,7 +203,7 @@ class Simulation:
         self._tell(f"worker {process.worker.id} loses its link")
         if self.random.random() < 0.8:
             process.linked = False
-            self.core.link_lost(process.worker)
+            self.core.link_lost(process.worker, self.now)
             self.after(self.latency(), lambda: self.connected(process))
         else:
             self.connected(process)
@@ -256,7 +256,7 @@ class Simulation:
         self._drain(process)
         if process.linked and process.worker.id in self.core.workers:
             process.linked = False
-            self.core.link_lost(process.worker)
+            self.core.link_lost(process.worker, self.now)
 
     def _drain(self, process: Process) -> None:
         while process.linked and process.outbox:
@@ -379,7 +379,7 @@ class Simulation:
     def _fail(self, command: Fail) -> None:
         task, failure = command.task, command.failure
         works: Any = task.items[task.position :] if isinstance(task, Segment) else task.payload
-        deaths = task.call.options.retry.deaths
+        deaths = task.call.options.deaths
         for work in works if isinstance(works, list) else [works]:
             seen = deaths - (deaths > 2 and isinstance(task, Chunk))  # the first may have been a guess, see ``blame``
             if failure is Failure.QUARANTINED and not (0 < deaths <= work.nearby and seen <= work.deaths):

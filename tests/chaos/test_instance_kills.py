@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -98,7 +97,6 @@ def test_never_two_while_holders_are_killed(tmp_path: Path) -> None:
 
 WRITER = """
 import sys
-from dataclasses import replace
 from pathlib import Path
 from poolkeeper.pidfile import PidfileWriter, read_pidfile
 path = Path(sys.argv[1])
@@ -106,7 +104,7 @@ document = read_pidfile(path)
 writer, number = PidfileWriter(path, interval=0), 0
 while True:
     number += 1
-    writer.update(replace(document, name=str(number), children=document.children * (number % 50)))
+    writer.update(document._replace(name=str(number), children=document.children * (number % 50)))
 """
 
 
@@ -129,7 +127,7 @@ def test_a_reader_always_sees_a_whole_document(tmp_path: Path) -> None:
             wait_for_exit(writer.pid)
         read_pidfile(path)
     last = PidfileWriter(path)
-    last.update(replace(a_document(), name="last"))
+    last.update(a_document()._replace(name="last"))
     last.close(remove=False)
     wait_until(lambda: os.listdir(tmp_path) == ["keeper.pid"])  # what the killed ones have left is gone
     assert read_pidfile(path).name == "last"
@@ -149,7 +147,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
                     pass
             except OSError:
                 pass
-        writer.update(replace(a_document(), name="second"))
+        writer.update(a_document()._replace(name="second"))
         wait_until(lambda: writer._failing)
         assert read_pidfile(path).name == "first"
         assert lock.acquire()

@@ -12,7 +12,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -464,7 +463,7 @@ def test_a_holder_is_judged_by_who_it_is(
     """What another process has locked names one that is dead, or that only looks alive."""
     assert lock.acquire()
     path = lock.folder / "keeper.lock"
-    path.write_bytes(replace(LockHolder.here(), **difference).to_json())
+    path.write_bytes(LockHolder.here()._replace(**difference).to_json())
     other = InstanceLock("etl", home=tmp_path)
     assert other.force_unlock() is unlocked
     assert other.is_locked() is not unlocked
@@ -488,7 +487,7 @@ def test_nobody_waits_for_ever_for_a_process_that_was_stopped_while_it_looked(
         assert not lock.is_locked()
         assert lock.acquire()
         assert lock.is_locked()
-        (lock.folder / "keeper.lock").write_bytes(replace(LockHolder.here(), start_time=1).to_json())
+        (lock.folder / "keeper.lock").write_bytes(LockHolder.here()._replace(start_time=1).to_json())
         assert not InstanceLock("etl", home=tmp_path).force_unlock()
 
 

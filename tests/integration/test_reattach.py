@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from poolkeeper import Keeper, TaskQuarantined
+from poolkeeper.link import call_keeper
+from poolkeeper.messages import Kind, pack
 from poolkeeper.process_identity import ProcessIdentity
+from poolkeeper.session import Session
 from tests import tasks
-from tests.helpers import PATIENCE, is_running, wait_for_exit, wait_until
+from tests.helpers import PATIENCE, a_program, is_running, wait_for_exit, wait_until
 from tests.scripts import start_script
 from tests.survivors import end_survivors, survivors_in
 
@@ -64,6 +68,12 @@ class Lost:
         """How often each task has been executed."""
         lines = [path.read_text().split() for path in self.folder.glob("ran-*")]
         return Counter(word for words in lines for word in words)
+
+    @property
+    def recorded(self) -> int:
+        """How many outcomes the journal has."""
+        with closing(sqlite3.connect(self.home / "journal.db")) as journal:
+            return sum(count for (count,) in journal.execute("SELECT count FROM groups"))
 
     @property
     def workers(self) -> list[int]:
@@ -131,7 +141,7 @@ def test_an_outcome_that_nobody_has_asked_for_yet_is_recorded(lost: Lost) -> Non
     lost.kill(lost.begin([0, 1]))
     with lost.again() as keeper:
         lost.open(0, 1)
-        wait_until(lambda: all(row.state != "busy" for row in keeper.status().workers))
+        wait_until(lambda: lost.recorded == 2)
         assert results(lost.submit(keeper, [0])) == [0]
         keeper._runtime.leave_unfinished("a test")  # type: ignore[union-attr]
     with lost.again() as keeper:
@@ -225,6 +235,32 @@ def test_a_worker_that_dies_after_it_was_taken_over_is_blamed_for_what_it_ran(lo
         errors = [future.exception(PATIENCE) for future in futures]
         assert sum(isinstance(error, TaskQuarantined) for error in errors) == 1
         assert errors.count(None) == 1
+
+
+def test_a_worker_whose_death_its_fork_server_has_not_seen_yet_is_not_taken_over_again(lost: Lost) -> None:
+    lost.kill(lost.begin([0, 1]))
+    workers = lost.workers
+    server = lost.server
+    os.kill(server, signal.SIGKILL)
+    wait_for_exit(server)
+    with lost.again() as keeper, ExitStack() as late:
+        view = keeper.options(key=lambda folder, item: str(item), retry=tasks.no_deaths())
+        futures = [view.submit(tasks.note_and_pass_gate, str(lost.folder), item) for item in [0, 1]]
+        wait_until(lambda: all(future.running() for future in futures))
+        stand_in = late.enter_context(a_program()).pid
+        os.kill(workers[0], signal.SIGKILL)
+        wait_until(lambda: workers[0] not in [row.pid for row in keeper.status().workers], "it is missed")
+        session, socket = Session(), json.loads((lost.home / "keeper.pid").read_text())["socket"]
+        introduction = {"role": "forkserver", "id": 0, "birth": "an earlier keeper", "pid": stand_in}
+        content = {"children": [("worker-1", "worker", workers[0], "its ticket")], "digest": "", "sources": {}}
+        key = (lost.home / "authkey").read_bytes()
+        link = call_keeper(socket, key, session, introduction, PATIENCE, attach=lambda: (pack([content]), ()))
+        late.callback(link.close)
+        link.send(session.send(pack([(Kind.EXITED, "its ticket", "worker-1", workers[0], -9, 0)])))
+        lost.open(0, 1)
+        errors = [future.exception(PATIENCE) for future in futures]
+        assert sorted(map(type, errors), key=str) == [type(None), TaskQuarantined]
+        assert sum(row.pid == workers[0] for row in keeper.status().workers) == 0
 
 
 def test_the_fork_server_dies_as_well(lost: Lost) -> None:

@@ -633,9 +633,9 @@ def test_a_loop_that_fails_is_replaced_but_not_for_ever(shop: Shop) -> None:
 import threading
 def later():
     import time
-    from poolkeeper import pool
+    from poolkeeper.living import KEEPERS
     while True:
-        for runtime in list(pool._living):
+        for runtime in list(KEEPERS):
             if runtime._control is not None:
                 runtime.call_soon(lambda: 1 / 0)
                 return

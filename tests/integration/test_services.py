@@ -6,6 +6,7 @@ import importlib
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -594,14 +595,15 @@ def test_a_service_may_close_all_descriptors(keeper: Keeper, tmp_path: Path, tar
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may change its user")
-def test_a_service_may_change_its_user(keeper: Keeper, tmp_path: Path) -> None:
-    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+def test_a_service_may_change_its_user(keeper: Keeper) -> None:
+    with tempfile.TemporaryDirectory() as open_to_all:  # unlike tmp_path, which stands in a folder of root's
+        folder = Path(open_to_all)
         folder.chmod(0o777)
-    handle = reach(keeper.service(services.change_user, (tmp_path,), name=name(), restart="never"))
-    wait_until(lambda: tasks.notes(tmp_path, "started"))
-    handle.stop()
-    reach(handle, "stopped")
-    assert tasks.notes(tmp_path, "stopped in order")
+        handle = reach(keeper.service(services.change_user, (folder,), name=name(), restart="never"))
+        wait_until(lambda: tasks.notes(folder, "started"))
+        handle.stop()
+        reach(handle, "stopped")
+        assert tasks.notes(folder, "stopped in order")
 
 
 def test_output_that_is_binary_or_a_flood_harms_nobody(tmp_path: Path) -> None:

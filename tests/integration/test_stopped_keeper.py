@@ -39,7 +39,9 @@ def test_a_worker_goes_on_with_what_it_has_and_keeps_what_is_not_read(
     home = "" if name != "None" else ", home=None"
     keeper = start(options=f"max_workers=1, name={name}{home}")
     make = f"keeper.submit(tasks.make_bytes_behind, PosixPath({str(tmp_path)!r})"
-    keeper(f"[{make}, f'warm-{{warm}}', 1).result() and None for warm in range(150)]")  # they are found to be short
+    warm = f"[{make}, 'warm', 1) for _ in range(20)]"
+    window = f"min(future.result() and future.call.window() for future in {warm})"
+    wait_until(lambda: keeper(window) >= number, "they are found to be short")
     gate = f"{{0: 'gate', {number - 1}: 'end'}}.get(number)"
     keeper(f"futures.extend({make}, number, {size}, {gate}) for number in range({number}))")
     wait_until((tmp_path / "begun-0").exists, "the first task runs")

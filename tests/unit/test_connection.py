@@ -70,6 +70,26 @@ def test_the_time_without_a_keeper_counts_from_the_first_loss() -> None:
     assert connection.lost_for(20.0) == 0.0
 
 
+def test_who_is_refused_calls_again_when_it_is_summoned_and_not_before() -> None:
+    connection = Connection(Backoff(0.01, 0.01))
+    connection.begin_call(0.0)
+    connection.refuse(1.0)
+    assert connection.refused
+    assert connection.wait(100.0) is None
+    assert not connection.is_due(100.0)
+    connection.summon()
+    assert connection.wait(100.0) == 0.0
+    assert connection.is_due(100.0)
+    connection.begin_call(100.0)
+    connection.summon()
+    connection.refuse(101.0)
+    assert connection.is_due(101.0), "who has summoned is not who has refused"
+    connection.begin_call(101.0)
+    assert connection.lost_for(102.0) == 101.0
+    connection.answered()
+    assert not connection.refused
+
+
 def test_nobody_calls_who_has_been_told_that_it_is_over() -> None:
     connection = Connection(Backoff(0.01, 0.01), linked=True)
     connection.end()

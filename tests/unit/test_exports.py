@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -84,8 +85,45 @@ def test_except_clauses_of_the_standard_executor_hold() -> None:
     assert issubclass(poolkeeper.TaskTimeout, TimeoutError)
 
 
+DEPENDENCIES = ["loguru", "tenacity", "rich", "click", "loky", "cloudpickle", "psutil", "ctypes"]
+
+FEATURES = {
+    f"poolkeeper.{module}"
+    for module in (
+        "adoption", "batch", "cancellation", "control", "event_log", "feed", "fleet", "inline", "invocation", "journal",
+        "losses", "model", "pidfile", "policy", "postmortem", "preflight", "recording", "recovery", "reexec",
+        "register", "retrying", "service_model", "service_spec", "strategies", "supervision", "supervisor", "worker",
+        "worker_session",
+    )
+}  # fmt: skip
+"""What a keeper may do without, or needs only when it is made."""
+
+SLOW = {
+    "asyncio", "concurrent.futures.process", "dataclasses", "datetime", "hashlib", "hmac", "inspect", "json",
+    "multiprocessing", "shutil", "sqlite3", "subprocess", "sysconfig", "tempfile",
+}  # fmt: skip
+"""Modules of the standard library that take longer to import than most of ours."""
+
+
+def loaded(program: str, names: list[str]) -> list[str]:
+    """Return which of ``names`` are loaded by ``program``, and not by what some Python itself needs for a traceback."""
+    program = (
+        f"import sys, traceback; known = set(sys.modules); {program}; "
+        "print(*[name for name in sys.argv[1:] if name in sys.modules and name not in known])"
+    )
+    result = subprocess.run([sys.executable, "-c", program, *names], capture_output=True, text=True, check=True)
+    return result.stdout.split()
+
+
 def test_importing_the_package_loads_none_of_its_dependencies() -> None:
-    program = "import sys, poolkeeper; print([name for name in sys.argv[1:] if name in sys.modules])"
-    heavy = ["loguru", "tenacity", "rich", "click", "loky", "cloudpickle", "psutil", "ctypes", "concurrent.futures"]
-    output = subprocess.run([sys.executable, "-c", program, *heavy], capture_output=True, text=True, check=True).stdout
-    assert output.strip() == "[]"
+    assert loaded("import poolkeeper", [*DEPENDENCIES, "concurrent.futures"]) == []
+
+
+def test_importing_the_keeper_loads_nothing_that_it_may_not_need() -> None:
+    assert loaded("from poolkeeper import Keeper", [*DEPENDENCIES, *FEATURES, *SLOW]) == []
+
+
+def test_a_durable_keeper_loads_nothing_of_services(tmp_path: Path) -> None:
+    program = f"from poolkeeper import Keeper; Keeper(1, name='etl', home={str(tmp_path)!r}).shutdown()"
+    features = ["model", "policy", "service_handover", "service_model", "service_spec", "supervision", "supervisor"]
+    assert loaded(program, ["dataclasses", *(f"poolkeeper.{name}" for name in features)]) == []

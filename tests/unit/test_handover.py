@@ -13,16 +13,15 @@ from poolkeeper.handover import HandedKeeper, Handover, PastReexec, encode, pars
 
 names = st.text(min_size=1).filter(lambda text: "\0" not in text and text.isprintable())
 descriptors = st.integers(0, 2**20)
-keepers = st.builds(HandedKeeper, names, names, names, descriptors) | st.builds(
-    HandedKeeper, names, names, names, descriptors, descriptors, names
-)
-handovers = st.builds(
-    Handover,
+keepers = (
+    st.tuples(names, names, names, descriptors) | st.tuples(names, names, names, descriptors, descriptors, names)
+).map(lambda fields: HandedKeeper(*fields))
+handovers = st.tuples(
     st.integers(1, 2**22),
     st.lists(keepers, max_size=3).map(tuple),
     st.lists(st.builds(PastReexec, st.floats(0, 1e9), st.booleans()), max_size=3).map(tuple),
     st.lists(st.integers(1, 64), max_size=3).map(tuple),
-)
+).map(lambda fields: Handover(*fields))
 
 MINIMAL = {"pid": 7, "version": 1}
 KEEPER = {"name": "etl", "run_id": "default", "folder": "/home/etl/default", "lock": 5}

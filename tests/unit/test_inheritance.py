@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,7 +94,7 @@ def test_what_is_meant_for_another_process_is_not_touched(left: Left) -> None:
 def test_a_descriptor_that_is_another_file_is_not_touched(left: Left, tmp_path: Path) -> None:
     with open(tmp_path / "innocent", "w") as innocent:
         os.set_inheritable(innocent.fileno(), True)
-        wrong = replace(left.keeper, lock=innocent.fileno(), socket=None, socket_path="")
+        wrong = left.keeper._replace(lock=innocent.fileno(), socket=None, socket_path="")
         assert take(wrong).claim(left.folder) is None
         assert os.get_inheritable(innocent.fileno())
         innocent.write("still open")
@@ -104,7 +103,7 @@ def test_a_descriptor_that_is_another_file_is_not_touched(left: Left, tmp_path: 
 def test_a_lock_that_somebody_else_has_is_not_taken(left: Left) -> None:
     other = os.open(left.folder / "keeper.lock", os.O_RDWR)
     try:
-        assert take(replace(left.keeper, lock=other)).claim(left.folder) is None
+        assert take(left.keeper._replace(lock=other)).claim(left.folder) is None
     finally:
         os.close(other)
 
@@ -116,7 +115,7 @@ def test_a_lock_file_that_was_replaced_is_no_lock(left: Left) -> None:
 
 
 def test_a_home_that_is_called_otherwise_is_not_the_home(left: Left) -> None:
-    assert take(replace(left.keeper, run_id="other")).claim(left.folder) is None
+    assert take(left.keeper._replace(run_id="other")).claim(left.folder) is None
 
 
 @pytest.mark.parametrize("flaw", ["no descriptor", "no socket", "another name", "does not listen", "gone"])
@@ -126,13 +125,13 @@ def test_without_its_socket_a_keeper_is_taken_over_all_the_same(left: Left, flaw
         path = str(tmp_path / "other.sock")
         other.bind(path)
         if flaw == "no descriptor":
-            keeper = replace(keeper, socket=9999)
+            keeper = keeper._replace(socket=9999)
         elif flaw == "no socket":
-            keeper = replace(keeper, socket=keeper.lock)
+            keeper = keeper._replace(socket=keeper.lock)
         elif flaw == "another name":
-            keeper = replace(keeper, socket_path=path)
+            keeper = keeper._replace(socket_path=path)
         elif flaw == "does not listen":
-            keeper = replace(keeper, socket=other.fileno(), socket_path=path)
+            keeper = keeper._replace(socket=other.fileno(), socket_path=path)
         else:
             os.unlink(keeper.socket_path)
         inherited = take(keeper).claim(left.folder)

@@ -56,6 +56,12 @@ def test_default_options_make_exceptions_final() -> None:
     assert Options(retry=RetryPolicy(attempts=2)).retries_failures
 
 
+def test_without_a_policy_deaths_count_as_with_the_default_one() -> None:
+    assert Options().deaths == RetryPolicy().deaths == 3
+    assert not Options().at_most_once
+    assert Options(retry=RetryPolicy(deaths=0)).at_most_once
+
+
 @given(
     number=st.integers(1, 2000),
     workers=st.integers(1, 40),

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from loguru import logger
 
-from poolkeeper.logs import LogMirror, configure, emit
+from poolkeeper.logmirror import LogMirror
+from poolkeeper.logs import configure, emit
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -64,9 +63,9 @@ documents = st.builds(
 
 def a_document(name: str = "etl", **changes: Any) -> PidfileDocument:
     me = ProcessIdentity(4711, 90, "boot", "pid:[1]")
-    worker = ChildRecord("3", "worker", "", replace(me, pid=4712), slot=1)
+    worker = ChildRecord("3", "worker", "", me._replace(pid=4712), slot=1)
     document = PidfileDocument(me, name, "default", "/x/keeper.sock", datetime.now(UTC), children=(worker,))
-    return replace(document, **changes)
+    return document._replace(**changes)
 
 
 # -- the document -----------------------------------------------------------------------------------------------------
@@ -154,7 +153,7 @@ def test_survivors_are_those_that_are_who_they_were() -> None:
         assert found[1] is not None
         alive = ChildRecord("1", "worker", "", found[0])
         killed = ChildRecord("2", "service", "web", found[1])
-        recycled = ChildRecord("3", "worker", "", replace(found[0], start_time=found[0].start_time - 1))
+        recycled = ChildRecord("3", "worker", "", found[0]._replace(start_time=found[0].start_time - 1))
         document = a_document(children=(alive, killed, recycled))
         assert survivors(document) == (alive, killed)
         other.kill()

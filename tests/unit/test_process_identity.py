@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +197,7 @@ def test_a_child_is_alive_until_it_is_dead(child: subprocess.Popen[bytes]) -> No
 def test_a_stranger_is_never_signalled(child: subprocess.Popen[bytes], difference: dict[str, Any]) -> None:
     found = identify(child.pid)
     assert found is not None
-    stranger = replace(found, **difference)
+    stranger = found._replace(**difference)
     assert not stranger.is_alive()
     assert not stranger.signal(signal.SIGKILL)
     assert found.is_alive()

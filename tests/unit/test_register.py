@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,7 +26,7 @@ def a_home(path: Path) -> Home:
 def a_document(*children: ChildRecord, keeper: ProcessIdentity | None = None) -> PidfileDocument:
     me = identify()
     assert me is not None
-    dead = replace(me, start_time=1)
+    dead = me._replace(start_time=1)
     return PidfileDocument(keeper or dead, "etl", "1", "", datetime.now(UTC), children=children, services=HANDOVER)
 
 
@@ -80,9 +79,9 @@ def test_whatever_is_there_instead_is_no_reason_to_fail(tmp_path: Path, kind: st
         if kind == "truncated":
             path.write_bytes(document.to_json()[:50])
         elif kind == "foreign":
-            write_pidfile(path, replace(document, name="other"))
+            write_pidfile(path, document._replace(name="other"))
         elif kind == "living":
-            write_pidfile(path, replace(document, keeper=a_child(process.pid).identity))
+            write_pidfile(path, document._replace(keeper=a_child(process.pid).identity))
         elif kind == "directory":
             path.mkdir()
         elif kind == "symlink":

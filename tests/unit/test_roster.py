@@ -57,6 +57,17 @@ def test_who_is_counted(events: list[WorkerEvent], alive: int, starting: int) ->
     assert (worker.id in roster.workers) == (worker.state is not WorkerState.DEAD)
 
 
+def test_a_worker_that_is_taken_over_keeps_its_id_unless_another_has_it_or_has_had_it() -> None:
+    roster = Roster(9)
+    ids = [roster.take_over(id, 0, "").id for id in (5, 2, 5)]
+    assert ids == [5, 2, 6]
+    roster.move(roster.workers[2], WorkerEvent.EXIT)
+    assert roster.take_over(2, 0, "").id == 7
+    (own,) = roster.recruit(1)
+    roster.move(own, WorkerEvent.EXIT)
+    assert (own.id, roster.take_over(8, 0, "").id, roster.take_over(3, 0, "").id) == (8, 9, 3)
+
+
 def test_the_dead_do_not_move() -> None:
     roster = Roster(1)
     worker = ready(roster)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import selectors
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +12,16 @@ from typing import Any
 
 import pytest
 
-from poolkeeper.link import Link, call_keeper
+from poolkeeper.link import PYTHON, Link, TurnedAway, call_keeper
 from poolkeeper.messages import Kind, pack
+from poolkeeper.peer import Peer
 from poolkeeper.session import Session
-from poolkeeper.switchboard import Peer, Switchboard
+from poolkeeper.switchboard import Switchboard
+from poolkeeper.versions import PROTOCOL, Versions
 from tests.helpers import PATIENCE, wait_until
 
 KEY = b"k" * 32
+VERSIONS = Versions(PROTOCOL, PYTHON, "3.1.2")
 
 
 class Board:
@@ -29,7 +33,7 @@ class Board:
         self.heard: list[Any] = []
         self.events: list[str] = []
         self.selector = selectors.DefaultSelector()
-        self.board = Switchboard(self.path, KEY, self.selector, self.introduce)
+        self.board = Switchboard(self.path, KEY, self.selector, self.introduce, versions=VERSIONS)
 
     def introduce(self, hello: dict[str, Any]) -> Peer:
         return self.peer
@@ -43,6 +47,17 @@ class Board:
     def disconnected(self, peer: Peer) -> None:
         self.events.append("disconnected")
 
+    def turned_away(self, peer: Peer, hello: dict[str, Any], why: str) -> None:
+        self.events.append(why)
+
+    def leaving(self, peer: Peer, content: dict[str, Any]) -> None:
+        self.heard.append(content)
+
+    def end(self) -> None:
+        self.board.detach(self.peer)
+        self.board.close()
+        self.selector.close()
+
     def until(self, condition: Callable[[], bool]) -> None:
         def step() -> bool:
             for key, mask in self.selector.select(0.01):
@@ -51,10 +66,11 @@ class Board:
 
         wait_until(step)
 
-    def call(self, session: Session) -> Link:
+    def call(self, session: Session, leaving: Callable[[], dict[str, Any]] | None = None, **more: Any) -> Link:
         """Connect as the peer."""
+        introduction = {"role": "worker", "id": 1, **more}
         with ThreadPoolExecutor(1) as executor:
-            future = executor.submit(call_keeper, self.path, KEY, session, {"role": "worker", "id": 1}, PATIENCE)
+            future = executor.submit(call_keeper, self.path, KEY, session, introduction, PATIENCE, leaving=leaving)
             self.until(future.done)
             return future.result()
 
@@ -63,9 +79,7 @@ class Board:
 def board(tmp_path: Path) -> Iterator[Board]:
     board = Board(tmp_path / "socket")
     yield board
-    board.board.detach(board.peer)
-    board.board.close()
-    board.selector.close()
+    board.end()
 
 
 def say(link: Link, session: Session, numbers: range) -> None:
@@ -111,3 +125,46 @@ def test_a_link_that_cannot_be_written_to_ends_although_its_peer_does_not_close_
     board.call(session).close()
     assert session.received == 0
     assert len(board.peer.session.outbox) == 1
+
+
+def test_one_of_another_version_is_told_to_leave_and_that_is_heard_of_once(board: Board) -> None:
+    for number in range(3):
+        with pytest.raises(TurnedAway, match="has cloudpickle 2.0 where this keeper has 3.1.2"):
+            board.call(Session(), lambda number=number: {"holds": [number]}, cloudpickle="2.0")
+        board.until(lambda number=number: len(board.heard) == number + 1)
+    assert board.events == ["has cloudpickle 2.0 where this keeper has 3.1.2"]
+    assert board.heard == [{"holds": [0]}, {"holds": [1]}, {"holds": [2]}]
+    assert board.peer.link is None
+    board.call(Session(), cloudpickle="3.1.2").close()
+    assert board.events[1:] == ["connected"]
+
+
+def test_one_that_cannot_say_what_it_leaves_is_turned_away_all_the_same(board: Board) -> None:
+    with pytest.raises(TurnedAway):
+        board.call(Session(), cloudpickle="2.0")
+    assert board.heard == []
+
+
+def test_a_client_of_another_python_is_heard(board: Board) -> None:
+    board.call(Session(), role="control", cloudpickle="2.0").close()
+    assert board.events == ["connected"]
+
+
+def test_a_socket_that_somebody_has_removed_is_made_again_when_a_link_is_lost(board: Board) -> None:
+    session = Session()
+    link = board.call(session)
+    Path(board.path).unlink()
+    link.close()
+    board.until(lambda: board.events == ["connected", "disconnected"])
+    board.call(session).close()
+
+
+def test_a_folder_that_is_gone_is_not_made_again(board: Board) -> None:
+    """It may be the home, and what else was in it is missed by others."""
+    folder = Path(board.path).parent
+    shutil.rmtree(folder)
+    board.board.mend()
+    assert not folder.exists()
+    folder.mkdir()
+    board.board.mend()
+    board.call(Session()).close()

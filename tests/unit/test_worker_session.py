@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import queue
 import select
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,80 +14,17 @@ import pytest
 
 from poolkeeper import worker_session
 from poolkeeper.arena import Arena, ArenaPool
-from poolkeeper.frames import FrameKind
+from poolkeeper.frames import FrameKind, decode_json
 from poolkeeper.keeper_line import KeeperLine
-from poolkeeper.link import Handshake, Link
-from poolkeeper.messages import Code, Kind, pack, unpack
-from poolkeeper.payload import Large, loads_view, map_large
+from poolkeeper.left_behind import left_results
+from poolkeeper.messages import Code, Kind, Progress, pack, unpack
+from poolkeeper.payload import Large
 from poolkeeper.session import Session
-from poolkeeper.worker_session import Mapped, Retired, WorkerConfig, WorkerSession
+from poolkeeper.worker_config import WorkerConfig
+from poolkeeper.worker_line import Retired
+from poolkeeper.worker_session import Mapped, WorkerSession
+from tests.answering import KEY, Answering
 from tests.helpers import PATIENCE
-
-KEY = b"k" * 32
-
-
-class Answering:
-    """The keeper's end: a thread that welcomes whoever calls, and resends at once what is not acknowledged."""
-
-    def __init__(self, path: str) -> None:
-        self.session = Session()
-        self.links: queue.SimpleQueue[Link] = queue.SimpleQueue()
-        self.arenas = ArenaPool()
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(path)
-        self.listener.listen()
-        self.thread = threading.Thread(target=self.answer)
-        self.thread.start()
-
-    def answer(self) -> None:
-        while True:
-            try:
-                sock, _ = self.listener.accept()
-            except OSError:
-                return
-            link, handshake = Link(sock), Handshake(KEY)
-            link.send(handshake.challenge())
-            frames: list[Any] = []
-            while not frames:
-                frames, _ = link.receive()
-            hello = handshake.verify(frames[0])
-            link.reader.authenticated = True
-            resend = self.session.resume(hello["received"])
-            # In one piece with the welcome, so that it comes early.
-            frame = handshake.welcome(hello, self.session.received)
-            for data, fds in resend:
-                assert not fds
-                frame += data
-            link.send(frame)
-            self.links.put(link)
-
-    def link(self) -> Link:
-        return self.links.get(timeout=PATIENCE)
-
-    def results(self, link: Link) -> list[tuple[Any, ...]]:
-        """What comes next: (first index, codes, values), arenas loaded."""
-        heard: list[tuple[Any, ...]] = []
-        while not heard:
-            frames, alive = link.receive()
-            assert alive
-            for frame in frames:
-                fds = link.take_fds(frame)
-                if self.session.receive(frame):
-                    for _, first, codes, values, _ in unpack(frame.body):
-                        loaded = [
-                            bytes(loads_view(map_large(value, fds.pop(0), int))) if code == Code.ARENA else value
-                            for code, value in zip(codes or [0] * len(values), values, strict=True)
-                        ]
-                        heard.append((first, loaded))
-        return heard
-
-    def end(self) -> None:
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        self.thread.join(PATIENCE)
-        while not self.links.empty():
-            self.links.get().close()
-        self.arenas.close()
 
 
 @pytest.fixture
@@ -104,8 +39,8 @@ def worker(keeper: Answering, tmp_path: Path) -> Iterator[WorkerSession]:
     session = WorkerSession(WorkerConfig(str(tmp_path / "socket"), KEY, str(tmp_path)), 1)
     yield session
     session.arenas.close()
-    if session.link is not None:
-        session.link.close()
+    if session.line.link is not None:
+        session.line.link.close()
 
 
 def steal(fd: int, path: Path) -> None:
@@ -133,16 +68,16 @@ def test_what_comes_with_each_welcome_is_taken_in_once_and_in_order(keeper: Answ
     for number in range(4):
         keeper.session.send(pack([(Kind.RELEASE, [number])]))
         if number % 2:
-            worker.reconnect(worker.link)
+            worker.line.reconnect(worker.line.link)
     assert list(worker.inbox) == [[(Kind.RELEASE, [number])] for number in range(4)]
 
 
 def test_sending_over_a_link_that_a_task_has_replaced_by_a_file_reconnects(
     keeper: Answering, worker: WorkerSession, tmp_path: Path
 ) -> None:
-    worker.connect()
-    assert worker.link is not None
-    stolen = worker.link.fileno()
+    worker.line.reconnect(None)
+    assert worker.line.link is not None
+    stolen = worker.line.link.fileno()
     steal(stolen, tmp_path / "file")
     keeper.session.send(pack([(Kind.RETIRE,)]))
     worker.values.append(7)
@@ -157,11 +92,11 @@ def test_sending_over_a_link_that_a_task_has_replaced_by_a_file_reconnects(
 
 
 def test_a_link_that_is_given_up_is_closed_where_it_is_still_ours(keeper: Answering, worker: WorkerSession) -> None:
-    worker.connect()
+    worker.line.reconnect(None)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         keeper.link().close()
-        worker.reconnect(worker.link)
+        worker.line.reconnect(worker.line.link)
     keeper.link().close()
     assert len(os.listdir("/proc/self/fd")) <= before
 
@@ -169,7 +104,7 @@ def test_a_link_that_is_given_up_is_closed_where_it_is_still_ours(keeper: Answer
 def test_large_arguments_are_mapped_before_the_tasks_ahead_of_them_run(
     keeper: Answering, worker: WorkerSession
 ) -> None:
-    worker.connect()
+    worker.line.reconnect(None)
     link = keeper.link()
     argument = large(keeper.arenas, b"a" * 100_000)
     before = len(os.listdir("/proc/self/fd"))
@@ -190,7 +125,7 @@ def test_large_arguments_are_mapped_before_the_tasks_ahead_of_them_run(
 def test_a_result_that_is_held_back_survives_the_loss_of_its_descriptor(
     keeper: Answering, worker: WorkerSession, tmp_path: Path
 ) -> None:
-    worker.connect()
+    worker.line.reconnect(None)
     arenas = [result(worker, index, bytes([index]) * 100_000) for index in (1, 2)]
     stolen = arenas[0].fd
     steal(stolen, tmp_path / "file")
@@ -204,7 +139,7 @@ def test_a_result_that_is_held_back_survives_the_loss_of_its_descriptor(
 def test_a_result_that_did_not_arrive_is_sent_again_over_the_next_link(
     keeper: Answering, worker: WorkerSession
 ) -> None:
-    worker.connect()
+    worker.line.reconnect(None)
     result(worker, 1, b"a" * 100_000)
     worker.flush()
     keeper.link().close()  # without having read it
@@ -219,7 +154,7 @@ def test_a_result_that_did_not_arrive_is_sent_again_over_the_next_link(
 def test_a_worker_leaves_rather_than_send_somebody_elses_file_as_a_result(
     keeper: Answering, worker: WorkerSession, tmp_path: Path
 ) -> None:
-    worker.connect()
+    worker.line.reconnect(None)
     arena = result(worker, 1, b"a" * 100_000)
     worker.flush()
     keeper.link().close()  # without having read it
@@ -242,8 +177,8 @@ def test_a_flush_that_cuts_into_a_reconnect_waits_for_its_end(keeper: Answering,
             worker.flush()
             return super().resume(peer_received, peer_acknowledges)
 
-    worker.session = Interrupted()
-    worker.connect()
+    worker.line.session = Interrupted()
+    worker.line.reconnect(None)
     assert calls == [0]
     assert worker.values == [5]
     worker.flush()
@@ -253,13 +188,13 @@ def test_a_flush_that_cuts_into_a_reconnect_waits_for_its_end(keeper: Answering,
 
 
 def test_a_fork_of_the_worker_says_nothing(keeper: Answering, worker: WorkerSession) -> None:
-    worker.connect()
+    worker.line.reconnect(None)
     link = keeper.link()
     worker.values.append(1)
-    worker.leave_to_parent()
+    worker.line.leave_to_parent()
     worker.flush()
     worker.send((Kind.PROGRESS, 1, 1, None))
-    assert worker.link is None
+    assert worker.line.link is None
     assert link.receive() == ([], False)
     link.close()
 
@@ -267,7 +202,7 @@ def test_a_fork_of_the_worker_says_nothing(keeper: Answering, worker: WorkerSess
 def fill(worker: WorkerSession) -> int:
     """Have results wait for a keeper that does not read; return how many there are."""
     number = 0
-    while worker.link is not None and not worker.link.blocked:
+    while worker.line.link is not None and not worker.line.link.blocked:
         number += 1
         worker.hold(number, b"r" * 50_000, Code.PICKLED)
         worker.flush()
@@ -280,12 +215,12 @@ def test_what_a_keeper_does_not_read_is_not_waited_for_and_arrives_when_it_reads
     told = threading.Event()
     before = signal.signal(signal.SIGURG, lambda *_: (worker.summoned(), told.set()))
     try:
-        worker.connect()
+        worker.line.reconnect(None)
         link = keeper.link()
         number = fill(worker)
         for done in range(1_000):
             worker.remark((Kind.PROGRESS, 1, done, None))
-        assert len(worker.session.outbox) == number, "progress is not kept"
+        assert len(worker.line.session.outbox) == number, "progress is not kept"
         heard: list[tuple[Any, ...]] = []
         asides: list[tuple[Any, ...]] = []
         while len(heard) < number or not asides:
@@ -306,7 +241,7 @@ def test_no_further_task_is_begun_while_too_much_waits(
     keeper: Answering, worker: WorkerSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_session, "OUTBOX_BYTES", 500_000)
-    worker.connect()
+    worker.line.reconnect(None)
     link = keeper.link()
     number = fill(worker)
     assert worker.flush_before_next(1.0) == 1.0, "there is room yet"
@@ -329,7 +264,7 @@ def test_no_further_task_is_begun_while_too_much_waits(
 def test_what_has_waited_is_not_sent_where_a_task_has_put_its_own_file(
     keeper: Answering, worker: WorkerSession, tmp_path: Path
 ) -> None:
-    worker.connect()
+    worker.line.reconnect(None)
     link = keeper.link()
     number = fill(worker)
     arena = result(worker, number + 1, b"a" * 100_000)
@@ -373,7 +308,7 @@ def test_an_orphan_that_reports_progress_for_hours_stays_small(tmp_path: Path) -
         orphan.remark((Kind.PROGRESS, 1, done, None))
         if done % 100 == 0:
             orphan.remark((Kind.NOTICE, str(done)))
-    assert not orphan.session.outbox
+    assert not orphan.line.session.outbox
     keeper = Answering(path)
     try:
         orphan.summoned()
@@ -387,5 +322,58 @@ def test_an_orphan_that_reports_progress_for_hours_stays_small(tmp_path: Path) -
         link.close()
     finally:
         keeper.end()
-        assert orphan.link is not None
-        orphan.link.close()
+        assert orphan.line.link is not None
+        orphan.line.link.close()
+
+
+def test_one_that_is_told_to_leave_says_what_it_has_begun_and_leaves_that_behind(
+    keeper: Answering, tmp_path: Path
+) -> None:
+    config = WorkerConfig(str(tmp_path / "socket"), KEY, str(tmp_path), arena_directory=str(tmp_path), orphan_grace=300)
+    orphan = WorkerSession(config, 7, "birth")
+    orphan.describe = lambda: ({}, ())
+    orphan.begin_nothing = lambda: Progress(3, 2, 0, 12.5)
+    infos: list[Any] = [(str(key), 1, None, ("batch", "code", str(key), "arguments")) for key in range(4)]
+    keeper.session.send(pack([(Kind.DEFINE, 1, "work", b"", None), (Kind.TASKS, 1, 1, [()] * 4, infos)]))
+    orphan.line.reconnect(None)
+    keeper.link().close()
+    keeper.refuses = True
+    orphan.values.extend([10, 20])
+    orphan.flush()
+    link = keeper.link()
+    (frame,), _ = link.receive()
+    claims = [["batch", "code", str(key), "arguments"] for key in range(3)]
+    assert frame.kind is FrameKind.LEAVING
+    assert decode_json(frame.body) == {
+        "holds": [["work", 1, claim] for claim in claims],
+        "executing": True,
+        "since": 12.5,
+    }
+    link.close()
+    orphan.hold(3, None, Code.SKIPPED)
+    orphan.flush()  # without another call
+    assert keeper.links.empty()
+    with pytest.raises(Retired):
+        orphan.receive()
+    ((path, left),) = left_results(tmp_path / "spool", KEY, "birth-7")
+    assert [(one.claim[2], one.code, one.payload) for one in left] == [
+        ("0", Code.VALUE, 10),
+        ("1", Code.VALUE, 20),
+        ("2", Code.SKIPPED, None),
+    ]
+    path.unlink()
+
+
+def test_one_that_has_to_leave_says_so_again_when_it_is_summoned(keeper: Answering, tmp_path: Path) -> None:
+    orphan = WorkerSession(WorkerConfig(str(tmp_path / "socket"), KEY, str(tmp_path), orphan_grace=300), 1)
+    orphan.begin_nothing = lambda: Progress(0, 0, 0, 0.0)
+    keeper.refuses = True
+    for _ in range(2):
+        orphan.summoned()
+        link = keeper.link()
+        (frame,), _ = link.receive()
+        assert decode_json(frame.body) == {"holds": [], "executing": False, "since": 0.0}
+        link.close()
+    with pytest.raises(Retired):
+        orphan.receive()
+    assert keeper.links.empty()
