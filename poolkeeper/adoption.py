@@ -2,7 +2,8 @@
 
 Its workers call, and tell what they hold: claims, by which a task is known across keepers. What the application
 submits is looked up among them. As long as not all survivors have called, recorded tasks wait, for one of them may be
-at work on it; but not for long, for a survivor may also be silent for hours.
+at work on it; but not for long, for a survivor may also be silent for hours (stopped, or within a long call of C code).
+Of such a one the page says what it executes, by the digest of the claim; that alone is waited for.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from typing import Any
 
 from .core import Core
 from .futures import Keeps, TaskFuture, Unread
-from .holdings import Held
+from .holdings import Held, digest_of
 from .ledger import Call, Options, Task
 from .left_behind import Left
 from .messages import Code
+from .page import Executing
 from .recording import Recorder
 from .roster import Worker
 from .store import Entry, claim_of
@@ -71,6 +73,7 @@ class Adoption:
         deadline: until when recorded tasks wait, in seconds of the monotonic clock.
         summon: has a worker call.
         awaits: returns whether there may be survivors that are not known yet.
+        look_at: returns what a silent worker executes, and sees to it that it does not start anything else.
     """
 
     def __init__(
@@ -81,9 +84,11 @@ class Adoption:
         deliver: Callable[[list[TaskFuture], Sequence[Any]], None],
         deadline: float,
         summon: Callable[[Worker], None],
-        awaits: Callable[[], bool] = lambda: False,
+        awaits: Callable[[], bool],
+        look_at: Callable[[Worker], Executing | None],
     ) -> None:
         self._awaits = awaits
+        self._look_at = look_at
         self._summon = summon
         self._unsummoned: deque[Worker] = deque()
         self._summon_at = 0.0
@@ -96,6 +101,7 @@ class Adoption:
         self._waiting: dict[TaskFuture, None] = {}
         self._asked: dict[Claim, TaskFuture] = {}
         self._found: dict[Claim, _Foundling] = {}
+        self._executed: dict[tuple[int, int], tuple[Worker, int]] = {}  # by silent workers, and nobody has asked for it
         self._failed: dict[_Foundling, Unread] = {}
         self._settled: set[Claim] = set()
         self._settled_until = deadline - RECOVERY_SECONDS + SETTLED_SECONDS
@@ -123,19 +129,31 @@ class Adoption:
 
     def gone(self, worker: Worker) -> None:
         """A worker of an earlier keeper has ended, and is to be judged; what it has not answered is nobody's."""
-        self._awaited.discard(worker)
+        self._heard_of(worker)
         for claim, found in list(self._found.items()):
             if found.worker == worker.id and worker.task_at(found.index) is found:
                 del self._found[claim]
 
-    def take_in(self, worker: Worker, base: int, held: Iterable[Held | None]) -> list[Task | None]:
-        """Return the tasks behind what a worker holds, None for those that nobody can want."""
+    def _heard_of(self, worker: Worker) -> None:
         self._awaited.discard(worker)
+        for digest in [digest for digest, (other, _) in self._executed.items() if other is worker]:
+            del self._executed[digest]
+
+    def take_in(
+        self, worker: Worker, base: int, held: Iterable[Held | None], revoked_behind: int | None
+    ) -> list[Task | None]:
+        """Return the tasks behind what a worker holds, None for those that nobody can want of it.
+
+        It does not start what is ``revoked_behind`` an index; that may run elsewhere.
+        """
+        self._heard_of(worker)
         self.attached.append(worker.pid or 0)
         tasks: list[Task | None] = []
         asked = self._asked_for()
         for index, what in enumerate(held, base):
-            task = None if what is None or what[2] is None else self._task(worker, index, Held(*what), asked)
+            task = None
+            if what is not None and what[2] is not None and (revoked_behind is None or index <= revoked_behind):
+                task = self._task(worker, index, Held(*what), asked)
             tasks.append(task)
             self.running += task is not None
         return tasks
@@ -158,18 +176,22 @@ class Adoption:
     def _task(self, worker: Worker, index: int, held: Held, asked: dict[Claim, TaskFuture]) -> Task | None:
         claim = held.claim
         assert claim is not None
-        if claim in self._found or claim in self._settled or self._recorder.knows(*claim):
-            return None  # it has an outcome, or another worker is at it
-        task = asked.get(claim)
-        if task is not None:
-            if task.withdrawn or task.worker is not None:
-                return None
-            if self._asked.pop(claim, None) is task:
-                del self._waiting[task]
-            elif not self._core.queue.take_out(task):
-                return None
+        task: Task | None = worker.task_at(index)
+        if task is not None:  # its page has told of it
             task.attempts = held.attempt
             return task
+        if claim in self._found or claim in self._settled or self._recorder.knows(*claim):
+            return None  # it has an outcome, or another worker is at it
+        wanted = asked.get(claim)
+        if wanted is not None:
+            if wanted.withdrawn or wanted.worker is not None:
+                return None
+            if self._asked.pop(claim, None) is wanted:
+                del self._waiting[wanted]
+            elif not self._core.queue.take_out(wanted):
+                return None
+            wanted.attempts = held.attempt
+            return wanted
         found = self._new(claim, held.name, held.attempt)
         found.worker, found.index = worker.id, index
         return found
@@ -198,7 +220,7 @@ class Adoption:
     @property
     def concerns(self) -> bool:
         """Whether what is submitted has to be looked at."""
-        return bool(self._found) or self.is_open
+        return bool(self._found) or bool(self._executed) or self.is_open
 
     @property
     def is_open(self) -> bool:
@@ -218,8 +240,12 @@ class Adoption:
             self._summon_next(now)
         if self._deadline is not None and now >= self._deadline:
             self._deadline = None
+            for worker in self._awaited:
+                seen = self._look_at(worker)
+                if seen is not None:
+                    self._executed[seen.digest] = worker, seen.task
         if self._waiting and not self.is_open:
-            self.give_out()
+            self.give_out(now)
 
     def _summon_next(self, now: float) -> None:
         self._summon_at = now + SUMMON_SECONDS
@@ -228,11 +254,24 @@ class Adoption:
             if worker in self._awaited:
                 self._summon(worker)
 
-    def give_out(self) -> None:
+    def give_out(self, now: float) -> None:
         """Have all that waits run."""
         waiting, self._waiting = self._waiting, {}
-        self._asked.clear()
+        asked, self._asked = self._asked, {}
+        if self._executed:
+            for claim, task in asked.items():
+                if not task.withdrawn and self._is_executed(claim, task, now):
+                    del waiting[task]
         self._core.submit(waiting)
+
+    def _is_executed(self, claim: Claim, task: TaskFuture, now: float) -> bool:
+        """Whether a silent worker is at ``task``, which is to wait for it then."""
+        seen = self._executed.pop(digest_of(claim), None) if self._executed else None
+        if seen is None:
+            return False
+        worker, index = seen
+        self._core.executes(worker, index, task, now)
+        return True
 
     def sift(self, tasks: list[Any], now: float) -> list[Any]:
         """Return what of ``tasks`` is to run: not what some worker holds, nor what one may hold."""
@@ -249,7 +288,7 @@ class Adoption:
             elif self.is_open:
                 self._asked[claim] = task
                 self._waiting[task] = None
-            else:
+            elif not self._is_executed(claim, task, now):
                 rest.append(task)
         return rest
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import selectors
 import signal
 import socket
@@ -44,6 +45,14 @@ class Child(Peer):
     def watched(self) -> bool:
         """Whether its end will be seen."""
         return self._pidfd >= 0
+
+    @property
+    def lives(self) -> bool:
+        """Whether it has not ended yet; False where it is not watched."""
+        poll = select.poll()
+        if self.watched:
+            poll.register(self._pidfd, select.POLLIN)
+        return self.watched and not poll.poll(0)
 
     def exists(self, pid: int) -> None:
         """The process is there: send it the signals that came too early."""

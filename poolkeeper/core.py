@@ -130,14 +130,24 @@ class Core:
         if worker.state is not WorkerState.KILLED:
             self._roster.move(worker, WorkerEvent.RETIRE)
 
-    @staticmethod
-    def _hold(worker: Worker, page: Page | None, base: int, held: Iterable[Task | None]) -> None:
+    def _hold(self, worker: Worker, page: Page | None, base: int, held: Iterable[Task | None]) -> None:
+        """What a worker says that it holds takes the place of what its page was read to say."""
+        believed = [task for task in worker.inflight if task is not None]
         worker.page = page
         worker.base = base
+        worker.inflight.clear()
         worker.inflight.extend(held)
         for index, task in enumerate(worker.inflight, base):
             if task is not None:
                 task.worker, task.index = worker.id, index
+        self.queue.put_back([task for task in believed if task not in worker.inflight])
+
+    def executes(self, worker: Worker, index: int, task: Task, now: float) -> None:
+        """A worker of an earlier keeper has not called, and executes ``task`` as ``index``: its page says so."""
+        worker.base = index
+        worker.inflight.append(task)
+        task.worker, task.index = worker.id, index
+        self._timers.set(worker.id, now)  # it may be late already
 
     def claim(self, found: Task, task: Task, now: float) -> None:
         """Somebody waits for what a worker of an earlier keeper holds as ``found``: from now on it is ``task``."""

@@ -554,7 +554,7 @@ class KeeperRuntime:
     def _give_out(self) -> None:
         """Let nothing wait for survivors any more."""
         if self._adoption is not None:
-            self._adoption.give_out()
+            self._adoption.give_out(time.monotonic())
 
     def _finished(self) -> bool:
         core = self._core

@@ -213,7 +213,7 @@ class Nursery:
         """
         ours: socket.socket | None = None
         try:
-            child.page = KeeperPage()
+            child.page = KeeperPage(worker=child.tag if role == "worker" else "")
             ours, child.their_end = socket.socketpair()
             self._board.adopt(child, ours)
         except OSError:

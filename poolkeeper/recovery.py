@@ -60,7 +60,16 @@ class Recovery:
         workforce.collect = self._collect
         nursery.on_listed(self._listed)
         deadline = time.monotonic() + RECOVERY_SECONDS
-        self.adoption = Adoption(core, recorder, keeper, deliver, deadline, workforce.summon, lambda: nursery.awaits)
+        self.adoption = Adoption(
+            core,
+            recorder,
+            keeper,
+            deliver,
+            deadline,
+            workforce.summon,
+            lambda: nursery.awaits,
+            workforce.look_at,
+        )
 
     def begin(self, spool: Path, key: bytes) -> None:
         """Take in what workers have left behind in ``spool``, and have those call that live."""

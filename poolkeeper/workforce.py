@@ -23,7 +23,7 @@ from .ledger import Task
 from .lifecycle import WorkerState
 from .messages import Kind, Progress
 from .nursery import UNKNOWN, Nursery
-from .page import KeeperPage
+from .page import Executing, KeeperPage, find_page
 from .payload import Large
 from .process_identity import ProcessIdentity
 from .reporting import report
@@ -50,6 +50,8 @@ class WorkerPeer(Child):
         self.about = ("worker", self.name, worker.slot, None)
         self.arenas: dict[int, Large] = {}
         self.released = ReleaseQueue()
+        self.revoked_behind: int | None = None
+        """The index behind which it is not to start what an earlier keeper has fed it, if that was so decided."""
         self.started = time.time()
 
     def releases(self) -> list[int]:
@@ -196,16 +198,37 @@ class Workforce:
         self._nursery.expect(peer)
         return peer
 
+    def look_at(self, worker: Worker) -> Executing | None:
+        """Return what a worker of an earlier keeper executes that does not call, None: nothing, or it cannot be seen.
+
+        It starts nothing else that it was fed by that keeper, if its page can be had.
+        """
+        peer = self._peers[worker.id]
+        page = None if worker.pid is None else find_page(worker.pid, peer.tag)
+        if page is None:
+            return None
+        if not peer.lives:  # the page may be of one that has its pid by now
+            page.close()
+            return None
+        page.close_fd()
+        peer.page = worker.page = page
+        peer.revoked_behind = page.revoke_rest()
+        return page.executing()
+
     def attached(self, peer: WorkerPeer, content: dict[str, Any], fds: list[int]) -> None:
         """A worker of an earlier keeper tells what it holds."""
         assert self.adoption is not None
         worker = peer.worker
         worker.slot = content["slot"]
         if fds:
+            if peer.page is not None:
+                peer.page.close()
             peer.page = KeeperPage(fds.pop(0))
             peer.page.close_fd()
-        held = self.adoption.take_in(worker, content["base"], content["held"])
+        held = self.adoption.take_in(worker, content["base"], content["held"], peer.revoked_behind)
         self._core.attached(worker, peer.page, content["base"], held)
+        if peer.page is not None:
+            peer.page.allow(worker.next_index)
         if content["started"]:
             self._core.hello(worker)
         changed = self._sources.changed(content["sources"])
@@ -229,7 +252,7 @@ class Workforce:
             return
         held = [None if one is None else Held(str(one[0]), int(one[1]), tuple(one[2])) for one in content["holds"]]
         progress = Progress(len(held), len(held) - bool(content.get("executing")), 0, float(content.get("since", 0.0)))
-        begun = [None] * len(held) if self.adoption is None else self.adoption.take_in(worker, 1, held)
+        begun = [None] * len(held) if self.adoption is None else self.adoption.take_in(worker, 1, held, None)
         self._core.leaving(worker, Told(progress), begun)
 
     def connected(self, peer: WorkerPeer, hello: dict[str, Any]) -> None:

@@ -625,6 +625,21 @@ def note_and_pass_gate(where: str, item: object) -> object:
     return item
 
 
+def note_and_pass_gate_in_silence(where: str, item: object) -> object:
+    """As ``note_and_pass_gate``; no signal reaches the worker meanwhile, as if it were within a long call of C code."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG})
+    try:
+        return note_and_pass_gate(where, item)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGURG})
+
+
+def note_and_pass_gate_without_descriptors(where: str, item: object) -> object:
+    """As ``note_and_pass_gate``, but close all that the worker has open first."""
+    os.closerange(3, 4096)
+    return note_and_pass_gate(where, item)
+
+
 def note_and_return_bytes(where: str, item: int) -> bytes:
     """As ``note_and_pass_gate``, but return so many bytes."""
     note_and_pass_gate(where, item)

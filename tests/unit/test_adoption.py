@@ -13,7 +13,7 @@ def test_workers_are_called_a_few_at_a_time() -> None:
     core = Core(100, None, "birth")
     called: list[Worker] = []
     nobody: Any = None  # neither the journal nor the application is asked
-    adoption = Adoption(core, nobody, nobody, nobody, 100.0, called.append)
+    adoption = Adoption(core, nobody, nobody, nobody, 100.0, called.append, lambda: False, lambda _: None)
     workers = [core.take_over(number, number, "") for number in range(1, 2 * SUMMONED_AT_ONCE + 3)]
     for worker in workers:
         adoption.expect(worker)

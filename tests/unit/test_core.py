@@ -521,6 +521,58 @@ def test_a_verdict_is_passed_whoever_is_taken_over_meanwhile() -> None:
     assert not script.core.outstanding
 
 
+def silent(script: Script, task: Task, index: int = 5) -> Worker:
+    """A worker of an earlier keeper that has not called, and whose page says that it executes ``task``."""
+    worker = script.core.take_over(1, 0, "")
+    page = script.pages[worker.id] = worker.page = Page()
+    page.started, page.finished, page.started_at = index, index - 1, script.now
+    script.core.executes(worker, index, task, script.now)
+    script.decide()
+    return worker
+
+
+def test_who_is_silent_and_dies_is_blamed_for_what_its_page_says() -> None:
+    script = Script(1, ready=0)
+    task, other = one_task(deaths=2), one_task()
+    worker = silent(script, task)
+    assert script.core.running == 1
+    script.submit(other)
+    assert script.feeds() == [], "nothing is fed to it"
+    (spawn,) = [command for command in script.die(worker) if isinstance(command, Spawn)]
+    assert (task.deaths, other.deaths) == (1, 0)
+    script.hello(spawn.worker)
+    assert script.all(Feed)[0].tasks == [task]
+    script.start(spawn.worker)
+    script.die(spawn.worker)
+    assert script.failures() == [("0", "quarantined")]
+
+
+def test_the_time_of_what_a_silent_worker_executes_counts_from_its_start() -> None:
+    script = Script(1, ready=0)
+    worker = silent(script, one_task(timeout=3.0))
+    assert script.core.next_deadline() == script.now + 3.0
+    assert script.decide(after=3.0) == [Kill(worker)]
+    script.die(worker)
+    assert script.failures() == [("0", "timeout")]
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_who_was_silent_and_calls_tells_more_than_its_page(right: bool) -> None:
+    script = Script(1, ready=0)
+    task, behind = one_task(), one_task()
+    worker = silent(script, task)
+    held = [None, task if right else None, behind]
+    script.core.attached(worker, worker.page, 4, held)
+    assert list(worker.inflight) == held
+    assert script.pages[worker.id].revoked == set()
+    assert (task.worker, behind.worker) == (worker.id if right else None, worker.id)
+    assert list(script.core.queue.tasks()) == ([] if right else [task])
+    script.hello(worker)
+    script.pages[worker.id].finished = 5
+    script.answer(worker, number=2)
+    assert script.settled() == ["0"] * right
+
+
 def test_a_task_cancelled_before_its_verdict_has_no_second_end() -> None:
     script = Script(1)
     task = one_task(deaths=1)
