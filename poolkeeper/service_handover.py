@@ -235,17 +235,7 @@ class Handover:
 
 
 def _exit_to_data(exit: ServiceExit) -> dict[str, Any]:
-    return {
-        "reason": exit.reason.value,
-        "pid": exit.pid,
-        "attempt": exit.attempt,
-        "started": exit.started,
-        "ended": exit.ended,
-        "exitcode": exit.exitcode,
-        "message": exit.message,
-        "detail": exit.detail[-DETAIL_LEFT:],
-        "out_of_memory": exit.out_of_memory,
-    }
+    return {**exit.to_data(), "detail": exit.detail[-DETAIL_LEFT:]}
 
 
 def _exit_from_data(data: object) -> ServiceExit | None:

@@ -80,7 +80,7 @@ class ServiceHandle:
     @property
     def replicas(self) -> tuple[ServiceStatus, ...]:
         """What each of its replicas is doing."""
-        from .supervision import replica_status
+        from .status import replica_status
 
         now = time.monotonic()
         return tuple(replica_status(replica, now) for replica in list(self._service.replicas))

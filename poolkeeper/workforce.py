@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .arena import ReleaseQueue
+from .children import Child, Parent
 from .commands import Kill, Nudge, Retire, Spawn
 from .core import Core
 from .errors import ProtocolError
@@ -21,7 +22,7 @@ from .holdings import Held
 from .ledger import Task
 from .lifecycle import WorkerState
 from .messages import Kind, Progress
-from .nursery import UNKNOWN, Child, Nursery, Parent
+from .nursery import UNKNOWN, Nursery
 from .page import Executing, KeeperPage, find_page
 from .payload import Large
 from .process_identity import ProcessIdentity

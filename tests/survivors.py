@@ -31,9 +31,12 @@ def survivors_in(home: Path) -> tuple[ChildRecord, ...]:
 
 
 def end_survivors(home: Path) -> None:
-    """Kill what lives on, as a power failure would."""
+    """Kill what lives on, as a power failure would.
+
+    Fork servers end by themselves, with all that they have made: the pidfile may not tell of all of it yet.
+    """
     for child in survivors_in(home):
-        child.identity.signal(signal.SIGKILL)
+        child.identity.signal(signal.SIGTERM if child.role == "forkserver" else signal.SIGKILL)
     wait_until(lambda: not survivors_in(home))
 
 

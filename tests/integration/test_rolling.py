@@ -191,7 +191,7 @@ def test_a_restart_by_hand_runs_the_code_on_disk_and_one_by_policy_that_which_is
 @pytest.mark.parametrize(
     ("broken", "why"),
     [
-        (SHOP.replace("VERSION = 1", "VERSION = ("), "SyntaxError"),
+        pytest.param(SHOP.replace("VERSION = 1", "VERSION = ("), "SyntaxError", marks=pytest.mark.soak),
         (SHOP.replace("def web()", "def shop_window()"), "web"),
     ],
 )
@@ -211,6 +211,7 @@ def test_a_restart_by_hand_is_refused_where_the_code_on_disk_cannot_be_loaded(
     shop.reach(base="version 1", web="version 2")
 
 
+@pytest.mark.soak
 def test_what_was_restarted_by_hand_is_not_replaced_again_by_a_reload(shop: Shop) -> None:
     shop.reach(base="version 1", web="version 1")
     shop.write(SHOP.replace("VERSION = 1", "VERSION = 2"))
