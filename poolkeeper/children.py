@@ -96,7 +96,8 @@ class Child(Peer):
     def unwatch(self, selector: selectors.BaseSelector) -> None:
         """Close the pidfd."""
         if self._pidfd >= 0:
-            selector.unregister(self._pidfd)
+            with contextlib.suppress(KeyError):  # of a loop that has failed nothing is watched any more
+                selector.unregister(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = -1
 

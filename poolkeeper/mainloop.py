@@ -107,10 +107,12 @@ class Mainloop:
         def run() -> None:
             try:
                 result = call()
-                self.incarnation.carry_out()
             except BaseException as error:
                 answer.set_exception(error)
-            else:
+                return
+            try:
+                self.incarnation.carry_out()
+            finally:  # should that fail, it is the loop's affair
                 answer.set_result(result)
 
         if self.refusal is not None or self._ended.is_set():

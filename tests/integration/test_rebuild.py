@@ -273,20 +273,24 @@ def test_a_loop_that_fails_while_it_shuts_down(tmp_path: Path, name: str | None)
         assert ran(tmp_path) == Counter("0123")
 
 
-def test_what_cannot_be_rebuilt_ends(durable: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("what", ["poolkeeper.loop.Loop.renew", "poolkeeper.mainloop.Incarnation"])
+def test_what_cannot_be_rebuilt_ends(
+    durable: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
     """No descriptor is left, say: all that is pending fails, and a later keeper finds what lives."""
     runtime: Any = durable._runtime
     future = durable.options(key="one").submit(tasks.note_and_pass_gate, str(tmp_path), 1)
     wait_until(lambda: ran(tmp_path), "it runs")
 
-    def renew() -> None:
+    def refuse(*_: object) -> None:
         raise OSError("no descriptor is left")
 
-    monkeypatch.setattr(runtime._loop, "renew", renew)
-    fail(durable)
-    with pytest.raises(PoolkeeperError, match="no descriptor is left"):
-        future.result(PATIENCE)
-    assert runtime.join(PATIENCE)
+    with monkeypatch.context() as patch:
+        patch.setattr(what, refuse)
+        fail(durable)
+        with pytest.raises(PoolkeeperError, match="no descriptor is left"):
+            future.result(PATIENCE)
+        assert runtime.join(PATIENCE)
     with Keeper(2, name="rebuilt", home=tmp_path / "home") as later:
         again = later.options(key="one").submit(tasks.note_and_pass_gate, str(tmp_path), 1)
         open_gates(tmp_path, 1)
