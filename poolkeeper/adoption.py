@@ -117,6 +117,23 @@ class Adoption:
         """The workers that live and have not called yet."""
         return tuple(self._awaited)
 
+    def move(
+        self,
+        core: Core,
+        summon: Callable[[Worker], None],
+        awaits: Callable[[], bool],
+        look_at: Callable[[Worker], Executing | None],
+    ) -> None:
+        """Go on with another core, which knows the same workers by the same ids; all of them are to call again."""
+        self._core = core
+        self._summon = summon
+        self._awaits = awaits
+        self._look_at = look_at
+        self._known = None
+        self._unsummoned.clear()
+        self._awaited.clear()
+        self._executed.clear()
+
     # -- survivors ----------------------------------------------------------------------------------------------------
 
     def expect(self, worker: Worker) -> None:
@@ -140,16 +157,20 @@ class Adoption:
             del self._executed[digest]
 
     def take_in(
-        self, worker: Worker, base: int, held: Iterable[Held | None], revoked_behind: int | None
+        self, worker: Worker, base: int, held: Iterable[Held | None], revoked_behind: int | None = None
     ) -> list[Task | None]:
         """Return the tasks behind what a worker holds, None for those that nobody can want of it.
 
-        It does not start what is ``revoked_behind`` an index; that may run elsewhere.
+        It does not start what is ``revoked_behind`` an index, if there is one; that may run elsewhere.
         """
+        if worker in self._awaited:
+            self.attached.append(worker.pid or 0)
         self._heard_of(worker)
-        self.attached.append(worker.pid or 0)
         tasks: list[Task | None] = []
         asked = self._asked_for()
+        for task in worker.inflight:  # its page has told of it
+            if isinstance(task, TaskFuture) and (claim := claim_of(task.entry)) is not None:
+                asked[claim] = task
         for index, what in enumerate(held, base):
             task = None
             if what is not None and what[2] is not None and (revoked_behind is None or index <= revoked_behind):
@@ -176,13 +197,13 @@ class Adoption:
     def _task(self, worker: Worker, index: int, held: Held, asked: dict[Claim, TaskFuture]) -> Task | None:
         claim = held.claim
         assert claim is not None
-        task: Task | None = worker.task_at(index)
-        if task is not None:  # its page has told of it
-            task.attempts = held.attempt
-            return task
+        wanted = asked.get(claim)
+        if wanted is not None and wanted.worker == worker.id:
+            del asked[claim]
+            wanted.attempts = held.attempt
+            return wanted
         if claim in self._found or claim in self._settled or self._recorder.knows(*claim):
             return None  # it has an outcome, or another worker is at it
-        wanted = asked.get(claim)
         if wanted is not None:
             if wanted.withdrawn or wanted.worker is not None:
                 return None
@@ -214,6 +235,15 @@ class Adoption:
             futures, values = self.answered([found], [value])
             if futures:
                 self._recorder.settle(futures, values)
+            self._give_to_who_waits(claim, found)
+
+    def _give_to_who_waits(self, claim: Claim, found: _Foundling) -> None:
+        task = self._asked.pop(claim, None)
+        if task is not None:
+            del self._waiting[task], self._found[claim]
+            rest: list[Any] = []
+            self._hand_over(found, task, rest, 0.0)
+            self._core.submit(rest)
 
     # -- what the application asks for --------------------------------------------------------------------------------
 

@@ -83,6 +83,16 @@ class Child(Peer):
             else:
                 self._pending.append(number)
 
+    def take_over(self, other: Child, selector: selectors.BaseSelector, ended: Callable[[int], None]) -> None:
+        """Be the session with the process of ``other``, whose selector is closed; have ``ended`` called at its end."""
+        assert other.pid is not None
+        self.tag, self.attached = other.tag, False
+        self.page, other.page = other.page, None
+        self._pidfd, other._pidfd = other._pidfd, -1
+        if self._pidfd >= 0:
+            selector.register(self._pidfd, selectors.EVENT_READ, ended)
+        self.here(other.pid, selector, ended)
+
     def unwatch(self, selector: selectors.BaseSelector) -> None:
         """Close the pidfd."""
         if self._pidfd >= 0:

@@ -159,8 +159,16 @@ class Loop:
             os.read(self._reader, 4096)
 
     def leave(self) -> None:
-        """Wait for a driver to leave the seat, and let nobody take it again."""
+        """Have a driver leave the seat, and let nobody take it again; the host ``has_news`` until then."""
+        self.wake()  # a driver that sleeps
         self._seat.close()
+
+    def renew(self) -> None:
+        """After ``leave``: do without what was watched, and let the seat be taken again. Raises OSError."""
+        self.selector.close()
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self._reader, selectors.EVENT_READ, self._woken)
+        self._seat.reopen()
 
     def close(self) -> None:
         """Close the means to wake it; whoever has news from now on is told so by ``sleeping``."""

@@ -121,7 +121,7 @@ class Nursery:
         self._ear = -1
 
     def open(self, board: Switchboard, expected: Collection[ProcessIdentity] = (), *, blind: bool = False) -> None:
-        """Start the fork server, which will call at ``board``; or wait a little for those that are ``expected``.
+        """Start the fork server, which will call at ``board``; or ask those to call that are ``expected``, and wait.
 
         ``blind`` is for a keeper that knows that there was another one, and nothing else of it.
         """
@@ -129,6 +129,9 @@ class Nursery:
         self._awaited = {identity.pid: identity for identity in expected}
         if expected or blind:
             self._patience = time.monotonic() + (BLIND_SECONDS if blind else PATIENCE_SECONDS)
+            for identity in expected:
+                with contextlib.suppress(OSError):
+                    identity.signal(signal.SIGURG)
         else:
             self._launch()
 

@@ -43,6 +43,7 @@ an earlier task that no later keeper knows, is that of no task.
 """
 
 _NAME = "poolkeeper-page:"
+"""Another layout of the page must have another name: whoever looks for this one writes to it."""
 
 
 def anonymous_file(name: str, directory: str | None = None) -> int:

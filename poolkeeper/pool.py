@@ -236,7 +236,7 @@ class Keeper(KeeperView):
         """Stop what an earlier keeper has left of services that are not declared: none will be any more."""
         runtime = self._runtime
         if isinstance(runtime, KeeperRuntime) and runtime.has_services:
-            runtime.ask(runtime.supervision.disown)
+            runtime.ask(lambda: runtime.supervision.disown())  # noqa: PLW0108 - the one that there is then
 
     def on(self, kind: str, callback: Callable[[ServiceEvent], object]) -> None:
         """Call ``callback(event)`` for each event of a kind, in another thread.
@@ -247,7 +247,7 @@ class Keeper(KeeperView):
         """
         if not isinstance(self._runtime, KeeperRuntime):
             raise PoolkeeperError('start_method="inline" has no services, and so no events')
-        self._runtime.supervision.news.listen(kind, callback)
+        self._runtime.news.listen(kind, callback)
 
     def on_shutdown(self, callback: Callable[[str], object]) -> None:
         """Call ``callback(reason)`` when ``poolkeeper shutdown`` asks this keeper to end, in place of ending it."""
@@ -282,7 +282,7 @@ class Keeper(KeeperView):
             )
         from .reexec import PROCESS
 
-        PROCESS.perform(self._runtime, timeout=timeout)
+        PROCESS.perform(self._runtime.departure, timeout=timeout)
 
     def kill(self) -> None:
         """Have every process of this keeper killed at once, for a program that ends and waits for nothing."""

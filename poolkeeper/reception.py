@@ -166,6 +166,11 @@ class Reception:
             heir: Any = peer.listener  # nobody else has such peers
             heir.turned_away(peer, hello, why)
 
+    def hear_out(self, peer: Peer) -> None:
+        """Read what ``peer``, which has ended, may have said when it was refused."""
+        for caller in [caller for caller in self._callers.values() if caller.refused is peer]:
+            self._hear_caller(caller, 0)
+
     def _hear_refused(self, caller: Caller, peer: Peer, frames: list[Frame]) -> None:
         for frame in frames:
             if frame.kind is not FrameKind.LEAVING:
@@ -173,12 +178,13 @@ class Reception:
             heir: Any = peer.listener
             heir.leaving(peer, decode_json(frame.body))
 
-    def close(self) -> None:
-        """Close the listening socket and all connections of callers."""
+    def close(self, *, listen_on: bool) -> None:
+        """Close all connections of callers, and the listening socket unless a successor is to ``listen_on`` there."""
         for caller in list(self._callers.values()):
             caller.link.close()
         self._callers.clear()
-        self.socket.close()
+        if not listen_on:
+            self.socket.close()
 
 
 def _listen(path: str) -> socket.socket:

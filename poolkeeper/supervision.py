@@ -8,13 +8,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from .delivery import Delivery
 from .descriptors import make_room
 from .errors import ProtocolError
 from .home import Home
 from .limits import Limits
+from .notify_socket import NotifySocket
 from .nursery import UNKNOWN, Nursery
 from .postmortem import Postmortem
 from .process_identity import resident_bytes
@@ -24,7 +25,7 @@ from .replica import Service
 from .reporting import report
 from .service_commands import Announce, Ask, Collapse, Consult, Destroy, Dump, Launch, Sample, ServiceCommand
 from .service_context import ServiceDefinition
-from .service_handover import Handover, ServiceRecord
+from .service_handover import GroupRecord, Handover, ServiceRecord, cut_off
 from .service_model import ServiceEvent, ServiceStatus
 from .service_news import ServiceNews
 from .service_peer import ServicePeer, is_program
@@ -36,10 +37,29 @@ from .status import replica_status
 from .supervisor import Supervisor
 from .switchboard import Switchboard
 
-__all__ = ["Supervision"]
+__all__ = ["LeftServices", "Supervision"]
 
 TURNS = 5
 """Decisions in one turn of the keeper's loop, at most."""
+
+
+class LeftService(NamedTuple):
+    """One service of a supervision that has ended; ``rests`` is whether it is stopped, but not for good."""
+
+    spec: ServiceSpec
+    blob: bytes
+    code: str
+    record: ServiceRecord
+    rests: bool
+
+
+class LeftServices(NamedTuple):
+    """What a supervision leaves to the next: services in the order of their declaration, and what is beside them."""
+
+    services: list[LeftService]
+    groups: tuple[GroupRecord, ...]
+    notices: NotifySocket | None
+    collapsed: bool
 
 
 class Supervision:
@@ -56,11 +76,12 @@ class Supervision:
         home: Home,
         call_soon: Callable[[Callable[[], None]], None],
         register: Register | None,
+        news: ServiceNews,
         max_workers: int,
         birth: str,
     ) -> None:
         self.supervisor = supervisor
-        self.news = ServiceNews(delivery, register)
+        self.news = news
         self._nursery = nursery
         self._processes = ServiceProcesses(supervisor, nursery, board, selector, postmortem, home.logs)
         self._notices = ProgramNotices(home.path, selector, supervisor, self._processes.programs, nursery.entrust)
@@ -89,16 +110,18 @@ class Supervision:
             self._processes.roll_call = survivors.roll_call
             nursery.on_listed(self._listed)
 
-    def take_on(self, spec: ServiceSpec, blob: bytes, code: str = "") -> Service:
+    def take_on(self, spec: ServiceSpec, blob: bytes, code: str = "", left: ServiceRecord | None = None) -> Service:
         """Take on a service, and start it or go on with what an earlier keeper has left of it.
 
-        ``blob`` is its pickled target, ``code`` the fingerprint of that and of its options. Raises DeclarationError.
+        ``blob`` is its pickled target, ``code`` the fingerprint of that and of its options; ``left`` is what is known
+        of it beyond what was written down. Raises DeclarationError.
         """
         self._tell_time(time.monotonic())
         service = self.supervisor.add(spec, code)
         make_room(self._max_workers + self.supervisor.size)
         self._definitions[service] = (blob, Limits.of(spec.worker), dict(spec.worker.env or {}))
         record, peers = (None, []) if self._survivors is None else self._survivors.claim(spec.name)
+        record = left or record
         if record is None and not peers:
             self.supervisor.start(service, time.monotonic())
         else:
@@ -115,6 +138,31 @@ class Supervision:
         if not is_program(service.spec) and self._nursery.renew(service):
             service.code = ""  # is another than that of its declaration
         self.supervisor.restart(service, time.monotonic())
+
+    # -- from one loop to the next ------------------------------------------------------------------------------------
+
+    def part(self) -> LeftServices:
+        """Return what there is for another supervision to go on with; ``close`` this one next."""
+        now = time.monotonic()
+        self.supervisor.epoch = time.time() - now
+        services = [
+            LeftService(service.spec, self._definitions[service][0], service.code, *self.supervisor.leave(service, now))
+            for service in self.supervisor.services.values()
+        ]
+        self._write_down(now)
+        return LeftServices(services, self.supervisor.describe_groups(), self._notices.part(), self._collapsed)
+
+    def go_on(self, left: LeftServices) -> None:
+        """Go on with what another supervision has left."""
+        self._collapsed = left.collapsed
+        if left.notices is not None:
+            self._notices.listen(left.notices)
+        self.supervisor.inherit_groups(left.groups)
+        for each in left.services:
+            record = each.record if self._survivors is not None else cut_off(each.record)
+            service = self.take_on(each.spec, each.blob, each.code, record)
+            if each.rests:
+                self.supervisor.stop(service, time.monotonic(), for_good=False)
 
     # -- the keeper's loop --------------------------------------------------------------------------------------------
 
@@ -230,7 +278,6 @@ class Supervision:
     def _adopt(self, service: Service, left: ServiceRecord | None, peers: list[ServicePeer]) -> None:
         """Go on with a service."""
         survivors, spec, now = self._survivors, service.spec, time.monotonic()
-        assert survivors is not None
         with contextlib.suppress(OSError):  # said when the next process is made
             self._variables(spec)  # programs that live may have something to say
         if left is None:
@@ -239,7 +286,8 @@ class Supervision:
         for peer in peers:
             if not peer.gone:
                 processes[peer.origin.number] = max(peer.attempt, processes.get(peer.origin.number, 0))
-        self.supervisor.adopt(service, left, now, processes, same_boot=survivors.same_boot)
+        same_boot = survivors is None or survivors.same_boot
+        self.supervisor.adopt(service, left, now, processes, same_boot=same_boot)
         for peer in peers:
             self._take_over(peer, service)
         for replica in list(service.replicas):
@@ -321,10 +369,6 @@ class Supervision:
         if self._survivors is not None:
             self._survivors.close()
         self._notices.close(leave=leave)
-
-    def announce_end(self) -> None:
-        """Wake those who wait for a state that will not come any more; for when the keeper counts as ended."""
-        self.news.notify_all()
 
     # -- what is to be seen -------------------------------------------------------------------------------------------
 

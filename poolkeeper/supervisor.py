@@ -202,6 +202,10 @@ class Supervisor:
         touched, self._changes.touched = self._changes.touched, set()
         return [self._adoption.describe(service, now) for service in self.services.values() if service in touched]
 
+    def leave(self, service: Service, now: float) -> tuple[ServiceRecord, bool]:
+        """Return what is known of a service, and whether it is stopped, but not for good."""
+        return self._adoption.describe(service, now), service.resumes
+
     def describe_groups(self) -> tuple[GroupRecord, ...]:
         """Return what the next keeper should know of groups."""
         return self._adoption.describe_groups()

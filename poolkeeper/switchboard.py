@@ -66,6 +66,12 @@ class Switchboard:
         """Listen anew where the socket has been removed, as those do who clean up temporary files."""
         self._reception.mend()
 
+    def hear_out(self, peer: Peer) -> None:
+        """Read all that is left of what ``peer`` has said, which has ended."""
+        while self.read(peer):
+            pass
+        self._reception.hear_out(peer)
+
     # -- links --------------------------------------------------------------------------------------------------------
 
     def _connect(self, peer: Peer, caller: Caller, hello: dict[str, Any], frames: list[Frame]) -> None:
@@ -255,6 +261,6 @@ class Switchboard:
             peer.link = None
             peer.wants_write = False
 
-    def close(self) -> None:
-        """Close the listening socket and all connections of callers."""
-        self._reception.close()
+    def close(self, *, listen_on: bool = False) -> None:
+        """Close all connections of callers, and the listening socket unless a successor is to ``listen_on`` there."""
+        self._reception.close(listen_on=listen_on)

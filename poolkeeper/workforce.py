@@ -82,6 +82,7 @@ class Workforce:
     ) -> None:
         self._birth = birth
         self._survivors: dict[int, WorkerPeer] = {}  # the dead among them, too: a fork server may tell of them later
+        self._unseen: set[str] = set()
         self.adoption: Adoption | None = None
         """Takes what the workers of an earlier keeper hold."""
         self.collect: Callable[[Worker, str], object] = lambda *_: None
@@ -165,10 +166,10 @@ class Workforce:
         if peer is not None and peer.gone:
             raise ProtocolError(f"worker {id} has ended")
         if peer is None:
-            if self.adoption is None:
+            if self.adoption is None and f"worker-{id}" not in self._unseen:
                 raise ProtocolError(f"worker {id} belongs to another keeper")
             peer = self._take_over(id, id, f"worker-{id}", pid)
-            self.adoption.expect(peer.worker)
+            self._expect(peer)
         peer.worker.birth = birth
         return peer
 
@@ -184,9 +185,15 @@ class Workforce:
         """Have a worker of an earlier keeper call, also if it is busy."""
         self._peers[worker.id].signal(signal.SIGURG)
 
-    def found(self, id: int, tag: str, pid: int) -> Worker | None:
-        """Look after a worker that its fork server tells of; return None for one that is known, perhaps to be dead."""
-        return None if pid in self._survivors else self._take_over(id, id, tag, pid).worker
+    def found(self, id: int, tag: str, pid: int) -> None:
+        """Look after a worker that its fork server tells of, unless it is known, perhaps to be dead."""
+        if pid not in self._survivors:
+            self._expect(self._take_over(id, id, tag, pid))
+
+    def _expect(self, peer: WorkerPeer) -> None:
+        """A worker will call of whom nothing was known; it may hold something unless we had it made ourselves."""
+        if self.adoption is not None and peer.tag not in self._unseen:
+            self.adoption.expect(peer.worker)
 
     def _take_over(self, id: int, slot: int, tag: str, pid: int) -> WorkerPeer:
         worker = self._core.take_over(id, slot, "")
@@ -215,9 +222,36 @@ class Workforce:
         peer.revoked_behind = page.revoke_rest()
         return page.executing()
 
+    # -- from one loop to the next ------------------------------------------------------------------------------------
+
+    def part(self) -> list[WorkerPeer]:
+        """Let go of the links, and return who there is."""
+        for peer in self._peers.values():
+            self._board.detach(peer)
+            for large in peer.arenas.values():
+                self._stowage.forsake(large)
+            peer.arenas.clear()
+        return list(self._peers.values())
+
+    def hand_over(self, left: WorkerPeer, worker: Worker) -> None:
+        """Look after ``worker``, who was another workforce's as ``left``, and have it call."""
+        assert left.pid is not None
+        peer = self._survivors[left.pid] = self._peers[worker.id] = WorkerPeer(self, worker)
+        peer.take_over(left, self._selector, partial(self._ended, peer))
+        peer.started = left.started
+        self._nursery.expect(peer)
+        if self.adoption is not None and not left.attached:
+            self.adoption.expect(worker)
+        peer.signal(signal.SIGURG)
+
+    def await_unseen(self, left: WorkerPeer) -> None:
+        """A worker of another workforce may exist, for it was asked for; if so, it calls."""
+        self._unseen.add(left.tag)
+
+    # -- what survivors say -------------------------------------------------------------------------------------------
+
     def attached(self, peer: WorkerPeer, content: dict[str, Any], fds: list[int]) -> None:
         """A worker of an earlier keeper tells what it holds."""
-        assert self.adoption is not None
         worker = peer.worker
         worker.slot = content["slot"]
         if fds:
@@ -225,7 +259,13 @@ class Workforce:
                 peer.page.close()
             peer.page = KeeperPage(fds.pop(0))
             peer.page.close_fd()
-        held = self.adoption.take_in(worker, content["base"], content["held"], peer.revoked_behind)
+        # What it was fed by ourselves needs no claim.
+        claims = [
+            None if index < worker.fed_before else what for index, what in enumerate(content["held"], content["base"])
+        ]
+        held: list[Task | None] = [None] * len(claims)
+        if self.adoption is not None:
+            held = self.adoption.take_in(worker, content["base"], claims, peer.revoked_behind)
         self._core.attached(worker, peer.page, content["base"], held)
         if peer.page is not None:
             peer.page.allow(worker.next_index)
@@ -248,7 +288,7 @@ class Workforce:
     def leaving(self, peer: WorkerPeer, content: dict[str, Any]) -> None:
         """It tells what it has begun, which nobody else shall run; the outcomes are found when it has gone."""
         worker = peer.worker
-        if peer.attached or isinstance(worker.page, Told):
+        if peer.attached or peer.gone or isinstance(worker.page, Told):
             return
         held = [None if one is None else Held(str(one[0]), int(one[1]), tuple(one[2])) for one in content["holds"]]
         progress = Progress(len(held), len(held) - bool(content.get("executing")), 0, float(content.get("since", 0.0)))
@@ -339,8 +379,7 @@ class Workforce:
         worker = peer.worker
         if self._peers.get(worker.id) is not peer:
             return
-        while self._board.read(peer):
-            pass
+        self._board.hear_out(peer)
         self.collect(worker, f"{worker.birth}-{peer.tag.rpartition('-')[2]}")
         if worker.adopted and self.adoption is not None:
             self.adoption.gone(worker)

@@ -636,7 +636,7 @@ def later():
     from poolkeeper.living import KEEPERS
     while True:
         for runtime in list(KEEPERS):
-            if runtime._control is not None:
+            if runtime.incarnation.control is not None:
                 runtime.call_soon(lambda: 1 / 0)
                 return
         time.sleep(0.01)

@@ -28,11 +28,6 @@ def pages() -> Iterator[tuple[WorkerPage, KeeperPage]]:
     theirs.close()
 
 
-def executed(page: KeeperPage) -> tuple[int, tuple[int, int]] | None:
-    seen = page.executing()
-    return None if seen is None else (seen.task, seen.digest)
-
-
 def test_a_digest_tells_claims_apart_and_is_the_same_in_every_process() -> None:
     assert digest_of(CLAIM_OF_ONE) == (3134300330316932538, 2726197840193783015)
     claims = [
@@ -43,18 +38,18 @@ def test_a_digest_tells_claims_apart_and_is_the_same_in_every_process() -> None:
 
 
 def test_a_fresh_page_says_nothing(pages: tuple[WorkerPage, KeeperPage]) -> None:
-    assert executed(pages[1]) is None
+    assert pages[1].executing() is None
 
 
 def test_what_is_executed_is_known_by_its_digest(pages: tuple[WorkerPage, KeeperPage]) -> None:
     ours, theirs = pages
     digest = digest_of(CLAIM_OF_ONE)
     ours.claim(7, digest)
-    assert executed(theirs) is None, "it is not started yet"
+    assert theirs.executing() is None, "it is not started yet"
     ours.words[STARTED] = 7
-    assert executed(theirs) == (7, digest)
+    assert theirs.executing() == (7, digest)
     ours.words[FINISHED] = 7
-    assert executed(theirs) is None
+    assert theirs.executing() is None
 
 
 def test_a_digest_that_an_earlier_task_has_left_is_that_of_no_task(pages: tuple[WorkerPage, KeeperPage]) -> None:
@@ -62,7 +57,7 @@ def test_a_digest_that_an_earlier_task_has_left_is_that_of_no_task(pages: tuple[
     ours.claim(7, digest_of(CLAIM_OF_ONE))
     ours.words[STARTED] = ours.words[FINISHED] = 7
     ours.words[STARTED] = 8  # one that no later keeper knows, and that marks nothing
-    seen = executed(theirs)
+    seen = theirs.executing()
     assert seen is not None
     assert seen[0] == 8
     assert seen[1] != digest_of(CLAIM_OF_ONE)
@@ -78,7 +73,7 @@ def test_a_digest_that_is_half_written_is_that_of_no_task(pages: tuple[WorkerPag
     ours.words[CLAIM + half] = before
     for started in (7, 8):
         ours.words[STARTED] = started
-        seen = executed(theirs)
+        seen = theirs.executing()
         assert seen is not None
         assert seen[1] not in (digest_of(CLAIM_OF_ONE), digest_of(CLAIM_OF_TWO))
 
@@ -88,7 +83,7 @@ def test_the_page_of_another_version_that_has_no_digests_says_that_of_no_task(
 ) -> None:
     ours, theirs = pages
     ours.words[STARTED] = 7
-    assert executed(theirs) == (7, (0, 7))
+    assert theirs.executing() == (7, (0, 7))
 
 
 def test_nothing_is_started_behind_what_is_executed_until_it_is_allowed(

@@ -168,3 +168,10 @@ def test_a_folder_that_is_gone_is_not_made_again(board: Board) -> None:
     folder.mkdir()
     board.board.mend()
     board.call(Session()).close()
+
+
+def test_what_one_that_was_refused_has_said_is_heard_before_its_end_is(board: Board) -> None:
+    with pytest.raises(TurnedAway):
+        board.call(Session(), lambda: {"holds": []}, cloudpickle="2.0")
+    board.board.hear_out(board.peer)
+    assert board.heard == [{"holds": []}]
