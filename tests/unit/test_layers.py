@@ -28,20 +28,11 @@ LAYERS = {
     "logprocess logwriter event_log register control_client homes journal_file journal_runs run_outcome "
     "sealed_file result_files left_behind journal recall",
     "runtime": "settings cancellation interrupts init_process resumption task_context program worker_config "
-<<<<<<< HEAD
     "worker_line worker_session worker service_line service_context service_worker forking keeper_line "
     "forkserver delivery retrying peer reception switchboard futures settlement calls recording launching "
     "service_preflight children nursery adoption workforce recovery traffic driving loop status "
     "program_notices service_peer service_restart control service_news service_policies service_survivors "
     "service_processes supervision foundation incarnation departure mainloop keeper configuration inline",
-=======
-    "worker_line worker_session worker service_line service_context service_worker forking keeper_line forkserver "
-    "delivery retrying peer reception switchboard futures settlement calls recording launching "
-    "service_preflight children nursery adoption workforce recovery traffic driving loop status program_notices "
-    "service_peer service_restart control service_news service_policies service_survivors "
-    "service_processes supervision foundation "
-    "incarnation departure mainloop keeper configuration inline",
->>>>>>> 33adee4b863c0402c83e6ef80f29eebdc76e0a47
     "faces": "services mapping feed batch fleet loading fleet_services runner progress bars summary view pool "
     "display steering tables attachment background watching cli_control fleet_run cli __main__",
 }
