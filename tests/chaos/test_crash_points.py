@@ -75,7 +75,7 @@ POINTS = {
     "fork server": ("nursery", "launch"),
     "fork": ("nursery", "Nursery._order"),
     "pidfile": ("pidfile", "write_pidfile"),
-    "delivery": ("traffic", "Traffic.deliver"),
+    "delivery": ("settlement", "Settlement.deliver"),
     "take-over": ("adoption", "Adoption.take_in"),
     "claim": ("adoption", "Adoption.sift"),
     "lock": ("instance", "InstanceLock.acquire"),
