@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -108,18 +107,25 @@ class ServiceHandle:
             return True
 
     def start(self) -> None:
-        """Start it, and what it is after, if it is at rest; raises RuntimeError when the keeper has ended."""
+        """Start it, and what it is after, if it is at rest; raises RuntimeError when the keeper or its fleet ends."""
         self._ask(self._supervision.supervisor.start)
 
     def stop(self) -> None:
         """Stop it: its stop signal, and SIGKILL after its ``stop_timeout``. It stays down until it is started."""
         self._ask(self._supervision.supervisor.stop)
 
-    def stop_unless_at_rest(self) -> None:
-        """Stop it, but leave it as it is if it has completed or failed, and to its keeper if that ends."""
-        if not self.state.at_rest and not self.is_leaving:
+    def end_with_fleet(self) -> None:
+        """Stop it unless it is at rest, and leave it so until ``readmit``; its keeper does that if it ends itself."""
+        if not self.is_leaving:
             with contextlib.suppress(RuntimeError):  # the keeper has begun to end
-                self._ask(partial(self._supervision.supervisor.stop, for_good=False))
+                self._ask(self._supervision.supervisor.end)
+
+    def readmit(self) -> None:
+        """Its fleet has ended: it may be started again, if its keeper goes on."""
+        if not self.is_leaving:
+            supervisor, service = self._supervision.supervisor, self._service
+            with contextlib.suppress(RuntimeError):
+                self._runtime.ask(lambda: supervisor.readmit(service))
 
     def restart(self) -> None:
         """Stop its process and start another; start it if it is at rest."""

@@ -167,9 +167,9 @@ class Supervision:
         return self.supervisor.down and (self._survivors is None or self._survivors.down)
 
     def stop_all(self, reason: str) -> None:
-        """Stop everything, what depends on others first."""
+        """Stop everything, what depends on others first, for the keeper ends."""
         now = time.monotonic()
-        self.supervisor.stop_all(now, reason)
+        self.supervisor.close(now, reason)
         if self._survivors is not None:
             self._survivors.disown(now)
 

@@ -9,6 +9,7 @@ Rules:
 - An end that nobody asked for, or that was forced on a process that hung, goes to the restart policy; its delay counts
   from that end. An end that was asked for does not.
 - A member that ends while its group restarts comes back with the group, whatever it ended of; so it is with OTP.
+- Once its fleet ends, or the keeper, a service is not started any more, whoever asks.
 - Whoever does not stop in time has its stacks written down, and is killed.
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from .errors import FleetStopping
 from .launch_queue import LaunchQueue
 from .policy import RestartRecord
 from .replica import Ending, Replica, Service
@@ -59,6 +61,7 @@ class Supervisor:
         self._rolling = Rolling(self._changes, self._stopping, self._obstacle, self._start_successor)
         self._rolling_waits = False
         self._ends = False
+        self._closed = False
         self._replicas: dict[int, Replica] = {}
         self._next_id = SAMPLING + 1
 
@@ -103,17 +106,35 @@ class Supervisor:
         return service
 
     def start(self, service: Service, now: float) -> None:
-        """Start what is at rest, and what it is after; what runs goes on, what stops starts again afterwards."""
+        """Start what is at rest, and what it is after; what runs goes on, what stops starts again afterwards.
+
+        Raises FleetStopping, as ``restart`` and ``scale`` do where they would start something.
+        """
+        needed = _needed(service)
+        self._admit(service, *needed)
         self._ends = False
-        for needed in _needed(service):
-            self._start(needed, now)
+        for other in needed:
+            self._start(other, now)
         self._start(service, now, again=True)
 
-    def stop(self, service: Service, now: float, *, for_good: bool = True) -> None:
-        """Stop all its replicas; not ``for_good`` is until the next keeper."""
-        self._let_go(service, for_good=for_good)
+    def _admit(self, *services: Service) -> None:
+        if self._closed or any(service.ending for service in services):
+            raise FleetStopping("the fleet is stopping: nothing is started any more")
+
+    def stop(self, service: Service, now: float) -> None:
+        """Stop all its replicas, until it is started."""
+        self._let_go(service, for_good=True)
         for replica in list(service.replicas):
-            self._stop(replica, now, "stopped by hand" if for_good else "its fleet ends")
+            self._stop(replica, now, "stopped by hand")
+
+    def end(self, service: Service, now: float) -> None:
+        """Stop it, for its fleet ends, until the next keeper or ``readmit``; what is at rest stays as it is."""
+        service.ending = True
+        self._wind_down(service, now, "its fleet ends")
+
+    def readmit(self, service: Service) -> None:
+        """Its fleet has ended: it may be started again."""
+        service.ending = False
 
     def _let_go(self, service: Service, *, for_good: bool) -> None:
         service.resumes = not for_good and (service.wanted or service.resumes)
@@ -124,6 +145,7 @@ class Supervisor:
 
     def restart(self, service: Service, now: float) -> None:
         """Replace the process of each replica by a new one; start what is at rest, as ``start`` does."""
+        self._admit(service, *_needed(service))
         self._changes.touched.add(service)
         for replica in service.replicas:
             if replica.state in (ServiceState.STARTING, ServiceState.RUNNING) and not replica.removed:
@@ -134,8 +156,10 @@ class Supervisor:
         """Have ``number`` replicas of a service: start more, or stop those with the highest numbers."""
         if number < 0:
             raise ValueError(f"service {service.name!r} cannot have {number} replicas")
-        self._changes.touched.add(service)
         staying = [replica for replica in service.replicas if not replica.removed]
+        if number > len(staying):
+            self._admit(service)
+        self._changes.touched.add(service)
         for replica in staying[number:]:
             replica.removed = True
             self._stop(replica, now, "scaled down")
@@ -157,10 +181,18 @@ class Supervisor:
         """Stop everything, what depends on others first; the next keeper starts it again."""
         self._ends = True
         for service in reversed(self.services.values()):
-            self._let_go(service, for_good=False)
-            for replica in list(service.replicas):
-                if not replica.state.at_rest:
-                    self._stop(replica, now, reason)
+            self._wind_down(service, now, reason)
+
+    def close(self, now: float, reason: str) -> None:
+        """Stop everything, for the keeper ends: nothing is started any more."""
+        self._closed = True
+        self.stop_all(now, reason)
+
+    def _wind_down(self, service: Service, now: float, reason: str) -> None:
+        self._let_go(service, for_good=False)
+        for replica in list(service.replicas):
+            if not replica.state.at_rest:
+                self._stop(replica, now, reason)
 
     def kill_all(self, now: float) -> None:
         """Stop everything at once."""

@@ -180,6 +180,38 @@ def test_signals_stop_services_in_order(shop: subprocess.Popen[str], cli: Run, n
     assert "base goes" in cli("logs", "base").stdout
 
 
+def test_nothing_starts_in_a_fleet_that_stops(tmp_path: Path, environment: dict[str, str], cli: Run) -> None:
+    file = tmp_path / "slow.py"
+    file.write_text(
+        "import pathlib, time\n"
+        "from poolkeeper import Fleet, context\n"
+        "fleet = Fleet('slow')\n"
+        "@fleet.service()\n"
+        "def quick():\n"
+        "    context().wait(1000)\n"
+        "@fleet.service(stop_timeout=60)\n"
+        "def slow():\n"
+        "    context().wait(1000)\n"
+        f"    while not pathlib.Path({str(tmp_path / 'enough')!r}).exists():\n"
+        "        time.sleep(0.01)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-m", "poolkeeper", "run", str(file)], env=environment)
+    try:
+        wait_until(lambda: states(cli) == {"quick": "running", "slow": "running"}, "the fleet to be up")
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: states(cli) == {"quick": "stopped", "slow": "stopping"}, "the fleet to stop")
+        for words in (["start", "quick"], ["restart", "quick"], ["scale", "quick=2"], ["start", "slow"]):
+            answer = cli(*words)
+            assert (answer.returncode, answer.stdout) == (1, ""), words
+            assert "the fleet is stopping" in answer.stderr
+        (tmp_path / "enough").touch()
+        assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        process.wait()
+        cli("shutdown")
+
+
 def test_a_second_keeper_is_refused_and_told_who_holds_the_lock(
     shop: subprocess.Popen[str], cli: Run, tmp_path: Path
 ) -> None:
