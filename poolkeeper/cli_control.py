@@ -26,6 +26,7 @@ __all__ = ["COMMANDS"]
 SETTLE_SECONDS = 60.0
 LOOK_SECONDS = 0.05
 TOP_SECONDS = 1.0
+LONGEST_NUMBER = 20
 DOWN = 3
 UNKNOWN = 4
 INTERRUPTED = 130
@@ -153,7 +154,7 @@ def scale(replicas: tuple[str, ...], fleet: str | None) -> None:
     wanted = {}
     for word in replicas:
         name, separator, number = word.partition("=")
-        if not separator or not name or not number.isdecimal():
+        if not separator or not name or not number.isdecimal() or len(number) > LONGEST_NUMBER:
             raise click.UsageError(f"{word!r}: write SERVICE=N, as web=3")
         wanted[name] = int(number)
     with ControlClient(_home(fleet).path) as client:

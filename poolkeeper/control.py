@@ -7,7 +7,7 @@ arguments)`` and answers ``(REPLY, number, error or None, value)``; values are p
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
 
@@ -115,16 +115,20 @@ class Control:
         for number in replicas.values():
             if isinstance(number, bool) or not isinstance(number, int) or number < 0:
                 raise _Refused(f"{number!r} is no number of replicas")
-        self._each(lambda supervisor, each, now: supervisor.scale(each, replicas[each.name], now), list(replicas))
+        for service in self._services(replicas):
+            self._runtime.supervision.scale(service, replicas[service.name])
 
     def _each(self, act: Callable[[Supervisor, Service, float], None], /, services: list[str]) -> None:
         """Do something with services, once all of them are known to exist."""
+        for service in self._services(services):
+            act(self._runtime.supervision.supervisor, service, time.monotonic())
+
+    def _services(self, names: Iterable[str]) -> list[Service]:
         known = self._runtime.supervision.supervisor.services if self._runtime.has_services else {}
-        unknown = [name for name in services if name not in known]
+        unknown = [name for name in names if name not in known]
         if unknown:
             raise _Refused(f"there is no service {unknown[0]!r} (there are: {', '.join(known) or 'none'})")
-        for name in services:
-            act(self._runtime.supervision.supervisor, known[name], time.monotonic())
+        return [known[name] for name in names]
 
     def _shutdown(self, reason: str) -> None:
         self._runtime.request_shutdown(reason)

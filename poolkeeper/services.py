@@ -132,13 +132,17 @@ class ServiceHandle:
         self._ask(self._supervision.supervisor.restart)
 
     def scale(self, replicas: int) -> None:
-        """Run it in ``replicas`` processes from now on; raises ValueError for a negative number."""
+        """Run it in ``replicas`` processes from now on.
+
+        Raises:
+            ValueError: for a negative number, and for more than this process may have open files for.
+            RuntimeError: when the keeper or its fleet ends.
+        """
         if isinstance(replicas, bool) or not isinstance(replicas, int):
             raise TypeError(f"scale({replicas!r}): must be an int")
         if replicas < 0:
             raise ValueError(f"scale({replicas}): must not be negative")
-        supervisor, service = self._supervision.supervisor, self._service
-        self._runtime.ask(lambda: supervisor.scale(service, replicas, time.monotonic()))
+        self._runtime.ask(lambda: self._supervision.scale(self._service, replicas))
 
     def _ask(self, method: Callable[[Service, float], Any]) -> None:
         service = self._service

@@ -35,7 +35,7 @@ from .service_handover import Handover, ServiceRecord
 from .service_model import ExitReason, ServiceEvent, ServiceState, ServiceStatus
 from .service_news import ServiceNews
 from .service_peer import ServicePeer, StackDumps, is_program
-from .service_spec import ServiceSpec
+from .service_spec import DeclarationError, ServiceSpec
 from .service_survivors import Survivors, read_words, report_refusal, take_page
 from .service_worker import ServiceDefinition
 from .sources import changed_sources
@@ -116,8 +116,8 @@ class Supervision:
         ``blob`` is its pickled target, ``code`` the fingerprint of that and of its options. Raises DeclarationError.
         """
         self._tell_time(time.monotonic())
+        self._make_room(spec.name, spec.replicas, spec.replicas)
         service = self.supervisor.add(spec, code)
-        make_room(self._max_workers + self.supervisor.size)
         self._definitions[service] = (blob, Limits.of(spec.worker), dict(spec.worker.env or {}))
         record, peers = (None, []) if self._survivors is None else self._survivors.claim(spec.name)
         if record is None and not peers:
@@ -125,6 +125,20 @@ class Supervision:
         else:
             self._adopt(service, record, peers)
         return service
+
+    def scale(self, service: Service, number: int) -> None:
+        """Have ``number`` replicas of a service; raises ValueError for more than this process has descriptors for."""
+        self._make_room(service.name, number, number - len(service.replicas))
+        self.supervisor.scale(service, number, time.monotonic())
+
+    def _make_room(self, name: str, number: int, more: int) -> None:
+        wanted = self._max_workers + self.supervisor.size + max(0, more)
+        most = make_room(wanted)
+        if most is not None and more > 0:
+            raise DeclarationError(
+                f"service {name!r} in {number} processes needs more open files than this process may have "
+                f"(ulimit -Hn); at most {max(0, number - wanted + most)} fit"
+            )
 
     # -- the keeper's loop --------------------------------------------------------------------------------------------
 

@@ -15,8 +15,10 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
+from operator import attrgetter
 
 from .errors import FleetStopping
 from .launch_queue import LaunchQueue
@@ -101,8 +103,7 @@ class Supervisor:
         for other in service.after:
             other.dependents.append(service)
         self.services[spec.name] = service
-        for number in range(spec.replicas):
-            self._add_replica(service, number)
+        self._add_replicas(service, range(spec.replicas))
         return service
 
     def start(self, service: Service, now: float) -> None:
@@ -171,7 +172,7 @@ class Supervisor:
             replica.removed = False
         taken = {replica.number for replica in service.replicas}
         free = (candidate for candidate in range(number + len(taken)) if candidate not in taken)
-        more += [self._add_replica(service, next(free)) for _ in range(missing - len(more))]
+        more += self._add_replicas(service, islice(free, max(0, missing - len(more))))
         if service.wanted:
             for replica in more:
                 self._start_replica(replica, now, "scaled up")
@@ -249,8 +250,9 @@ class Supervisor:
         count = left.count if left.declared == service.spec.replicas else service.spec.replicas
         records = {record.number: record for record in left.replicas}
         numbers = sorted({*range(count), *records, *processes, *range(service.spec.replicas)})
-        replicas = [self.replica(service, number) or self._add_replica(service, number) for number in numbers]
-        for replica in replicas:  # all are there by now, for their names depend on how many there are
+        there = {replica.number for replica in service.replicas}
+        self._add_replicas(service, (number for number in numbers if number not in there))
+        for replica in list(service.replicas):  # all are there by now, for their names depend on how many there are
             number = replica.number
             record, attempt = records.get(number), processes.get(number, 0)
             stays, known = number < count, record is not None or number in processes
@@ -619,11 +621,11 @@ class Supervisor:
         self._replicas[replica.id] = replica
         return replica
 
-    def _add_replica(self, service: Service, number: int) -> Replica:
-        replica = self._new_replica(service, number)
-        service.replicas.append(replica)
-        service.replicas.sort(key=lambda replica: replica.number)
-        return replica
+    def _add_replicas(self, service: Service, numbers: Iterable[int]) -> list[Replica]:
+        added = [self._new_replica(service, number) for number in numbers]
+        service.replicas.extend(added)
+        service.replicas.sort(key=attrgetter("number"))
+        return added
 
     def _drop_if_removed(self, replica: Replica) -> None:
         if replica.removed and replica.state.at_rest and replica.id in self._replicas:

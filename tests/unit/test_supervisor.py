@@ -889,6 +889,15 @@ def test_stopped_and_started_while_its_group_restarts_a_member_restarts_with_it(
 # The end ------------------------------------------------------------------------------------------------------------
 
 
+def test_thousands_of_replicas_keep_their_order(driver: Driver) -> None:
+    driver.add("web", replicas=2)
+    service = driver.supervisor.services["web"]
+    driver.supervisor.scale(service, 5000, driver.now)
+    assert [replica.number for replica in service.replicas] == list(range(5000))
+    driver.supervisor.scale(service, 1, driver.now)
+    assert [replica.number for replica in service.replicas] == [0]
+
+
 @pytest.mark.parametrize("how", ["close", "end"])
 def test_nothing_starts_while_the_fleet_ends(driver: Driver, how: str) -> None:
     driver.add("rests", restart="never")
