@@ -17,13 +17,16 @@ from typing import Any
 import click
 
 from .control_client import ControlClient, KeeperUnreachable
+from .errors import PoolkeeperError
 from .homes import KeeperHome, NoSuchFleet, choose_home, find_homes
 from .progress import duration
+from .service_model import ServiceState
 from .steering import fleet_status, kill_survivors, reload_keeper, stacks
 
 __all__ = ["COMMANDS"]
 
 SETTLE_SECONDS = 60.0
+"""How long it is waited for what was asked for, besides the time that services have to stop."""
 LOOK_SECONDS = 0.05
 TOP_SECONDS = 1.0
 LONGEST_NUMBER = 20
@@ -132,8 +135,7 @@ def restart(services: tuple[str, ...], fleet: str | None) -> None:
 def _ask(home: KeeperHome, verb: str, services: Sequence[str], settled: Sequence[str]) -> None:
     """Ask for something, wait until each of the services has come to rest in one of the states, and say which."""
     with ControlClient(home.path) as client:
-        client.ask(verb, services=list(services))
-        deadline = time.monotonic() + SETTLE_SECONDS
+        deadline = SETTLE_SECONDS + (client.ask(verb, services=list(services)) or 0.0) + time.monotonic()
         while True:
             rows = [row for row in client.ask("status")["services"] if row["service"] in services]
             if all(row["state"] in settled for row in rows) or time.monotonic() >= deadline:
@@ -142,7 +144,10 @@ def _ask(home: KeeperHome, verb: str, services: Sequence[str], settled: Sequence
     for row in rows:
         detail = f" ({row['detail']})" if row["detail"] else ""
         click.echo(f"{row['name']}: {row['state']}{detail}")
-    if verb != "stop" and any(row["state"] in ("failed", "backoff") for row in rows):
+    late = [row["name"] for row in rows if row["state"] not in settled]
+    if late:
+        click.echo(f"poolkeeper: {verb}: not done yet for {', '.join(late)}", err=True)
+    if late or (verb != "stop" and any(row["state"] in ("failed", "backoff") for row in rows)):
         click.get_current_context().exit(1)
 
 
@@ -226,17 +231,32 @@ def shutdown(fleet: str | None) -> None:
     home = _home(fleet)
     try:
         with ControlClient(home.path) as client:
-            client.ask("shutdown", reason="poolkeeper shutdown")
+            seconds = SETTLE_SECONDS + (client.ask("shutdown", reason="poolkeeper shutdown") or 0.0)
     except KeeperUnreachable:
         if home.running:
             raise
         left = kill_survivors(home.path)
         click.echo(f"{home.label}: no keeper was running, {len(left)} processes were left and are stopped")
         return
-    deadline = time.monotonic() + SETTLE_SECONDS
-    while _still_runs(home) and time.monotonic() < deadline:
+    deadline = time.monotonic() + seconds
+    while _still_runs(home):
+        if time.monotonic() >= deadline:
+            click.echo(f"poolkeeper: {home.label} is still stopping{_what_goes_on(home)}", err=True)
+            click.get_current_context().exit(1)
         time.sleep(LOOK_SECONDS)
-    click.echo(f"{home.label}: {'is still stopping' if _still_runs(home) else 'down'}")
+    click.echo(f"{home.label}: down")
+
+
+def _what_goes_on(home: KeeperHome) -> str:
+    try:
+        data = fleet_status(home)
+    except PoolkeeperError:
+        return ""
+    rest = [state.value for state in ServiceState if state.at_rest]
+    going = [f"{row['name']} is {row['state']}" for row in data["services"] if row["state"] not in rest]
+    if data["running"]:
+        going.append(f"{data['running']} task{'' if data['running'] == 1 else 's'} still run")
+    return f": {', '.join(going)}" if going else ""
 
 
 def _still_runs(home: KeeperHome) -> bool:

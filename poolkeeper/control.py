@@ -57,8 +57,8 @@ class Control:
             "status": self._status,
             "progress": self._progress,
             "start": partial(self._each, Supervisor.start),
-            "stop": partial(self._each, Supervisor.stop),
-            "restart": partial(self._each, Supervisor.restart),
+            "stop": partial(self._each_in_time, Supervisor.stop),
+            "restart": partial(self._each_in_time, Supervisor.restart),
             "scale": self._scale,
             "shutdown": self._shutdown,
         }
@@ -123,12 +123,26 @@ class Control:
         for service in self._services(services):
             act(self._runtime.supervision.supervisor, service, time.monotonic())
 
+    def _each_in_time(self, act: Callable[[Supervisor, Service, float], None], /, services: list[str]) -> float:
+        """Do as ``_each``; return within how many seconds their processes have ended."""
+        self._each(act, services)
+        return self._stop_seconds(services)
+
+    def _stop_seconds(self, names: Iterable[str]) -> float:
+        services = self._services(names)
+        return float(self._runtime.supervision.supervisor.stop_seconds(services)) if services else 0.0
+
     def _services(self, names: Iterable[str]) -> list[Service]:
-        known = self._runtime.supervision.supervisor.services if self._runtime.has_services else {}
+        known = self._known()
         unknown = [name for name in names if name not in known]
         if unknown:
             raise _Refused(f"there is no service {unknown[0]!r} (there are: {', '.join(known) or 'none'})")
         return [known[name] for name in names]
 
-    def _shutdown(self, reason: str) -> None:
+    def _known(self) -> dict[str, Service]:
+        return self._runtime.supervision.supervisor.services if self._runtime.has_services else {}
+
+    def _shutdown(self, reason: str) -> float:
+        """End; return within how many seconds all services are down."""
         self._runtime.request_shutdown(reason)
+        return self._stop_seconds(self._known())

@@ -15,7 +15,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from operator import attrgetter
@@ -34,7 +34,7 @@ from .service_model import ServiceExit, ServiceState
 from .service_rolling import Rolling
 from .service_spec import DeclarationError, ServiceSpec
 from .service_states import Step
-from .service_stopping import Stopping
+from .service_stopping import DUMP_SECONDS, Stopping
 from .service_watch import SAMPLING, Watch
 from .timers import Timers
 
@@ -202,6 +202,14 @@ class Supervisor:
         for replica in self._replicas.values():
             if replica.state is ServiceState.STOPPING:
                 self._stopping.kill(replica, Ending.STOP, now)
+
+    def stop_seconds(self, services: Collection[Service]) -> float:
+        """Return within how many seconds these are down once they are to stop, one after the other where they must."""
+        seconds: dict[Service, float] = {}
+        for service in reversed(self.services.values()):  # so that those come first that are after it
+            own = service.spec.stop_timeout + DUMP_SECONDS if service in services else 0.0
+            seconds[service] = own + max((seconds[other] for other in service.dependents), default=0.0)
+        return max(seconds.values(), default=0.0)
 
     @property
     def size(self) -> int:

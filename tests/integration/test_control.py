@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from poolkeeper import Keeper, ServiceState
+from poolkeeper import Keeper, ServiceState, cli_control
+from poolkeeper.cli import app
 from poolkeeper.control_client import ControlClient, ControlError, KeeperUnreachable
 from poolkeeper.homes import KeeperHome, NoSuchFleet, choose_home
 from poolkeeper.pidfile import read_pidfile, survivors
-from tests import tasks
+from tests import services, tasks
 from tests.helpers import PATIENCE, is_running, wait_until
 
 SHOP = """
@@ -278,6 +280,27 @@ def test_an_embedded_keeper_is_steered_too(tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match="shut down from outside: the test says so"):
             keeper.submit(abs, 1)
     assert service.state is ServiceState.STOPPED
+
+
+def test_what_does_not_stop_in_time_is_said_and_makes_the_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POOLKEEPER_HOME", str(tmp_path))
+    with Keeper(1, name="etl", preload=["tests.services"]) as keeper:
+        deaf = keeper.service(services.ignore_stop, (tmp_path,), name="deaf", stop_timeout=600)
+        wait_until(lambda: tasks.notes(tmp_path, "started"))
+        monkeypatch.setattr(cli_control, "SETTLE_SECONDS", -1000.0)
+        answer = CliRunner().invoke(app, ["stop", "deaf"])
+        assert answer.exit_code == 1, answer.output
+        assert "deaf: stopping" in answer.output
+        assert "not done yet for deaf" in answer.output
+        answer = CliRunner().invoke(app, ["shutdown"])
+        assert answer.exit_code == 1, answer.output
+        assert "etl/default is still stopping: deaf is stopping" in answer.output
+        pid = deaf.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        assert deaf.wait("stopped", PATIENCE)
 
 
 def test_who_does_not_know_the_key_is_not_heard(tmp_path: Path) -> None:

@@ -898,6 +898,18 @@ def test_thousands_of_replicas_keep_their_order(driver: Driver) -> None:
     assert [replica.number for replica in service.replicas] == [0]
 
 
+def test_how_long_stopping_may_take_is_known(driver: Driver) -> None:
+    db = driver.add("db", stop_timeout=1)
+    cache = driver.add("cache", after=["db"], stop_timeout=20)
+    web = driver.add("web", after=["cache"], stop_timeout=300)
+    alone = driver.add("alone", stop_timeout=90)
+    longest = driver.supervisor.stop_seconds
+    assert longest([]) == 0
+    assert longest([alone]) == 90 + DUMP_SECONDS
+    assert longest([db, web]) == 301 + 2 * DUMP_SECONDS
+    assert longest([db, cache, web, alone]) == 321 + 3 * DUMP_SECONDS
+
+
 @pytest.mark.parametrize("how", ["close", "end"])
 def test_nothing_starts_while_the_fleet_ends(driver: Driver, how: str) -> None:
     driver.add("rests", restart="never")
