@@ -20,8 +20,9 @@ from .control_client import ControlClient, KeeperUnreachable
 from .errors import PoolkeeperError
 from .homes import KeeperHome, NoSuchFleet, choose_home, find_homes
 from .progress import duration
+from .selection import check_names, is_meant
 from .service_model import ServiceState
-from .steering import fleet_status, kill_survivors, reload_keeper, stacks
+from .steering import fleet_status, kill_survivors, known_names, reload_keeper, stacks
 
 __all__ = ["COMMANDS"]
 
@@ -270,18 +271,22 @@ def _still_runs(home: KeeperHome) -> bool:
 @_fleet
 def logs(names: tuple[str, ...], following: bool, since: str | None, fleet: str | None) -> None:
     """Print what services and workers have written, in the order of time."""
-    from .logreader import follow, read_logs
+    from .logreader import follow, log_names, read_logs
     from .since import parse_since
 
-    folder = _home(fleet).path / "logs"
+    home = _home(fleet)
+    folder = home.path / "logs"
     try:
         start_at = None if since is None else parse_since(since, datetime.now().astimezone())
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    chosen = names or None
-    lines = follow(folder, chosen, start_at) if following else read_logs(folder, chosen, start_at)
-    for line in lines:
-        click.echo(str(line))
+    files = {name.partition(":")[0] for name in names} or None
+    if not set(names) <= set(log_names(folder)):
+        labels = {line.label for line in read_logs(folder, files) if line.pid}
+        check_names(names, {*log_names(folder), *labels, *known_names(home)})
+    for line in follow(folder, files, start_at) if following else read_logs(folder, files, start_at):
+        if line.stem in names or is_meant(line.label, names):
+            click.echo(str(line))
 
 
 @click.command()
@@ -311,8 +316,10 @@ def _event(record: dict[str, Any]) -> str:
 @_fleet
 def stack(names: tuple[str, ...], fleet: str | None) -> None:
     """Print where every worker and service is in its Python code, now."""
-    for each in stacks(_home(fleet).path):
-        if names and each.name.partition(":")[0] not in names:
+    home = _home(fleet)
+    check_names(names, known_names(home))
+    for each in stacks(home.path):
+        if not is_meant(each.name, names):
             continue
         click.secho(f"{each.name} (pid {each.pid})", bold=True)
         click.echo(f"  {each.problem}" if each.problem else each.text.rstrip())

@@ -142,6 +142,22 @@ def test_logs_events_and_stacks(shop: subprocess.Popen[str], cli: Run) -> None:
     assert "shop.py" in answer.stdout
 
 
+def test_a_replica_can_be_named_and_a_name_that_nothing_has_is_refused(shop: subprocess.Popen[str], cli: Run) -> None:
+    assert cli("scale", "base=2").returncode == 0
+    wait_until(lambda: cli("logs", "base").stdout.count("base is up") == 2, "the logs")
+    (line,) = cli("logs", "base:1").stdout.splitlines()
+    assert "base:1[" in line
+    wait_until(lambda: states(cli)["base:1"] == "running", "the second replica")
+    stack = cli("stack", "base:1").stdout
+    assert "base:1 (pid" in stack
+    assert "base:0" not in stack
+    for words in (["logs", "nope"], ["logs", "-f", "base", "nope"], ["logs", "base:2"], ["stack", "nope"]):
+        answer = cli(*words)
+        assert (answer.returncode, answer.stdout) == (1, ""), words
+        assert f"there is no service or worker '{words[-1]}' (there are: base" in answer.stderr
+        assert "broken" in answer.stderr
+
+
 def test_a_service_that_is_stopped_by_a_signal_is_shown_as_frozen(shop: subprocess.Popen[str], cli: Run) -> None:
     pid = services_of(cli)["base"]["pid"]
     os.kill(pid, signal.SIGSTOP)
