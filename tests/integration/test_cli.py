@@ -210,12 +210,18 @@ class TestUsage:
             (["run", "missing.py"], "'missing.py' does not exist"),
             (["run", "."], "is a directory"),
             (["run", __file__, "--workers", "0"], "'--workers'"),
+            (["run", __file__, "--workers", "99999999"], "open files"),
+            (["run", __file__, "--run-id", "a/b"], "'--run-id': it must be a non-empty string without '/'"),
+            (["run", __file__, "--run-id", ""], "'--run-id': it must be a non-empty string"),
+            (["run", __file__, "--run-id", "-x"], "'--run-id': it must not begin with '-'"),
+            (["run", __file__, "--run-id", "x" * 300], "'--run-id': it is too long"),
             (["run", __file__, "--no-such-option"], "--no-such-option"),
             (["walk"], "No such command 'walk'"),
         ],
     )
     def test_wrong_words_exit_2(self, command: CommandLine, arguments: list[str], message: str) -> None:
-        done = command.run(*arguments)
+        fleet = str(command.write(SQUARES))
+        done = command.run(*[fleet if word == __file__ else word for word in arguments])
         assert done.returncode == 2
         assert message in done.stderr
         assert "Traceback" not in done.stderr
@@ -242,6 +248,22 @@ class TestUsage:
         assert "cannot be imported: ZeroDivisionError" in done.stderr
         assert "in helper" in done.stderr
         assert "importlib" not in done.stderr
+
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+    @pytest.mark.parametrize("words", [["--version"], ["--help"]])
+    def test_what_cannot_be_written_is_said_in_one_line(self, command: CommandLine, words: list[str]) -> None:
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "poolkeeper", *words],
+                check=False,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=command.environment,
+                timeout=PATIENCE,
+            )
+        assert done.returncode == 1
+        assert done.stderr == "poolkeeper: cannot write to standard output: No space left on device\n"
 
     def test_version(self, command: CommandLine) -> None:
         done = command.run("--version")
