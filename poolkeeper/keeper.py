@@ -64,13 +64,17 @@ FIRST_DESCRIPTORS = 8
 
 
 class WorkerRow(NamedTuple):
-    """One worker as ``status()`` shows it; ``started`` is in seconds since the epoch."""
+    """One worker as ``status()`` shows it.
+
+    ``started`` is in seconds since the epoch, ``born`` the same moment in seconds of the monotonic clock.
+    """
 
     id: int
     pid: int | None
     state: str
     task: Task | None
     started: float
+    born: float
 
 
 class KeeperRuntime:
@@ -79,7 +83,7 @@ class KeeperRuntime:
     def __init__(self, settings: Settings, home: Home) -> None:
         self.settings = settings
         self.refusal: str | None = None
-        self.started = time.time()
+        self.started, self.born = time.time(), time.monotonic()
         self.name = None if home.ephemeral else home.path.parent.name
         self.run_id = home.path.name
         self.stowage = Stowage(home.path, settings.queue_bytes)
@@ -464,7 +468,7 @@ class KeeperRuntime:
                 running += task is not None
                 queued += len(worker.inflight) - (task is not None)
                 state = "busy" if task is not None else worker.state.value
-                rows.append(WorkerRow(worker.id, worker.pid, state, task, peer.started))
+                rows.append(WorkerRow(worker.id, worker.pid, state, task, peer.started, peer.born))
             return queued, running, rows
 
     # -- the loop -----------------------------------------------------------------------------------------------------

@@ -39,7 +39,10 @@ __all__ = ["WorkerPeer", "Workforce"]
 
 
 class WorkerPeer(Child):
-    """The session with one worker, and what else belongs to it; ``started`` is in seconds since the epoch."""
+    """The session with one worker, and what else belongs to it.
+
+    ``started`` is in seconds since the epoch, ``born`` the same moment in seconds of the monotonic clock.
+    """
 
     def __init__(self, parent: Parent, worker: Worker) -> None:
         super().__init__(parent)
@@ -49,7 +52,7 @@ class WorkerPeer(Child):
         self.about = ("worker", self.name, worker.slot, None)
         self.arenas: dict[int, Large] = {}
         self.released = ReleaseQueue()
-        self.started = time.time()
+        self.started, self.born = time.time(), time.monotonic()
 
     def releases(self) -> list[int]:
         """Return the numbers of the worker's arenas that the application has no view of any more."""

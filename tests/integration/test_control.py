@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -296,6 +297,23 @@ def test_an_embedded_keeper_is_steered_too(tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match="shut down from outside: the test says so"):
             keeper.submit(abs, 1)
     assert service.state is ServiceState.STOPPED
+
+
+@pytest.mark.parametrize("step", [-1e6, 1e9])
+def test_ages_do_not_follow_a_clock_that_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: float) -> None:
+    before = time.monotonic()
+    with Keeper(1, name="etl", home=tmp_path, preload=["tests.tasks"]) as keeper:
+        service = keeper.service(tasks.wait_for_stop, name="wait")
+        assert service.wait("running", PATIENCE)
+        keeper.submit(tasks.pid).result(PATIENCE)
+        clock = time.time
+        monkeypatch.setattr(time, "time", lambda: clock() + step)
+        with ControlClient(keeper.home) as client:
+            data = client.ask("status")
+        status = keeper.status()
+        ages = [data["uptime"], data["workers"][0]["uptime"], data["services"][0]["uptime"], status.uptime]
+        ages += [row.uptime for row in status.services]
+        assert all(0 <= age <= time.monotonic() - before for age in ages), ages
 
 
 def test_what_does_not_stop_in_time_is_said_and_makes_the_exit_code(
