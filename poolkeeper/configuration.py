@@ -62,6 +62,8 @@ def settings_for(
         inherit_output=inherit_output,
         queue_bytes=_queue_bytes(queue_memory),
         limits=Limits() if worker is None else Limits.of(worker),
+        # As many workers as cpus, if none were asked for: loky has counted them, with what cgroups allow.
+        max_starting=2 * (_cpus() if max_workers is not None else workers),
         resume=_one_of("resume", resume, ("interrupted", "failed", "never")),
         durability=_one_of("durability", durability, ("process", "power")),
         keep_runs=_keep_runs(keep_runs),
@@ -111,6 +113,10 @@ def _workers(given: int | None, start_method: str) -> int:
     if start_method != "inline":
         _check_descriptors(given)
     return given
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_descriptors(workers: int) -> None:
@@ -167,7 +173,7 @@ def _missing_module(name: str) -> str | None:
 
 def _environment(workers: int, threads_per_worker: int | None, worker: WorkerPolicy | None) -> dict[str, str]:
     if threads_per_worker is None:
-        threads_per_worker = max(1, len(os.sched_getaffinity(0)) // workers) if hasattr(os, "sched_getaffinity") else 1
+        threads_per_worker = max(1, _cpus() // workers)
     elif isinstance(threads_per_worker, bool) or not isinstance(threads_per_worker, int):
         raise TypeError(f"threads_per_worker={threads_per_worker!r} must be an integer or None")
     elif threads_per_worker < 1:
