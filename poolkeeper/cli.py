@@ -188,6 +188,9 @@ def _run_fleet(
             run_id=run_id,
             resources=fleet.resources,
             resume=resume,
+            durability=fleet.keeping.durability,
+            keep_runs=fleet.keeping.keep_runs,
+            orphan_grace=fleet.keeping.orphan_grace,
             # A service that starts again shall not import the file anew.
             preload=[os.path.splitext(os.path.basename(file))[0]] if fleet.services else (),
         )

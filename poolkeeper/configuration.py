@@ -12,12 +12,12 @@ from .errors import PayloadError
 from .fields import memory_size, whole_number
 from .limits import Limits
 from .payload import dumps_in_band
-from .settings import Settings
+from .settings import Keeping, Settings
 
 if TYPE_CHECKING:
     from .policy import WorkerPolicy
 
-__all__ = ["settings_for"]
+__all__ = ["keeping_for", "settings_for"]
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 START_METHODS = ("forkserver", "loky", "inline")
@@ -50,6 +50,7 @@ def settings_for(
     if mp_context is not None and mp_context.get_start_method() in ("spawn", "loky") and start_method == "forkserver":
         start_method = "loky"
     workers = _workers(max_workers, start_method)
+    keeping = keeping_for(durability, keep_runs, orphan_grace)
     return Settings(
         max_workers=workers,
         max_tasks=_max_tasks(max_tasks, worker),
@@ -65,9 +66,16 @@ def settings_for(
         # As many workers as cpus, if none were asked for: loky has counted them, with what cgroups allow.
         max_starting=2 * (_cpus() if max_workers is not None else workers),
         resume=_one_of("resume", resume, ("interrupted", "failed", "never")),
-        durability=_one_of("durability", durability, ("process", "power")),
-        keep_runs=_keep_runs(keep_runs),
-        orphan_grace=_orphan_grace(orphan_grace),
+        durability=keeping.durability,
+        keep_runs=keeping.keep_runs,
+        orphan_grace=keeping.orphan_grace,
+    )
+
+
+def keeping_for(durability: Any, keep_runs: Any, orphan_grace: Any) -> Keeping:
+    """Return how durable a keeper or a fleet is to be; raises ValueError or TypeError, naming the argument."""
+    return Keeping(
+        _one_of("durability", durability, ("process", "power")), _keep_runs(keep_runs), _orphan_grace(orphan_grace)
     )
 
 

@@ -6,7 +6,15 @@ from typing import Literal, NamedTuple
 
 from .limits import Limits
 
-__all__ = ["Settings"]
+__all__ = ["Keeping", "Settings"]
+
+
+class Keeping(NamedTuple):
+    """How durable a keeper is, as ``Keeper`` explains; ``orphan_grace`` is in seconds."""
+
+    durability: Literal["process", "power"] = "process"
+    keep_runs: int = 10
+    orphan_grace: float = 300.0
 
 
 class Settings(NamedTuple):
