@@ -97,7 +97,7 @@ class Control:
             if method is None:
                 raise _Refused(f"this keeper does not know {verb!r}")
             value = method(**arguments)
-        except (PoolkeeperError, TypeError, ValueError) as problem:
+        except (PoolkeeperError, TypeError, ValueError, OverflowError) as problem:
             error = str(problem)
         self._board.post(peer, (Kind.REPLY, number, error, value))
 
