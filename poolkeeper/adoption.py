@@ -2,22 +2,25 @@
 
 Its workers call, and tell what they hold: claims, by which a task is known across keepers. What the application
 submits is looked up among them. As long as not all survivors have called, recorded tasks wait, for one of them may be
-at work on it; but not for long, for a survivor may also be silent for hours.
+at work on it; but not for long, for a survivor may also be silent for hours (stopped, or within a long call of C code).
+Of such a one the page says what it executes, by the digest of the claim; that alone is waited for.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from .core import Core
 from .futures import Keeps, TaskFuture, Unread
-from .holdings import Held
+from .holdings import Held, digest_of
 from .ledger import Call, Options, Task
 from .left_behind import Left
 from .messages import Code
+from .page import Executing
 from .recording import Recorder
 from .roster import Worker
 from .store import Entry, claim_of
@@ -29,6 +32,11 @@ SETTLED_SECONDS = 30.0
 
 RECOVERY_SECONDS = 2.0
 """How long recorded tasks wait for survivors that have not called."""
+
+SUMMONED_AT_ONCE = 8
+SUMMON_SECONDS = 0.005
+"""Busy workers are called a few at a time, for all at once would keep the machine from whoever is idle and could take
+what is new; the next ones when something has happened, or after this time."""
 
 Claim = tuple[Any, ...]
 
@@ -55,7 +63,7 @@ class _Foundling(TaskFuture):
 
 
 class Adoption:
-    """What the workers of an earlier keeper hold; under the keeper's lock, but for ``recorded``.
+    """What the workers of an earlier keeper hold; under the keeper's lock, but for ``recorded`` and what is counted.
 
     Args:
         core: which knows these workers.
@@ -63,7 +71,9 @@ class Adoption:
         keeper: of the futures.
         deliver: settles futures with their results; from any thread.
         deadline: until when recorded tasks wait, in seconds of the monotonic clock.
+        summon: has a worker call.
         awaits: returns whether there may be survivors that are not known yet.
+        look_at: returns what a silent worker executes, and sees to it that it does not start anything else.
     """
 
     def __init__(
@@ -73,9 +83,15 @@ class Adoption:
         keeper: Keeps,
         deliver: Callable[[list[TaskFuture], Sequence[Any]], None],
         deadline: float,
-        awaits: Callable[[], bool] = lambda: False,
+        summon: Callable[[Worker], None],
+        awaits: Callable[[], bool],
+        look_at: Callable[[Worker], Executing | None],
     ) -> None:
         self._awaits = awaits
+        self._look_at = look_at
+        self._summon = summon
+        self._unsummoned: deque[Worker] = deque()
+        self._summon_at = 0.0
         self._core = core
         self._recorder = recorder
         self._keeper = keeper
@@ -85,9 +101,11 @@ class Adoption:
         self._waiting: dict[TaskFuture, None] = {}
         self._asked: dict[Claim, TaskFuture] = {}
         self._found: dict[Claim, _Foundling] = {}
+        self._executed: dict[tuple[int, int], tuple[Worker, int]] = {}  # by silent workers, and nobody has asked for it
         self._failed: dict[_Foundling, Unread] = {}
         self._settled: set[Claim] = set()
         self._settled_until = deadline - RECOVERY_SECONDS + SETTLED_SECONDS
+        self._known: dict[Claim, TaskFuture] | None = None
         self._lock = threading.Lock()
         self.attached: list[int] = []
         """The pids of the workers that have called."""
@@ -99,34 +117,76 @@ class Adoption:
         """The workers that live and have not called yet."""
         return tuple(self._awaited)
 
+    def move(
+        self,
+        core: Core,
+        summon: Callable[[Worker], None],
+        awaits: Callable[[], bool],
+        look_at: Callable[[Worker], Executing | None],
+    ) -> None:
+        """Go on with another core, which knows the same workers by the same ids; all of them are to call again."""
+        self._core = core
+        self._summon = summon
+        self._awaits = awaits
+        self._look_at = look_at
+        self._known = None
+        self._unsummoned.clear()
+        self._awaited.clear()
+        self._executed.clear()
+
     # -- survivors ----------------------------------------------------------------------------------------------------
 
     def expect(self, worker: Worker) -> None:
         """A worker is known to live, and has not called yet."""
         self._awaited.add(worker)
 
+    def summon(self, worker: Worker) -> None:
+        """Have a worker call that is expected, when it is its turn."""
+        self._unsummoned.append(worker)
+
     def gone(self, worker: Worker) -> None:
         """A worker of an earlier keeper has ended, and is to be judged; what it has not answered is nobody's."""
-        self._awaited.discard(worker)
+        self._heard_of(worker)
         for claim, found in list(self._found.items()):
             if found.worker == worker.id and worker.task_at(found.index) is found:
                 del self._found[claim]
 
-    def take_in(self, worker: Worker, base: int, held: Iterable[Held | None]) -> list[Task | None]:
-        """Return the tasks behind what a worker holds, None for those that nobody can want."""
+    def _heard_of(self, worker: Worker) -> None:
         self._awaited.discard(worker)
-        self.attached.append(worker.pid or 0)
+        for digest in [digest for digest, (other, _) in self._executed.items() if other is worker]:
+            del self._executed[digest]
+
+    def take_in(
+        self, worker: Worker, base: int, held: Iterable[Held | None], revoked_behind: int | None = None
+    ) -> list[Task | None]:
+        """Return the tasks behind what a worker holds, None for those that nobody can want of it.
+
+        It does not start what is ``revoked_behind`` an index, if there is one; that may run elsewhere.
+        """
+        if worker in self._awaited:
+            self.attached.append(worker.pid or 0)
+        self._heard_of(worker)
         tasks: list[Task | None] = []
         asked = self._asked_for()
+        for task in worker.inflight:  # its page has told of it
+            if isinstance(task, TaskFuture) and (claim := claim_of(task.entry)) is not None:
+                asked[claim] = task
         for index, what in enumerate(held, base):
-            task = None if what is None or what[2] is None else self._task(worker, index, Held(*what), asked)
+            task = None
+            if what is not None and what[2] is not None and (revoked_behind is None or index <= revoked_behind):
+                task = self._task(worker, index, Held(*what), asked)
             tasks.append(task)
             self.running += task is not None
         return tasks
 
     def _asked_for(self) -> dict[Claim, TaskFuture]:
-        """Return what the application has asked for and has no outcome yet."""
-        asked = dict(self._asked)
+        """Return what the application has asked for and has no outcome yet.
+
+        Many workers call at once, so it is gathered once for all that call before ``tend``.
+        """
+        if self._known is not None:
+            return self._known
+        asked = self._known = dict(self._asked)
         for task in self._core.tasks():
             if isinstance(task, TaskFuture) and type(task) is not _Foundling and not task.withdrawn:
                 claim = claim_of(task.entry)
@@ -137,18 +197,22 @@ class Adoption:
     def _task(self, worker: Worker, index: int, held: Held, asked: dict[Claim, TaskFuture]) -> Task | None:
         claim = held.claim
         assert claim is not None
+        wanted = asked.get(claim)
+        if wanted is not None and wanted.worker == worker.id:
+            del asked[claim]
+            wanted.attempts = held.attempt
+            return wanted
         if claim in self._found or claim in self._settled or self._recorder.knows(*claim):
             return None  # it has an outcome, or another worker is at it
-        task = asked.get(claim)
-        if task is not None:
-            if task.withdrawn or task.worker is not None:
+        if wanted is not None:
+            if wanted.withdrawn or wanted.worker is not None:
                 return None
-            if self._asked.pop(claim, None) is task:
-                del self._waiting[task]
-            elif not self._core.queue.take_out(task):
+            if self._asked.pop(claim, None) is wanted:
+                del self._waiting[wanted]
+            elif not self._core.queue.take_out(wanted):
                 return None
-            task.attempts = held.attempt
-            return task
+            wanted.attempts = held.attempt
+            return wanted
         found = self._new(claim, held.name, held.attempt)
         found.worker, found.index = worker.id, index
         return found
@@ -171,13 +235,22 @@ class Adoption:
             futures, values = self.answered([found], [value])
             if futures:
                 self._recorder.settle(futures, values)
+            self._give_to_who_waits(claim, found)
+
+    def _give_to_who_waits(self, claim: Claim, found: _Foundling) -> None:
+        task = self._asked.pop(claim, None)
+        if task is not None:
+            del self._waiting[task], self._found[claim]
+            rest: list[Any] = []
+            self._hand_over(found, task, rest, 0.0)
+            self._core.submit(rest)
 
     # -- what the application asks for --------------------------------------------------------------------------------
 
     @property
     def concerns(self) -> bool:
         """Whether what is submitted has to be looked at."""
-        return bool(self._found) or self.is_open
+        return bool(self._found) or bool(self._executed) or self.is_open
 
     @property
     def is_open(self) -> bool:
@@ -186,23 +259,53 @@ class Adoption:
 
     def next_deadline(self) -> float | None:
         """Return when ``tend`` has to be called."""
+        if self._unsummoned:
+            return self._summon_at
         return self._deadline if self._waiting else None
 
     def tend(self, now: float) -> None:
         """Let what has waited for survivors go its way, when they have all called or it has been long enough."""
+        self._known = None
+        if self._unsummoned:
+            self._summon_next(now)
         if self._deadline is not None and now >= self._deadline:
             self._deadline = None
+            for worker in self._awaited:
+                seen = self._look_at(worker)
+                if seen is not None:
+                    self._executed[seen.digest] = worker, seen.task
         if self._waiting and not self.is_open:
-            self.give_out()
+            self.give_out(now)
 
-    def give_out(self) -> None:
+    def _summon_next(self, now: float) -> None:
+        self._summon_at = now + SUMMON_SECONDS
+        for _ in range(min(SUMMONED_AT_ONCE, len(self._unsummoned))):
+            worker = self._unsummoned.popleft()
+            if worker in self._awaited:
+                self._summon(worker)
+
+    def give_out(self, now: float) -> None:
         """Have all that waits run."""
         waiting, self._waiting = self._waiting, {}
-        self._asked.clear()
+        asked, self._asked = self._asked, {}
+        if self._executed:
+            for claim, task in asked.items():
+                if not task.withdrawn and self._is_executed(claim, task, now):
+                    del waiting[task]
         self._core.submit(waiting)
+
+    def _is_executed(self, claim: Claim, task: TaskFuture, now: float) -> bool:
+        """Whether a silent worker is at ``task``, which is to wait for it then."""
+        seen = self._executed.pop(digest_of(claim), None) if self._executed else None
+        if seen is None:
+            return False
+        worker, index = seen
+        self._core.executes(worker, index, task, now)
+        return True
 
     def sift(self, tasks: list[Any], now: float) -> list[Any]:
         """Return what of ``tasks`` is to run: not what some worker holds, nor what one may hold."""
+        self._known = None
         rest = []
         for task in tasks:
             claim = claim_of(task.entry) if isinstance(task, TaskFuture) else None
@@ -215,7 +318,7 @@ class Adoption:
             elif self.is_open:
                 self._asked[claim] = task
                 self._waiting[task] = None
-            else:
+            elif not self._is_executed(claim, task, now):
                 rest.append(task)
         return rest
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import click
 
-from .control_client import ControlClient, KeeperUnreachable
+from .control_client import CALL_TIMEOUT, ControlClient, KeeperUnreachable
 from .errors import PoolkeeperError
 from .homes import KeeperHome, NoSuchFleet, choose_home, find_homes
 from .progress import duration
 from .selection import check_names, is_meant
 from .service_model import ServiceState
-from .steering import fleet_status, kill_survivors, known_names, reload_keeper, stacks
+from .steering import PREFLIGHT_SECONDS, fleet_status, kill_survivors, known_names, reload_keeper, stacks
 
 __all__ = ["COMMANDS"]
 
@@ -129,13 +129,14 @@ def stop(services: tuple[str, ...], fleet: str | None) -> None:
 @click.argument("services", nargs=-1, required=True, metavar="SERVICE...")
 @_fleet
 def restart(services: tuple[str, ...], fleet: str | None) -> None:
-    """Replace the processes of services."""
+    """Replace the processes of services, with the code on disk; refused if that cannot be loaded."""
     _ask(_home(fleet), "restart", services, ("running", "completed", "failed", "backoff"))
 
 
 def _ask(home: KeeperHome, verb: str, services: Sequence[str], settled: Sequence[str]) -> None:
     """Ask for something, wait until each of the services has come to rest in one of the states, and say which."""
-    with ControlClient(home.path) as client:
+    seconds = PREFLIGHT_SECONDS if verb == "restart" else CALL_TIMEOUT
+    with ControlClient(home.path, seconds) as client:
         deadline = SETTLE_SECONDS + (client.ask(verb, services=list(services)) or 0.0) + time.monotonic()
         while True:
             rows = [row for row in client.ask("status")["services"] if row["service"] in services]

@@ -6,6 +6,8 @@ arguments)`` and answers ``(REPLY, number, error or None, value)``; values are p
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -13,24 +15,22 @@ from typing import Any, Protocol
 
 from .errors import PoolkeeperError
 from .messages import Kind
+from .peer import Peer
 from .replica import Service
+from .service_restart import Restarting, restart_services
 from .status import keeper_as_data, keeper_in_short
 from .supervisor import Supervisor
-from .switchboard import Peer, Switchboard
+from .switchboard import Switchboard
 
 __all__ = ["Control"]
 
 
-class Controlled(Protocol):
+class Controlled(Restarting, Protocol):
     """The keeper, as far as others may steer it."""
 
     @property
     def has_services(self) -> bool:
         """Whether there are any."""
-
-    @property
-    def supervision(self) -> Any:
-        """What looks after its services."""
 
     def progress(self) -> dict[str, Any]:
         """Return how far its run has come, as plain data."""
@@ -58,7 +58,6 @@ class Control:
             "progress": self._progress,
             "start": partial(self._each, Supervisor.start),
             "stop": partial(self._each_in_time, Supervisor.stop),
-            "restart": partial(self._each_in_time, Supervisor.restart),
             "scale": self._scale,
             "shutdown": self._shutdown,
         }
@@ -93,6 +92,9 @@ class Control:
             return
         error, value = None, None
         try:
+            if verb == "restart":
+                self._restart(peer, number, **arguments)
+                return
             method = self._verbs.get(verb)
             if method is None:
                 raise _Refused(f"this keeper does not know {verb!r}")
@@ -102,8 +104,34 @@ class Control:
         self._board.post(peer, (Kind.REPLY, number, error, value))
 
     def _refuse(self, peer: Peer, number: int, why: str) -> None:
+        self._reply(peer, number, why)
+
+    def _reply(self, peer: Peer, number: int, error: str | None, value: object = None) -> None:
         if peer in self._peers:
-            self._board.post(peer, (Kind.REPLY, number, why, None))
+            self._board.post(peer, (Kind.REPLY, number, error, value))
+
+    def _restart(self, peer: Peer, number: int, services: list[str]) -> None:
+        """Restart services, and reply with why that is refused, or within how many seconds the old processes end.
+
+        Their code is tried in the background.
+        """
+        runtime, chosen = self._runtime, self._services(services)
+        for service in chosen:
+            runtime.supervision.supervisor.admit(service)
+
+        def reply(error: str | None) -> None:
+            self._reply(peer, number, error, self._stop_seconds(services))
+
+        def restart() -> None:
+            error = None
+            try:
+                restart_services(runtime, chosen)
+            except (PoolkeeperError, RuntimeError, OSError) as problem:
+                error = str(problem)
+            with contextlib.suppress(RuntimeError):  # the keeper has ended
+                runtime.ask(partial(reply, error))
+
+        threading.Thread(target=restart, name="poolkeeper-restart", daemon=True).start()
 
     def _status(self) -> dict[str, Any]:
         return keeper_as_data(self._runtime)

@@ -16,7 +16,7 @@ from .pidfile import PidfileError, read_pidfile
 from .process_identity import process_state
 from .session import Session
 
-__all__ = ["ControlClient", "ControlError", "KeeperUnreachable"]
+__all__ = ["CALL_TIMEOUT", "ControlClient", "ControlError", "KeeperUnreachable"]
 
 CALL_TIMEOUT = 5.0
 

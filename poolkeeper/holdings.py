@@ -1,19 +1,23 @@
 """What a worker has been fed, as a later keeper must be told: the tasks whose answers are not acknowledged. Pure.
 
 A keeper that takes over can make nothing of a result alone: the indices were given out by the one before it. So a
-worker remembers of each task what a later keeper knows it by, until the answer is acknowledged.
+worker remembers of each task what a later keeper knows it by, until the answer is acknowledged. Of the one that it
+executes it marks that on its page, for it may be unable to tell.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from struct import Struct
 from typing import Any, NamedTuple
 
 from .messages import Kind
 from .session import Session
 
-__all__ = ["Held", "Holdings"]
+__all__ = ["Held", "Holdings", "digest_of"]
+
+_HALVES = Struct("<QQ")
 
 
 class Held(NamedTuple):
@@ -22,6 +26,17 @@ class Held(NamedTuple):
     name: str
     attempt: int
     claim: tuple[Any, ...] | None
+
+
+def digest_of(claim: tuple[Any, ...]) -> tuple[int, int]:
+    """Return 128 bits that stand for a claim where there is no room for it; they are the same in every process."""
+    from hashlib import blake2b  # slow to import, and for those alone that are asked for by key
+
+    name, code, identity, arguments = claim
+    kind = "position" if type(identity) is int else "key"
+    text = f"{name}\0{code}\0{kind}\0{identity}\0{arguments}"
+    low, high = _HALVES.unpack(blake2b(text.encode(errors="surrogatepass"), digest_size=_HALVES.size).digest())
+    return low, high
 
 
 class _Fed(NamedTuple):

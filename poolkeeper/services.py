@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from .errors import PayloadError
 from .fingerprint import fingerprint_of_arguments, fingerprint_of_code
@@ -15,11 +15,11 @@ from .payload import dumps_in_band
 from .program import Program
 from .service_model import ServiceExit, ServiceState, ServiceStatus
 from .service_spec import ServiceSpec
+from .supervisor import Supervisor
 
 if TYPE_CHECKING:
     from .keeper import KeeperRuntime
     from .replica import Service
-    from .supervision import Supervision
 
 __all__ = ["ServiceHandle", "declare"]
 
@@ -34,13 +34,17 @@ class ServiceHandle:
 
     def __init__(self, runtime: KeeperRuntime, service: Service) -> None:
         self._runtime = runtime
-        self._supervision: Supervision = runtime.supervision
-        self._service = service
+        self._name = service.name
+
+    @property
+    def _service(self) -> Service:
+        """What it is now: another one where the keeper's loop was rebuilt."""
+        return self._runtime.supervision.supervisor.services[self._name]
 
     @property
     def name(self) -> str:
         """The service's name."""
-        return self._service.name
+        return self._name
 
     @property
     def state(self) -> ServiceState:
@@ -75,7 +79,7 @@ class ServiceHandle:
     @property
     def replicas(self) -> tuple[ServiceStatus, ...]:
         """What each of its replicas is doing."""
-        from .supervision import replica_status
+        from .status import replica_status
 
         now = time.monotonic()
         return tuple(replica_status(replica, now) for replica in list(self._service.replicas))
@@ -95,7 +99,7 @@ class ServiceHandle:
 
     def _wait(self, condition: Callable[[], bool], timeout: float | None) -> bool:
         deadline = None if timeout is None else time.monotonic() + timeout
-        changed = self._supervision.news.changed
+        changed = self._runtime.news.changed
         with changed:
             while not condition():
                 if self._runtime.join(0):
@@ -108,28 +112,33 @@ class ServiceHandle:
 
     def start(self) -> None:
         """Start it, and what it is after, if it is at rest; raises RuntimeError when the keeper or its fleet ends."""
-        self._ask(self._supervision.supervisor.start)
+        self._ask(Supervisor.start)
 
     def stop(self) -> None:
         """Stop it: its stop signal, and SIGKILL after its ``stop_timeout``. It stays down until it is started."""
-        self._ask(self._supervision.supervisor.stop)
+        self._ask(Supervisor.stop)
 
     def end_with_fleet(self) -> None:
         """Stop it unless it is at rest, and leave it so until ``readmit``; its keeper does that if it ends itself."""
         if not self.is_leaving:
             with contextlib.suppress(RuntimeError):  # the keeper has begun to end
-                self._ask(self._supervision.supervisor.end)
+                self._ask(Supervisor.end)
 
     def readmit(self) -> None:
         """Its fleet has ended: it may be started again, if its keeper goes on."""
         if not self.is_leaving:
-            supervisor, service = self._supervision.supervisor, self._service
             with contextlib.suppress(RuntimeError):
-                self._runtime.ask(lambda: supervisor.readmit(service))
+                self._ask(lambda supervisor, service, now: supervisor.readmit(service))
 
     def restart(self) -> None:
-        """Stop its process and start another; start it if it is at rest."""
-        self._ask(self._supervision.supervisor.restart)
+        """Stop its process and start another, with the code on disk; start it if it is at rest.
+
+        Waits until that code has been tried, in a process of its own. Raises RestartRefused if it cannot be loaded:
+        the service goes on as it is then.
+        """
+        from .service_restart import restart_services
+
+        restart_services(self._runtime, [self._service])
 
     def scale(self, replicas: int) -> None:
         """Run it in ``replicas`` processes from now on.
@@ -142,11 +151,13 @@ class ServiceHandle:
             raise TypeError(f"scale({replicas!r}): must be an int")
         if replicas < 0:
             raise ValueError(f"scale({replicas}): must not be negative")
-        self._runtime.ask(lambda: self._supervision.scale(self._service, replicas))
+        self._runtime.ask(lambda: self._runtime.supervision.scale(self._service, replicas))
 
-    def _ask(self, method: Callable[[Service, float], Any]) -> None:
-        service = self._service
-        self._runtime.ask(lambda: method(service, time.monotonic()))
+    def _ask(self, method: Callable[[Supervisor, Service, float], None]) -> None:
+        def call() -> None:
+            method(self._runtime.supervision.supervisor, self._service, time.monotonic())
+
+        self._runtime.ask(call)
 
     def __repr__(self) -> str:
         return f"<ServiceHandle {self.name}: {self.state.value}>"
@@ -159,12 +170,7 @@ def declare(runtime: KeeperRuntime, spec: ServiceSpec) -> ServiceHandle:
     except PayloadError as error:
         raise PayloadError(f"service {spec.name!r}: its target or its arguments {error}") from error.__cause__
     code = _fingerprint(spec)
-    supervision = runtime.supervision
-
-    def take_on() -> Service:
-        return supervision.take_on(spec, blob, code)
-
-    return ServiceHandle(runtime, runtime.ask(take_on))
+    return ServiceHandle(runtime, runtime.ask(lambda: runtime.supervision.take_on(spec, blob, code)))
 
 
 def _fingerprint(spec: ServiceSpec) -> str:

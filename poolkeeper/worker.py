@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import task_context
 from .arena import Arena, identity
 from .errors import PayloadError
+from .holdings import digest_of
 from .messages import Code, Kind, Progress
 from .output import flush_c_output
 from .page import CANCEL, FINISHED, ITEM, MARKS, STARTED, STARTED_AT, WorkerPage, new_page
@@ -274,7 +275,8 @@ class _Worker(NoService):
     def _run_tasks(  # noqa: C901, PLR0912, PLR0915 - the hot loop; a call less per task is worth the length
         self, first: int, call: _Call, payloads: list[Any], infos: Any
     ) -> None:
-        out, words, times, marks = self.out, self.page.words, self.page.times, self.page.marks
+        out, page = self.out, self.page
+        words, times, marks = page.words, page.times, page.marks
         values = out.values
         clock = time.monotonic
         plain = _PLAIN
@@ -293,14 +295,16 @@ class _Worker(NoService):
         started = now
         for payload in payloads:
             self.index = index
+            if infos is not None:
+                self.key, self.attempt, self.origin, claim = infos[index - first]
+                if claim is not None:
+                    page.claim(index, digest_of(claim))
             times[STARTED_AT] = now
             words[STARTED] = index
             if marks[index % MARKS]:
                 self._skip(index, payload)
                 index += 1
                 continue
-            if infos is not None:
-                self.key, self.attempt, self.origin, _ = infos[index - first]
             try:
                 if function is None:
                     function = self._load_function(call)

@@ -625,6 +625,21 @@ def note_and_pass_gate(where: str, item: object) -> object:
     return item
 
 
+def note_and_pass_gate_in_silence(where: str, item: object) -> object:
+    """As ``note_and_pass_gate``; no signal reaches the worker meanwhile, as if it were within a long call of C code."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG})
+    try:
+        return note_and_pass_gate(where, item)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGURG})
+
+
+def note_and_pass_gate_without_descriptors(where: str, item: object) -> object:
+    """As ``note_and_pass_gate``, but close all that the worker has open first."""
+    os.closerange(3, 4096)
+    return note_and_pass_gate(where, item)
+
+
 def note_and_return_bytes(where: str, item: int) -> bytes:
     """As ``note_and_pass_gate``, but return so many bytes."""
     note_and_pass_gate(where, item)
@@ -634,6 +649,21 @@ def note_and_return_bytes(where: str, item: int) -> bytes:
 def no_deaths() -> RetryPolicy:
     """A policy by which the first death of a worker is final."""
     return RetryPolicy(deaths=1)
+
+
+def cut_off(where: str, item: object, *, for_good: bool) -> object:
+    """Write down that ``item`` is executed; the first time lose the link, and the keeper's socket as well."""
+    folder = Path(where)
+    first = not list(folder.glob("ran-*"))
+    with open(folder / f"ran-{os.getpid()}", "a") as ran:
+        ran.write(f"{item}\n")
+    if first:
+        (path,) = folder.glob("home/*/*/keeper.sock")
+        path.unlink()
+        if for_good:
+            path.mkdir()  # none can be made in its place
+        os.closerange(3, 4096)
+    return item
 
 
 def note_and_return(where: str, item: object) -> object:

@@ -5,102 +5,22 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from poolkeeper import Keeper, TaskQuarantined
+from poolkeeper import TaskQuarantined
 from poolkeeper.link import call_keeper
 from poolkeeper.messages import Kind, pack
 from poolkeeper.process_identity import ProcessIdentity
 from poolkeeper.session import Session
 from tests import tasks
 from tests.helpers import PATIENCE, a_program, is_running, wait_for_exit, wait_until
-from tests.scripts import start_script
-from tests.survivors import end_survivors, survivors_in
-
-LOST = """
-    import sys, json
-    from poolkeeper import Keeper
-    from tests import tasks
-
-    folder, items, options = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
-    with Keeper(2, name="lost", home=folder + "/home", **options) as keeper:
-        view = keeper.options(key=lambda folder, item: str(item))
-        futures = [view.submit(tasks.note_and_pass_gate, folder, item) for item in items]
-        print("submitted", flush=True)
-        print([future.result() for future in futures])
-"""
-
-
-class Lost:
-    """A keeper that is killed while its two workers stand before closed gates."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.home = folder / "home" / "lost" / "default"
-
-    def begin(self, items: list[Any], started: int = 2, **options: Any) -> subprocess.Popen[str]:
-        """Return a keeper that is at work."""
-        process = start_script(self.folder, LOST, self.folder, json.dumps(items), json.dumps(options))
-        wait_until(lambda: sum(self.ran.values()) >= started, "the first tasks run")
-        wait_until(lambda: len(self.workers) >= started, "the pidfile says so")
-        return process
-
-    def kill(self, process: subprocess.Popen[str]) -> None:
-        """Kill a keeper."""
-        process.kill()
-        process.communicate(timeout=PATIENCE)
-
-    def open(self, *items: object) -> None:
-        """Let these tasks come to their end."""
-        for item in items:
-            (self.folder / f"gate-{item}").touch()
-
-    @property
-    def ran(self) -> Counter[str]:
-        """How often each task has been executed."""
-        lines = [path.read_text().split() for path in self.folder.glob("ran-*")]
-        return Counter(word for words in lines for word in words)
-
-    @property
-    def recorded(self) -> int:
-        """How many outcomes the journal has."""
-        with closing(sqlite3.connect(self.home / "journal.db")) as journal:
-            return sum(count for (count,) in journal.execute("SELECT count FROM groups"))
-
-    @property
-    def workers(self) -> list[int]:
-        """The pids of the workers that live."""
-        return [child.identity.pid for child in survivors_in(self.home) if child.role == "worker"]
-
-    @property
-    def servers(self) -> set[int]:
-        """The pids of the fork servers that live."""
-        return {child.identity.pid for child in survivors_in(self.home) if child.role == "forkserver"}
-
-    @property
-    def server(self) -> int:
-        """The pid of the only one."""
-        (server,) = self.servers
-        return server
-
-    @contextmanager
-    def again(self, **options: Any) -> Iterator[Keeper]:
-        """Be the next keeper."""
-        with Keeper(2, name="lost", home=self.folder / "home", **options) as keeper:
-            yield keeper
-
-    def submit(self, keeper: Keeper, items: list[Any]) -> list[Any]:
-        """Submit tasks by their keys."""
-        view = keeper.options(key=lambda folder, item: str(item))
-        return [view.submit(tasks.note_and_pass_gate, str(self.folder), item) for item in items]
+from tests.survivors import Lost, end_survivors, results, survivors_in
 
 
 @pytest.fixture
@@ -108,10 +28,6 @@ def lost(tmp_path: Path) -> Iterator[Lost]:
     lost = Lost(tmp_path)
     yield lost
     end_survivors(lost.home)
-
-
-def results(futures: list[Any]) -> list[Any]:
-    return [future.result(PATIENCE) for future in futures]
 
 
 def test_what_runs_goes_on_and_is_delivered_to_who_asks_again(lost: Lost) -> None:
@@ -227,8 +143,7 @@ def test_a_worker_that_dies_after_it_was_taken_over_is_blamed_for_what_it_ran(lo
     lost.kill(lost.begin([0, 1]))
     workers = lost.workers
     with lost.again() as keeper:
-        view = keeper.options(key=lambda folder, item: str(item), retry=tasks.no_deaths())
-        futures = [view.submit(tasks.note_and_pass_gate, str(lost.folder), item) for item in [0, 1]]
+        futures = lost.submit(keeper, [0, 1], retry=tasks.no_deaths())
         wait_until(lambda: all(future.running() for future in futures))
         os.kill(workers[0], signal.SIGKILL)
         lost.open(0, 1)
@@ -244,8 +159,7 @@ def test_a_worker_whose_death_its_fork_server_has_not_seen_yet_is_not_taken_over
     os.kill(server, signal.SIGKILL)
     wait_for_exit(server)
     with lost.again() as keeper, ExitStack() as late:
-        view = keeper.options(key=lambda folder, item: str(item), retry=tasks.no_deaths())
-        futures = [view.submit(tasks.note_and_pass_gate, str(lost.folder), item) for item in [0, 1]]
+        futures = lost.submit(keeper, [0, 1], retry=tasks.no_deaths())
         wait_until(lambda: all(future.running() for future in futures))
         stand_in = late.enter_context(a_program()).pid
         os.kill(workers[0], signal.SIGKILL)
@@ -334,15 +248,11 @@ def test_orphans_leave_when_no_keeper_comes(lost: Lost) -> None:
 
 
 def test_large_results_wait_for_the_next_keeper(lost: Lost) -> None:
-    source = LOST.replace("note_and_pass_gate", "note_and_return_bytes")
-    process = start_script(lost.folder, source, lost.folder, "[3000000, 1]", "{}")
-    wait_until(lambda: sum(lost.ran.values()) >= 2)
-    wait_until(lambda: len(lost.workers) >= 2)
-    lost.kill(process)
+    lost.task = "note_and_return_bytes"
+    lost.kill(lost.begin([3000000, 1]))
     lost.open(3000000, 1)
     with lost.again() as keeper:
-        view = keeper.options(key=lambda folder, item: str(item))
-        futures = [view.submit(tasks.note_and_return_bytes, str(lost.folder), item) for item in [3000000, 1]]
+        futures = lost.submit(keeper, [3000000, 1])
         assert [len(result) for result in results(futures)] == [3000000, 1]
     assert lost.ran == Counter({"3000000": 1, "1": 1})
 
