@@ -6,6 +6,7 @@ Exit codes: 0 all well, 1 some work failed or could not be started, 2 wrong usag
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import os
@@ -20,6 +21,7 @@ from poolkeeper import loading
 from .cli_control import COMMANDS
 from .errors import PoolkeeperError
 from .fleet import Fleet, FleetError
+from .places import check_name
 from .preflight_answer import is_preflight
 from .sources import Sources, loaded_sources
 
@@ -49,9 +51,24 @@ def app() -> None:
     """Run services and batch jobs on worker processes that nothing kills."""
 
 
+def _checked_run_id(context: click.Context, option: click.Parameter, run_id: str) -> str:
+    try:
+        check_name(run_id)
+    except ValueError as error:
+        raise click.BadParameter(f"it {error}") from None
+    return run_id
+
+
 @app.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
-@click.option("--run-id", default="default", show_default=True, metavar="ID", help="Name this run of the fleet.")
+@click.option(
+    "--run-id",
+    default="default",
+    show_default=True,
+    metavar="ID",
+    callback=_checked_run_id,
+    help="Name this run of the fleet.",
+)
 @click.option(
     "--workers", type=click.IntRange(min=1), metavar="N", help="Worker processes; as many as CPUs if not given."
 )
@@ -99,6 +116,9 @@ def run(
 
 INTERRUPTED = 130
 
+UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What standard output may come to: its reader is gone, its disk full, its terminal lost."""
+
 for _command in COMMANDS:
     app.add_command(_command)
 
@@ -118,6 +138,8 @@ def _main() -> int:
 
     try:
         code = app.main(prog_name="poolkeeper", standalone_mode=False)
+        if sys.stdout is not None:  # as with `>&-`
+            sys.stdout.flush()
     except click.Abort:  # click's word for Ctrl-C
         return INTERRUPTED
     except click.ClickException as error:
@@ -127,11 +149,15 @@ def _main() -> int:
         _show_cause(error)
         click.echo(f"poolkeeper: {error}", err=True)
         return 2
-    except BrokenPipeError:  # as in `poolkeeper run ... | head`: nobody wants to hear more, not at exit either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
     except PoolkeeperError as error:
         click.echo(f"poolkeeper: {error}", err=True)
+        return 1
+    except OSError as error:
+        if error.filename is not None or error.errno not in UNWRITABLE:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left would be tried once more at exit
+        if error.errno != errno.EPIPE:  # as in `poolkeeper run ... | head`: nobody wants to hear more
+            click.echo(f"poolkeeper: cannot write to standard output: {error.strerror}", err=True)
         return 1
     return code if isinstance(code, int) else 0
 
@@ -155,15 +181,21 @@ def _run_fleet(
 
     logs.configure(lambda line: click.echo(line, nl=False, err=True), colour=sys.stderr.isatty())
     name = PROCESS.owned_as = _keeper_name(fleet, file)
-    keeper = Keeper(
-        workers,
-        name=name,
-        run_id=run_id,
-        resources=fleet.resources,
-        resume=resume,
-        # A service that starts again shall not import the file anew.
-        preload=[os.path.splitext(os.path.basename(file))[0]] if fleet.services else (),
-    )
+    try:
+        keeper = Keeper(
+            workers,
+            name=name,
+            run_id=run_id,
+            resources=fleet.resources,
+            resume=resume,
+            durability=fleet.keeping.durability,
+            keep_runs=fleet.keeping.keep_runs,
+            orphan_grace=fleet.keeping.orphan_grace,
+            # A service that starts again shall not import the file anew.
+            preload=[os.path.splitext(os.path.basename(file))[0]] if fleet.services else (),
+        )
+    except ValueError as error:  # more workers than fit
+        raise click.UsageError(str(error)) from None
     return run_program(fleet, keeper, run_id=run_id, mirror=mirror, as_json=as_json, sources=sources)
 
 

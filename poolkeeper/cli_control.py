@@ -17,15 +17,20 @@ from typing import Any
 import click
 
 from .control_client import CALL_TIMEOUT, ControlClient, KeeperUnreachable
+from .errors import PoolkeeperError
 from .homes import KeeperHome, NoSuchFleet, choose_home, find_homes
 from .progress import duration
-from .steering import PREFLIGHT_SECONDS, fleet_status, kill_survivors, reload_keeper, stacks
+from .selection import check_names, is_meant
+from .service_model import ServiceState
+from .steering import PREFLIGHT_SECONDS, fleet_status, kill_survivors, known_names, reload_keeper, stacks
 
 __all__ = ["COMMANDS"]
 
 SETTLE_SECONDS = 60.0
+"""How long it is waited for what was asked for, besides the time that services have to stop."""
 LOOK_SECONDS = 0.05
 TOP_SECONDS = 1.0
+LONGEST_NUMBER = 20
 DOWN = 3
 UNKNOWN = 4
 INTERRUPTED = 130
@@ -132,8 +137,7 @@ def _ask(home: KeeperHome, verb: str, services: Sequence[str], settled: Sequence
     """Ask for something, wait until each of the services has come to rest in one of the states, and say which."""
     seconds = PREFLIGHT_SECONDS if verb == "restart" else CALL_TIMEOUT
     with ControlClient(home.path, seconds) as client:
-        client.ask(verb, services=list(services))
-        deadline = time.monotonic() + SETTLE_SECONDS
+        deadline = SETTLE_SECONDS + (client.ask(verb, services=list(services)) or 0.0) + time.monotonic()
         while True:
             rows = [row for row in client.ask("status")["services"] if row["service"] in services]
             if all(row["state"] in settled for row in rows) or time.monotonic() >= deadline:
@@ -142,7 +146,10 @@ def _ask(home: KeeperHome, verb: str, services: Sequence[str], settled: Sequence
     for row in rows:
         detail = f" ({row['detail']})" if row["detail"] else ""
         click.echo(f"{row['name']}: {row['state']}{detail}")
-    if verb != "stop" and any(row["state"] in ("failed", "backoff") for row in rows):
+    late = [row["name"] for row in rows if row["state"] not in settled]
+    if late:
+        click.echo(f"poolkeeper: {verb}: not done yet for {', '.join(late)}", err=True)
+    if late or (verb != "stop" and any(row["state"] in ("failed", "backoff") for row in rows)):
         click.get_current_context().exit(1)
 
 
@@ -154,7 +161,7 @@ def scale(replicas: tuple[str, ...], fleet: str | None) -> None:
     wanted = {}
     for word in replicas:
         name, separator, number = word.partition("=")
-        if not separator or not name or not number.isdecimal():
+        if not separator or not name or not number.isdecimal() or len(number) > LONGEST_NUMBER:
             raise click.UsageError(f"{word!r}: write SERVICE=N, as web=3")
         wanted[name] = int(number)
     with ControlClient(_home(fleet).path) as client:
@@ -226,17 +233,32 @@ def shutdown(fleet: str | None) -> None:
     home = _home(fleet)
     try:
         with ControlClient(home.path) as client:
-            client.ask("shutdown", reason="poolkeeper shutdown")
+            seconds = SETTLE_SECONDS + (client.ask("shutdown", reason="poolkeeper shutdown") or 0.0)
     except KeeperUnreachable:
         if home.running:
             raise
         left = kill_survivors(home.path)
         click.echo(f"{home.label}: no keeper was running, {len(left)} processes were left and are stopped")
         return
-    deadline = time.monotonic() + SETTLE_SECONDS
-    while _still_runs(home) and time.monotonic() < deadline:
+    deadline = time.monotonic() + seconds
+    while _still_runs(home):
+        if time.monotonic() >= deadline:
+            click.echo(f"poolkeeper: {home.label} is still stopping{_what_goes_on(home)}", err=True)
+            click.get_current_context().exit(1)
         time.sleep(LOOK_SECONDS)
-    click.echo(f"{home.label}: {'is still stopping' if _still_runs(home) else 'down'}")
+    click.echo(f"{home.label}: down")
+
+
+def _what_goes_on(home: KeeperHome) -> str:
+    try:
+        data = fleet_status(home)
+    except PoolkeeperError:
+        return ""
+    rest = [state.value for state in ServiceState if state.at_rest]
+    going = [f"{row['name']} is {row['state']}" for row in data["services"] if row["state"] not in rest]
+    if data["running"]:
+        going.append(f"{data['running']} task{'' if data['running'] == 1 else 's'} still run")
+    return f": {', '.join(going)}" if going else ""
 
 
 def _still_runs(home: KeeperHome) -> bool:
@@ -250,18 +272,22 @@ def _still_runs(home: KeeperHome) -> bool:
 @_fleet
 def logs(names: tuple[str, ...], following: bool, since: str | None, fleet: str | None) -> None:
     """Print what services and workers have written, in the order of time."""
-    from .logreader import follow, read_logs
+    from .logreader import follow, log_names, read_logs
     from .since import parse_since
 
-    folder = _home(fleet).path / "logs"
+    home = _home(fleet)
+    folder = home.path / "logs"
     try:
         start_at = None if since is None else parse_since(since, datetime.now().astimezone())
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    chosen = names or None
-    lines = follow(folder, chosen, start_at) if following else read_logs(folder, chosen, start_at)
-    for line in lines:
-        click.echo(str(line))
+    files = {name.partition(":")[0] for name in names} or None
+    if not set(names) <= set(log_names(folder)):
+        labels = {line.label for line in read_logs(folder, files) if line.pid}
+        check_names(names, {*log_names(folder), *labels, *known_names(home)})
+    for line in follow(folder, files, start_at) if following else read_logs(folder, files, start_at):
+        if line.stem in names or is_meant(line.label, names):
+            click.echo(str(line))
 
 
 @click.command()
@@ -291,8 +317,10 @@ def _event(record: dict[str, Any]) -> str:
 @_fleet
 def stack(names: tuple[str, ...], fleet: str | None) -> None:
     """Print where every worker and service is in its Python code, now."""
-    for each in stacks(_home(fleet).path):
-        if names and each.name.partition(":")[0] not in names:
+    home = _home(fleet)
+    check_names(names, known_names(home))
+    for each in stacks(home.path):
+        if not is_meant(each.name, names):
             continue
         click.secho(f"{each.name} (pid {each.pid})", bold=True)
         click.echo(f"  {each.problem}" if each.problem else each.text.rstrip())

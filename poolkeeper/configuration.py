@@ -12,12 +12,12 @@ from .errors import PayloadError
 from .fields import memory_size, whole_number
 from .limits import Limits
 from .payload import dumps_in_band
-from .settings import Settings
+from .settings import Keeping, Settings
 
 if TYPE_CHECKING:
     from .policy import WorkerPolicy
 
-__all__ = ["settings_for"]
+__all__ = ["keeping_for", "settings_for"]
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 START_METHODS = ("forkserver", "loky", "inline")
@@ -51,6 +51,7 @@ def settings_for(
     if mp_context is not None and mp_context.get_start_method() in ("spawn", "loky") and start_method == "forkserver":
         start_method = "loky"
     workers = _workers(max_workers, start_method)
+    keeping = keeping_for(durability, keep_runs, orphan_grace)
     return Settings(
         max_workers=workers,
         max_tasks=_max_tasks(max_tasks, worker),
@@ -63,11 +64,22 @@ def settings_for(
         inherit_output=inherit_output,
         queue_bytes=_queue_bytes(queue_memory),
         limits=Limits() if worker is None else Limits.of(worker),
+        # As many workers as cpus, if none were asked for: loky has counted them, with what cgroups allow.
+        max_starting=2 * (_cpus() if max_workers is not None else workers),
         resume=_one_of("resume", resume, ("interrupted", "failed", "never")),
-        durability=_one_of("durability", durability, ("process", "power")),
-        keep_runs=_keep_runs(keep_runs),
-        orphan_grace=_grace("orphan_grace", orphan_grace),
+        durability=keeping.durability,
+        keep_runs=keeping.keep_runs,
+        orphan_grace=keeping.orphan_grace,
         reconnect_grace=_grace("reconnect_grace", reconnect_grace),
+    )
+
+
+def keeping_for(durability: Any, keep_runs: Any, orphan_grace: Any) -> Keeping:
+    """Return how durable a keeper or a fleet is to be; raises ValueError or TypeError, naming the argument."""
+    return Keeping(
+        _one_of("durability", durability, ("process", "power")),
+        _keep_runs(keep_runs),
+        _grace("orphan_grace", orphan_grace),
     )
 
 
@@ -113,6 +125,10 @@ def _workers(given: int | None, start_method: str) -> int:
     if start_method != "inline":
         _check_descriptors(given)
     return given
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_descriptors(workers: int) -> None:
@@ -169,7 +185,7 @@ def _missing_module(name: str) -> str | None:
 
 def _environment(workers: int, threads_per_worker: int | None, worker: WorkerPolicy | None) -> dict[str, str]:
     if threads_per_worker is None:
-        threads_per_worker = max(1, len(os.sched_getaffinity(0)) // workers) if hasattr(os, "sched_getaffinity") else 1
+        threads_per_worker = max(1, _cpus() // workers)
     elif isinstance(threads_per_worker, bool) or not isinstance(threads_per_worker, int):
         raise TypeError(f"threads_per_worker={threads_per_worker!r} must be an integer or None")
     elif threads_per_worker < 1:

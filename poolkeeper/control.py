@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
 
@@ -57,7 +57,7 @@ class Control:
             "status": self._status,
             "progress": self._progress,
             "start": partial(self._each, Supervisor.start),
-            "stop": partial(self._each, Supervisor.stop),
+            "stop": partial(self._each_in_time, Supervisor.stop),
             "scale": self._scale,
             "shutdown": self._shutdown,
         }
@@ -93,31 +93,39 @@ class Control:
         error, value = None, None
         try:
             if verb == "restart":
-                self._restart(self._named(**arguments), partial(self._reply, peer, number))
+                self._restart(peer, number, **arguments)
                 return
             method = self._verbs.get(verb)
             if method is None:
                 raise _Refused(f"this keeper does not know {verb!r}")
             value = method(**arguments)
-        except (PoolkeeperError, TypeError, ValueError) as problem:
+        except (PoolkeeperError, TypeError, ValueError, OverflowError) as problem:
             error = str(problem)
         self._board.post(peer, (Kind.REPLY, number, error, value))
 
     def _refuse(self, peer: Peer, number: int, why: str) -> None:
         self._reply(peer, number, why)
 
-    def _reply(self, peer: Peer, number: int, error: str | None) -> None:
+    def _reply(self, peer: Peer, number: int, error: str | None, value: object = None) -> None:
         if peer in self._peers:
-            self._board.post(peer, (Kind.REPLY, number, error, None))
+            self._board.post(peer, (Kind.REPLY, number, error, value))
 
-    def _restart(self, services: list[Service], reply: Callable[[str | None], None]) -> None:
-        """Restart services, and ``reply`` with why that is refused; their code is tried in the background."""
-        runtime = self._runtime
+    def _restart(self, peer: Peer, number: int, services: list[str]) -> None:
+        """Restart services, and reply with why that is refused, or within how many seconds the old processes end.
+
+        Their code is tried in the background.
+        """
+        runtime, chosen = self._runtime, self._services(services)
+        for service in chosen:
+            runtime.supervision.supervisor.admit(service)
+
+        def reply(error: str | None) -> None:
+            self._reply(peer, number, error, self._stop_seconds(services))
 
         def restart() -> None:
             error = None
             try:
-                restart_services(runtime, services)
+                restart_services(runtime, chosen)
             except (PoolkeeperError, RuntimeError, OSError) as problem:
                 error = str(problem)
             with contextlib.suppress(RuntimeError):  # the keeper has ended
@@ -135,19 +143,34 @@ class Control:
         for number in replicas.values():
             if isinstance(number, bool) or not isinstance(number, int) or number < 0:
                 raise _Refused(f"{number!r} is no number of replicas")
-        self._each(lambda supervisor, each, now: supervisor.scale(each, replicas[each.name], now), list(replicas))
+        for service in self._services(replicas):
+            self._runtime.supervision.scale(service, replicas[service.name])
 
     def _each(self, act: Callable[[Supervisor, Service, float], None], /, services: list[str]) -> None:
         """Do something with services, once all of them are known to exist."""
-        for service in self._named(services):
+        for service in self._services(services):
             act(self._runtime.supervision.supervisor, service, time.monotonic())
 
-    def _named(self, services: list[str]) -> list[Service]:
-        known = self._runtime.supervision.supervisor.services if self._runtime.has_services else {}
-        unknown = [name for name in services if name not in known]
+    def _each_in_time(self, act: Callable[[Supervisor, Service, float], None], /, services: list[str]) -> float:
+        """Do as ``_each``; return within how many seconds their processes have ended."""
+        self._each(act, services)
+        return self._stop_seconds(services)
+
+    def _stop_seconds(self, names: Iterable[str]) -> float:
+        services = self._services(names)
+        return float(self._runtime.supervision.supervisor.stop_seconds(services)) if services else 0.0
+
+    def _services(self, names: Iterable[str]) -> list[Service]:
+        known = self._known()
+        unknown = [name for name in names if name not in known]
         if unknown:
             raise _Refused(f"there is no service {unknown[0]!r} (there are: {', '.join(known) or 'none'})")
-        return [known[name] for name in services]
+        return [known[name] for name in names]
 
-    def _shutdown(self, reason: str) -> None:
+    def _known(self) -> dict[str, Service]:
+        return self._runtime.supervision.supervisor.services if self._runtime.has_services else {}
+
+    def _shutdown(self, reason: str) -> float:
+        """End; return within how many seconds all services are down."""
         self._runtime.request_shutdown(reason)
+        return self._stop_seconds(self._known())

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from .errors import PoolkeeperError, ProtocolError
+from .instance import InstanceLock
 from .link import Link, call_keeper
 from .messages import Kind, pack, unpack
 from .pidfile import PidfileError, read_pidfile
+from .process_identity import process_state
 from .session import Session
 
 __all__ = ["CALL_TIMEOUT", "ControlClient", "ControlError", "KeeperUnreachable"]
@@ -45,7 +48,9 @@ class ControlClient:
             key = (home / "authkey").read_bytes()
             self._link: Link = call_keeper(_socket_of(home), key, self._session, introduction, timeout)
         except (OSError, ProtocolError) as error:
-            raise KeeperUnreachable(f"no keeper answers at {home}: {error}") from error
+            raise KeeperUnreachable(_why(home, timeout, f"no keeper answers at {home}: {error}")) from error
+        self._home = home
+        self._timeout = timeout
         self._link.socket.settimeout(timeout)
 
     def ask(self, verb: str, **arguments: Any) -> Any:
@@ -61,9 +66,12 @@ class ControlClient:
                             if message[0] == Kind.REPLY and message[1] == self._number:
                                 return _value(message)
                 if not alive:
-                    raise KeeperUnreachable("the keeper has closed the connection, or does not answer")
+                    raise KeeperUnreachable(self._lost("it has closed the connection, or does not answer"))
         except (OSError, ProtocolError) as error:
-            raise KeeperUnreachable(f"the keeper has gone while it was asked: {error}") from error
+            raise KeeperUnreachable(self._lost(error)) from error
+
+    def _lost(self, what: object) -> str:
+        return _why(self._home, self._timeout, f"the keeper has gone while it was asked: {what}")
 
     def close(self) -> None:
         """Hang up."""
@@ -76,6 +84,23 @@ class ControlClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _why(home: Path, timeout: float, gone: str) -> str:
+    """Return why no keeper answers: that it is ``gone``, unless its process lives and holds the lock."""
+    holder = None
+    with contextlib.suppress(OSError, ValueError):
+        found = InstanceLock(home.parent.name, home.name, home.parent.parent).holder()
+        holder = found if found is not None and found.identity.is_alive() else None
+    if holder is None:
+        return gone
+    keeper = f"the keeper of {home}, process {holder.pid},"
+    state = process_state(holder.pid)
+    if state in ("T", "t"):
+        return f"{keeper} is stopped{' by a debugger' if state == 't' else f'; kill -CONT {holder.pid} wakes it'}"
+    if state == "D":
+        return f"{keeper} waits for the system, perhaps for a disk, and cannot answer"
+    return f"{keeper} has not answered within {timeout:g} s, and lives: it is busy, starts or ends ({gone})"
 
 
 def _value(message: tuple[Any, ...]) -> Any:

@@ -11,6 +11,7 @@ __all__ = [
     "AlreadyRunning",
     "CheckpointUnreadable",
     "CommandFailed",
+    "FleetStopping",
     "HomeUnusable",
     "NotReexecable",
     "PayloadError",
@@ -56,6 +57,10 @@ class CheckpointUnreadable(PoolkeeperError):
 
 class AlreadyRunning(PoolkeeperError):
     """Another keeper holds the instance lock; the message names its pid, host, directory and start."""
+
+
+class FleetStopping(PoolkeeperError, RuntimeError):
+    """A service is not started, for its fleet or its keeper is about to end."""
 
 
 class ServiceFailed(PoolkeeperError):

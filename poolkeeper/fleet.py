@@ -24,6 +24,7 @@ from inspect import Parameter, signature
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, overload
 
+from .configuration import keeping_for
 from .errors import PoolkeeperError
 from .fields import part_name
 from .policy import ExecutionPolicy, RestartPolicy, WorkerPolicy
@@ -101,14 +102,27 @@ class Fleet:
     Args:
         name: letters, digits, ``_``, ``.`` and ``-``; it names the fleet's folder.
         resources: counted tokens that the fleet's tasks share, such as ``{"gpu": 8}``.
+        durability: for ``poolkeeper run``, as ``Keeper`` takes it; ``Keeper.run`` has the keeper's own.
+        keep_runs: likewise.
+        orphan_grace: likewise; in seconds.
 
     Raises:
         FleetError: for a name that cannot be a folder's.
+        ValueError, TypeError: for arguments that make no sense.
     """
 
-    def __init__(self, name: str, *, resources: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        resources: Mapping[str, int] | None = None,
+        durability: Literal["process", "power"] = "process",
+        keep_runs: int = 10,
+        orphan_grace: float = 300.0,
+    ) -> None:
         self.name = _checked_name("a fleet", name)
         self.resources: Mapping[str, int] = MappingProxyType(dict(resources or {}))
+        self.keeping = keeping_for(durability, keep_runs, orphan_grace)
         self.listeners: list[tuple[str, Callable[[ServiceEvent], object]]] = []
         self._parts: dict[str, Part] = {}
 

@@ -88,7 +88,9 @@ class FleetServices:
         self._over = True
         states = {name: handle.state for name, handle in self.handles.items()}
         for name in reversed(self.handles):
-            self.handles[name].stop_unless_at_rest()
+            self.handles[name].end_with_fleet()
         for handle in self.handles.values():
             handle.wait([state for state in ServiceState if state.at_rest])
+        for handle in self.handles.values():
+            handle.readmit()
         return states

@@ -47,13 +47,17 @@ FIRST_DESCRIPTORS = 8
 
 
 class WorkerRow(NamedTuple):
-    """One worker as ``status()`` shows it; ``started`` is in seconds since the epoch."""
+    """One worker as ``status()`` shows it.
+
+    ``started`` is in seconds since the epoch, ``born`` the same moment in seconds of the monotonic clock.
+    """
 
     id: int
     pid: int | None
     state: str
     task: Task | None
     started: float
+    born: float
 
 
 class Fallen(NamedTuple):
@@ -402,7 +406,7 @@ class Incarnation:
             running += task is not None
             queued += len(worker.inflight) - (task is not None)
             state = "busy" if task is not None else worker.state.value
-            rows.append(WorkerRow(worker.id, worker.pid, state, task, peer.started))
+            rows.append(WorkerRow(worker.id, worker.pid, state, task, peer.started, peer.born))
         return queued, running, rows
 
 

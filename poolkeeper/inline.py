@@ -70,7 +70,7 @@ class InlineRuntime:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.refusal: str | None = None
-        self.started = time.time()
+        self.started, self.born = time.time(), time.monotonic()
         self.stowage = _Stowage()
         if settings.initializer is not None:
             initializer, args = loads(settings.initializer)

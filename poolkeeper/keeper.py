@@ -40,7 +40,7 @@ class KeeperRuntime(Mainloop):
 
     def __init__(self, settings: Settings, home: Home) -> None:
         self.settings = settings
-        self.started = time.time()
+        self.started, self.born = time.time(), time.monotonic()
         self.name = None if home.ephemeral else home.path.parent.name
         self.run_id = home.path.name
         self._on_shutdown: Callable[[str], object] | None = None

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from .loglines import LogLine, parse
 
-__all__ = ["LogFollower", "follow", "read_logs"]
+__all__ = ["LogFollower", "follow", "log_names", "read_logs"]
 
 CHUNK = 1 << 18
 _GENERATION = re.compile(r"(.+)\.log(?:\.(\d+))?")
@@ -156,7 +156,7 @@ class LogFollower:
         return [line for tail in self._tails.values() for line in tail.close()]
 
     def _find(self) -> list[_Tail]:
-        for stem in _stems(self._folder) if self._names is None else self._names:
+        for stem in log_names(self._folder) if self._names is None else self._names:
             if stem not in self._tails:
                 self._tails[stem] = _Tail(self._folder, stem, self._since)
         return list(self._tails.values())
@@ -170,7 +170,7 @@ def read_logs(folder: Path, names: Iterable[str] | None = None, since: datetime 
         names: the stems of their files; None for all.
         since: leave out what is older; aware.
     """
-    stems = _stems(folder) if names is None else list(dict.fromkeys(names))
+    stems = log_names(folder) if names is None else list(dict.fromkeys(names))
     yield from heapq.merge(*(_whole(folder, stem, since) for stem in stems), key=_by_time)
 
 
@@ -239,7 +239,8 @@ def _generations(folder: Path, stem: str) -> list[BinaryIO]:
     return list(reversed(found.values()))
 
 
-def _stems(folder: Path) -> list[str]:
+def log_names(folder: Path) -> list[str]:
+    """Return the stems of the log files in ``folder``."""
     try:
         names = os.listdir(folder)
     except OSError:

@@ -13,7 +13,10 @@ from . import logs
 from .errors import HomeUnusable
 from .filesystems import filesystem_type, is_network
 
-__all__ = ["base_folder", "default_base", "home_folder", "home_unusable", "local_base", "make_folders"]
+__all__ = ["base_folder", "check_name", "default_base", "home_folder", "home_unusable", "local_base", "make_folders"]
+
+LONGEST_NAME = 255
+SHOWN = 40
 
 _NAME = re.compile(r"[^/\0]+")
 _moved: set[Path] = set()
@@ -127,6 +130,19 @@ def _check_ours(folder: Path) -> None:
 
 
 def _checked(what: str, name: str) -> str:
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or name in (".", ".."):
-        raise ValueError(f"{what}={name!r} must be a non-empty string without '/' or NUL, for it names a directory")
+    try:
+        check_name(name)
+    except ValueError as error:
+        shown = repr(name) if len(repr(name)) <= SHOWN else f"{repr(name)[:SHOWN]}..."
+        raise ValueError(f"{what}={shown} {error}") from None
     return name
+
+
+def check_name(name: object) -> None:
+    """Raise ValueError, with the rest of a sentence, for what cannot name a home, or only with trouble."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name in (".", "..") or name.isspace():
+        raise ValueError("must be a non-empty string without '/' or NUL, for it names a directory")
+    if name.startswith("-"):
+        raise ValueError("must not begin with '-', as an option does")
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        raise ValueError(f"is too long: it names a directory, and may have {LONGEST_NAME} bytes")

@@ -130,9 +130,9 @@ class Service:
     """A declared service and its replicas, by number.
 
     ``wanted`` is whether somebody has started it and nobody has stopped it since, ``resumes`` as for ``Replica``.
-    ``dependents`` are the services that are after it. ``code`` is the fingerprint of what its processes are made from,
-    "" where there is none. ``extras`` are successors that are not ready yet, and those that have been succeeded, to
-    their end.
+    ``ending`` is whether its fleet ends, so that it is not to be started. ``dependents`` are the services that are
+    after it. ``code`` is the fingerprint of what its processes are made from, "" where there is none. ``extras`` are
+    successors that are not ready yet, and those that have been succeeded, to their end.
     """
 
     def __init__(self, spec: ServiceSpec, code: str = "") -> None:
@@ -141,6 +141,7 @@ class Service:
         self.name = spec.name
         self.wanted = False
         self.resumes = False
+        self.ending = False
         self.replicas: list[Replica] = []
         self.extras: list[Replica] = []
         self.after: list[Service] = []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from operator import attrgetter
 
 from .launch_queue import LaunchQueue
 from .replica import Replica, Service
@@ -42,12 +43,12 @@ class Replicas:
         self._by_id[replica.id] = replica
         return replica
 
-    def add(self, service: Service, number: int) -> Replica:
-        """Make one more of the service's."""
-        replica = self.new(service, number)
-        service.replicas.append(replica)
-        service.replicas.sort(key=lambda replica: replica.number)
-        return replica
+    def add(self, service: Service, numbers: Iterable[int]) -> list[Replica]:
+        """Make more of the service's."""
+        added = [self.new(service, number) for number in numbers]
+        service.replicas.extend(added)
+        service.replicas.sort(key=attrgetter("number"))
+        return added
 
     def drop_if_removed(self, replica: Replica) -> None:
         """Forget one if it is removed and at rest."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -112,18 +111,24 @@ class ServiceHandle:
             return True
 
     def start(self) -> None:
-        """Start it, and what it is after, if it is at rest; raises RuntimeError when the keeper has ended."""
+        """Start it, and what it is after, if it is at rest; raises RuntimeError when the keeper or its fleet ends."""
         self._ask(Supervisor.start)
 
     def stop(self) -> None:
         """Stop it: its stop signal, and SIGKILL after its ``stop_timeout``. It stays down until it is started."""
         self._ask(Supervisor.stop)
 
-    def stop_unless_at_rest(self) -> None:
-        """Stop it, but leave it as it is if it has completed or failed, and to its keeper if that ends."""
-        if not self.state.at_rest and not self.is_leaving:
+    def end_with_fleet(self) -> None:
+        """Stop it unless it is at rest, and leave it so until ``readmit``; its keeper does that if it ends itself."""
+        if not self.is_leaving:
             with contextlib.suppress(RuntimeError):  # the keeper has begun to end
-                self._ask(partial(Supervisor.stop, for_good=False))
+                self._ask(Supervisor.end)
+
+    def readmit(self) -> None:
+        """Its fleet has ended: it may be started again, if its keeper goes on."""
+        if not self.is_leaving:
+            with contextlib.suppress(RuntimeError):
+                self._ask(lambda supervisor, service, now: supervisor.readmit(service))
 
     def restart(self) -> None:
         """Stop its process and start another, with the code on disk; start it if it is at rest.
@@ -136,12 +141,17 @@ class ServiceHandle:
         restart_services(self._runtime, [self._service])
 
     def scale(self, replicas: int) -> None:
-        """Run it in ``replicas`` processes from now on; raises ValueError for a negative number."""
+        """Run it in ``replicas`` processes from now on.
+
+        Raises:
+            ValueError: for a negative number, and for more than this process may have open files for.
+            RuntimeError: when the keeper or its fleet ends.
+        """
         if isinstance(replicas, bool) or not isinstance(replicas, int):
             raise TypeError(f"scale({replicas!r}): must be an int")
         if replicas < 0:
             raise ValueError(f"scale({replicas}): must not be negative")
-        self._ask(lambda supervisor, service, now: supervisor.scale(service, replicas, now))
+        self._runtime.ask(lambda: self._runtime.supervision.scale(self._service, replicas))
 
     def _ask(self, method: Callable[[Supervisor, Service, float], None]) -> None:
         def call() -> None:

@@ -6,16 +6,24 @@ from typing import Literal, NamedTuple
 
 from .limits import Limits
 
-__all__ = ["Settings"]
+__all__ = ["Keeping", "Settings"]
+
+
+class Keeping(NamedTuple):
+    """How durable a keeper is, as ``Keeper`` explains; ``orphan_grace`` is in seconds."""
+
+    durability: Literal["process", "power"] = "process"
+    keep_runs: int = 10
+    orphan_grace: float = 300.0
 
 
 class Settings(NamedTuple):
     """Validated arguments of ``Keeper``.
 
     ``environment`` is for the fork server and its workers. ``queue_bytes`` is how much queued payloads may weigh in
-    memory; the rest waits on disk. ``max_memory`` is in bytes, ``max_age`` in seconds. ``resume``, ``durability`` and
-    ``keep_runs`` are for the journal, ``orphan_grace`` and ``reconnect_grace`` are in seconds; ``Keeper`` explains
-    them.
+    memory; the rest waits on disk. ``max_memory`` is in bytes, ``max_age`` in seconds. ``max_starting`` is how many
+    services may be starting at any time. ``resume``, ``durability`` and ``keep_runs`` are for the journal,
+    ``orphan_grace`` and ``reconnect_grace`` are in seconds; ``Keeper`` explains them.
     """
 
     max_workers: int
@@ -29,7 +37,7 @@ class Settings(NamedTuple):
     inherit_output: bool
     queue_bytes: int
     limits: Limits
-    max_starting: int = 4
+    max_starting: int
     resume: Literal["interrupted", "failed", "never"] = "interrupted"
     durability: Literal["process", "power"] = "process"
     keep_runs: int = 10

@@ -29,7 +29,8 @@ def keeper_status(name: str | None, run_id: str, runtime: Any) -> KeeperStatus:
         for row in rows
     )
     services = tuple(runtime.service_rows())
-    return KeeperStatus(name, run_id, os.getpid(), time.time() - runtime.started, queued, running, workers, services)
+    uptime = time.monotonic() - runtime.born
+    return KeeperStatus(name, run_id, os.getpid(), uptime, queued, running, workers, services)
 
 
 def replica_status(replica: Replica, now: float) -> ServiceStatus:
@@ -61,7 +62,7 @@ def keeper_as_data(runtime: Any) -> dict[str, Any]:
         "name": runtime.name,
         "run_id": runtime.run_id,
         "pid": os.getpid(),
-        "uptime": time.time() - runtime.started,
+        "uptime": time.monotonic() - runtime.born,
         "started": runtime.started,
         "queued": queued,
         "running": running,
@@ -71,7 +72,7 @@ def keeper_as_data(runtime: Any) -> dict[str, Any]:
                 "pid": row.pid,
                 "state": row.state,
                 "task": None if row.task is None else row.task.call.name,
-                "uptime": time.time() - row.started,
+                "uptime": time.monotonic() - row.born,
             }
             for row in rows
         ],

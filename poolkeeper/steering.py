@@ -16,7 +16,16 @@ from .pidfile import ChildRecord, PidfileDocument, PidfileError, read_pidfile, s
 from .process_identity import cpu_seconds, process_state, resident_bytes
 from .process_setup import DUMP_SIGNAL
 
-__all__ = ["PREFLIGHT_SECONDS", "Reloaded", "Stack", "fleet_status", "kill_survivors", "reload_keeper", "stacks"]
+__all__ = [
+    "PREFLIGHT_SECONDS",
+    "Reloaded",
+    "Stack",
+    "fleet_status",
+    "kill_survivors",
+    "known_names",
+    "reload_keeper",
+    "stacks",
+]
 
 FROZEN = {"T": "stopped", "t": "traced", "D": "uninterruptible"}
 """States of /proc in which a process cannot run, however healthy it is (see proc(5))."""
@@ -44,6 +53,15 @@ def fleet_status(home: KeeperHome) -> dict[str, Any]:
         row["cpu_seconds"] = cpu_seconds(pid) if pid else None
         row["frozen"] = FROZEN.get(process_state(pid) or "") if pid else None
     return data
+
+
+def known_names(home: KeeperHome) -> set[str]:
+    """Return the names of all replicas of services and of workers, as far as the keeper answers, or has left any."""
+    children = {child.name for child in survivors_of(home.path) if child.role in ("service", "program", "worker")}
+    try:
+        return children | {row["name"] for row in fleet_status(home)["services"]}
+    except KeeperUnreachable:
+        return children
 
 
 class Reloaded(NamedTuple):

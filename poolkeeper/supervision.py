@@ -31,7 +31,7 @@ from .service_news import ServiceNews
 from .service_peer import ServicePeer, is_program
 from .service_policies import Policies
 from .service_processes import ServiceProcesses
-from .service_spec import ServiceSpec
+from .service_spec import DeclarationError, ServiceSpec
 from .service_survivors import Survivors
 from .status import replica_status
 from .supervisor import Supervisor
@@ -44,13 +44,17 @@ TURNS = 5
 
 
 class LeftService(NamedTuple):
-    """One service of a supervision that has ended; ``rests`` is whether it is stopped, but not for good."""
+    """One service of a supervision that has ended.
+
+    ``rests`` is whether it is stopped, but not for good, ``ending`` whether its fleet ends.
+    """
 
     spec: ServiceSpec
     blob: bytes
     code: str
     record: ServiceRecord
     rests: bool
+    ending: bool
 
 
 class LeftServices(NamedTuple):
@@ -117,8 +121,9 @@ class Supervision:
         of it beyond what was written down. Raises DeclarationError.
         """
         self._tell_time(time.monotonic())
+        if left is None:
+            self._make_room(spec.name, spec.replicas, spec.replicas)
         service = self.supervisor.add(spec, code)
-        make_room(self._max_workers + self.supervisor.size)
         self._definitions[service] = (blob, Limits.of(spec.worker), dict(spec.worker.env or {}))
         record, peers = (None, []) if self._survivors is None else self._survivors.claim(spec.name)
         record = left or record
@@ -135,9 +140,24 @@ class Supervision:
 
     def restart(self, service: Service) -> None:
         """Replace the processes of a service by ones that run the code on disk; that it can be loaded is known."""
+        self.supervisor.admit(service)
         if not is_program(service.spec) and self._nursery.renew(service):
             service.code = ""  # is another than that of its declaration
         self.supervisor.restart(service, time.monotonic())
+
+    def scale(self, service: Service, number: int) -> None:
+        """Have ``number`` replicas of a service; raises DeclarationError for more than there can be descriptors for."""
+        self._make_room(service.name, number, number - len(service.replicas))
+        self.supervisor.scale(service, number, time.monotonic())
+
+    def _make_room(self, name: str, number: int, more: int) -> None:
+        wanted = self._max_workers + self.supervisor.size + max(0, more)
+        most = make_room(wanted)
+        if most is not None and more > 0:
+            raise DeclarationError(
+                f"service {name!r} in {number} processes needs more open files than this process may have "
+                f"(ulimit -Hn); at most {max(0, number - wanted + most)} fit"
+            )
 
     # -- from one loop to the next ------------------------------------------------------------------------------------
 
@@ -146,7 +166,13 @@ class Supervision:
         now = time.monotonic()
         self.supervisor.epoch = time.time() - now
         services = [
-            LeftService(service.spec, self._definitions[service][0], service.code, *self.supervisor.leave(service, now))
+            LeftService(
+                service.spec,
+                self._definitions[service][0],
+                service.code,
+                *self.supervisor.leave(service, now),
+                service.ending,
+            )
             for service in self.supervisor.services.values()
         ]
         self._write_down(now)
@@ -161,8 +187,10 @@ class Supervision:
         for each in left.services:
             record = each.record if self._survivors is not None else cut_off(each.record)
             service = self.take_on(each.spec, each.blob, each.code, record)
-            if each.rests:
-                self.supervisor.stop(service, time.monotonic(), for_good=False)
+            if each.rests or each.ending:
+                self.supervisor.end(service, time.monotonic())
+            if not each.ending:
+                self.supervisor.readmit(service)
 
     # -- the keeper's loop --------------------------------------------------------------------------------------------
 
@@ -200,9 +228,9 @@ class Supervision:
         return self.supervisor.down and (self._survivors is None or self._survivors.down)
 
     def stop_all(self, reason: str) -> None:
-        """Stop everything, what depends on others first."""
+        """Stop everything, what depends on others first, for the keeper ends."""
         now = time.monotonic()
-        self.supervisor.stop_all(now, reason)
+        self.supervisor.close(now, reason)
         if self._survivors is not None:
             self._survivors.disown(now)
 

@@ -9,14 +9,17 @@ Rules:
 - An end that nobody asked for, or that was forced on a process that hung, goes to the restart policy; its delay counts
   from that end. An end that was asked for does not.
 - A member that ends while its group restarts comes back with the group, whatever it ended of; so it is with OTP.
+- Once its fleet ends, or the keeper, a service is not started any more, whoever asks.
 - Whoever does not stop in time has its stacks written down, and is killed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from itertools import islice
 
+from .errors import FleetStopping
 from .launch_queue import LaunchQueue
 from .policy import RestartRecord
 from .replica import Ending, Replica, Service
@@ -34,7 +37,7 @@ from .service_rolling import Rolling
 from .service_spec import DeclarationError, ServiceSpec
 from .service_starting import Starting, needed_by
 from .service_states import Step
-from .service_stopping import Stopping
+from .service_stopping import DUMP_SECONDS, Stopping
 from .service_watch import LATE_SECONDS, SAMPLING, Watch
 from .timers import Timers
 
@@ -75,6 +78,7 @@ class Supervisor:
         self._rolling = Rolling(self._changes, self._stopping, self._obstacle, self._departures.succeed)
         self._rolling_waits = False
         self._is_ending = False
+        self._is_closed = False
         self._held: float | None = None
 
     @property
@@ -113,22 +117,39 @@ class Supervisor:
         for other in service.after:
             other.dependents.append(service)
         self.services[spec.name] = service
-        for number in range(spec.replicas):
-            self._replicas.add(service, number)
+        self._replicas.add(service, range(spec.replicas))
         return service
 
     def start(self, service: Service, now: float) -> None:
-        """Start what is at rest, and what it is after; what runs goes on, what stops starts again afterwards."""
+        """Start what is at rest, and what it is after; what runs goes on, what stops starts again afterwards.
+
+        Raises FleetStopping, as ``restart`` and ``scale`` do where they would start something.
+        """
+        self.admit(service)
         self._is_ending = False
         for needed in needed_by(service):
             self._starting.start(needed, now)
         self._starting.start(service, now, again=True)
 
-    def stop(self, service: Service, now: float, *, for_good: bool = True) -> None:
-        """Stop all its replicas; not ``for_good`` is until the next keeper."""
-        self._let_go(service, for_good=for_good)
+    def admit(self, service: Service) -> None:
+        """Raise FleetStopping where a service is not to be started any more, or something that it is after."""
+        if self._is_closed or any(one.ending for one in (service, *needed_by(service))):
+            raise FleetStopping("the fleet is stopping: nothing is started any more")
+
+    def stop(self, service: Service, now: float) -> None:
+        """Stop all its replicas, until it is started."""
+        self._let_go(service, for_good=True)
         for replica in list(service.replicas):
-            self._departures.stop(replica, now, "stopped by hand" if for_good else "its fleet ends")
+            self._departures.stop(replica, now, "stopped by hand")
+
+    def end(self, service: Service, now: float) -> None:
+        """Stop it, for its fleet ends, until the next keeper or ``readmit``; what is at rest stays as it is."""
+        service.ending = True
+        self._wind_down(service, now, "its fleet ends")
+
+    def readmit(self, service: Service) -> None:
+        """Its fleet has ended: it may be started again."""
+        service.ending = False
 
     def _let_go(self, service: Service, *, for_good: bool) -> None:
         service.resumes = not for_good and (service.wanted or service.resumes)
@@ -139,6 +160,7 @@ class Supervisor:
 
     def restart(self, service: Service, now: float) -> None:
         """Replace the process of each replica by a new one; start what is at rest, as ``start`` does."""
+        self.admit(service)
         self._changes.touched.add(service)
         for replica in service.replicas:
             if replica.state in (ServiceState.STARTING, ServiceState.RUNNING) and not replica.removed:
@@ -149,8 +171,10 @@ class Supervisor:
         """Have ``number`` replicas of a service: start more, or stop those with the highest numbers."""
         if number < 0:
             raise ValueError(f"service {service.name!r} cannot have {number} replicas")
-        self._changes.touched.add(service)
         staying = [replica for replica in service.replicas if not replica.removed]
+        if number > len(staying):
+            self.admit(service)
+        self._changes.touched.add(service)
         for replica in staying[number:]:
             replica.removed = True
             self._departures.stop(replica, now, "scaled down")
@@ -162,7 +186,7 @@ class Supervisor:
             replica.removed = False
         taken = {replica.number for replica in service.replicas}
         free = (candidate for candidate in range(number + len(taken)) if candidate not in taken)
-        more += [self._replicas.add(service, next(free)) for _ in range(missing - len(more))]
+        more += self._replicas.add(service, islice(free, max(0, missing - len(more))))
         if service.wanted:
             for replica in more:
                 self._starting.start_replica(replica, now, "scaled up")
@@ -172,10 +196,18 @@ class Supervisor:
         """Stop everything, what depends on others first; the next keeper starts it again."""
         self._is_ending = True
         for service in reversed(self.services.values()):
-            self._let_go(service, for_good=False)
-            for replica in list(service.replicas):
-                if not replica.state.at_rest:
-                    self._departures.stop(replica, now, reason)
+            self._wind_down(service, now, reason)
+
+    def close(self, now: float, reason: str) -> None:
+        """Stop everything, for the keeper ends: nothing is started any more."""
+        self._is_closed = True
+        self.stop_all(now, reason)
+
+    def _wind_down(self, service: Service, now: float, reason: str) -> None:
+        self._let_go(service, for_good=False)
+        for replica in list(service.replicas):
+            if not replica.state.at_rest:
+                self._departures.stop(replica, now, reason)
 
     def kill_all(self, now: float) -> None:
         """Stop everything at once."""
@@ -184,6 +216,14 @@ class Supervisor:
         for replica in self._replicas.all():
             if replica.state is ServiceState.STOPPING:
                 self._stopping.kill(replica, Ending.STOP, now)
+
+    def stop_seconds(self, services: Collection[Service]) -> float:
+        """Return within how many seconds these are down once they are to stop, one after the other where they must."""
+        seconds: dict[Service, float] = {}
+        for service in reversed(self.services.values()):  # so that those come first that are after it
+            own = service.spec.stop_timeout + DUMP_SECONDS if service in services else 0.0
+            seconds[service] = own + max((seconds[other] for other in service.dependents), default=0.0)
+        return max(seconds.values(), default=0.0)
 
     @property
     def size(self) -> int:
@@ -236,8 +276,9 @@ class Supervisor:
         count = left.count if left.declared == service.spec.replicas else service.spec.replicas
         records = {record.number: record for record in left.replicas}
         numbers = sorted({*range(count), *records, *processes, *range(service.spec.replicas)})
-        replicas = [self.replica(service, number) or self._replicas.add(service, number) for number in numbers]
-        for replica in replicas:  # all are there by now, for their names depend on how many there are
+        there = {replica.number for replica in service.replicas}
+        self._replicas.add(service, (number for number in numbers if number not in there))
+        for replica in list(service.replicas):  # all are there by now, for their names depend on how many there are
             number = replica.number
             record, attempt = records.get(number), processes.get(number, 0)
             stays, known = number < count, record is not None or number in processes

@@ -40,7 +40,10 @@ __all__ = ["WorkerPeer", "Workforce"]
 
 
 class WorkerPeer(Child):
-    """The session with one worker, and what else belongs to it; ``started`` is in seconds since the epoch."""
+    """The session with one worker, and what else belongs to it.
+
+    ``started`` is in seconds since the epoch, ``born`` the same moment in seconds of the monotonic clock.
+    """
 
     def __init__(self, parent: Parent, worker: Worker) -> None:
         super().__init__(parent)
@@ -52,7 +55,7 @@ class WorkerPeer(Child):
         self.released = ReleaseQueue()
         self.revoked_behind: int | None = None
         """The index behind which it is not to start what an earlier keeper has fed it, if that was so decided."""
-        self.started = time.time()
+        self.started, self.born = time.time(), time.monotonic()
 
     def releases(self) -> list[int]:
         """Return the numbers of the worker's arenas that the application has no view of any more."""

@@ -66,6 +66,11 @@ class Driver:
         self.supervisor.scale(self.supervisor.services[name], number, self.now)
         self.settle()
 
+    def finish(self, *names: str) -> None:
+        for name in names:
+            self.supervisor.end(self.supervisor.services[name], self.now)
+        self.settle()
+
     def stop_all(self) -> None:
         self.supervisor.stop_all(self.now, "the end")
         self.settle()

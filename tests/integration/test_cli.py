@@ -115,6 +115,21 @@ class TestRun:
         assert "add_up: done" in done.stdout
         assert "20 of 20 tasks succeeded" in done.stderr
 
+    def test_a_fleet_says_how_durable_its_keeper_is(self, command: CommandLine) -> None:
+        text = SQUARES.replace('Fleet("squares")', 'Fleet("squares", durability="power", keep_runs=2, orphan_grace=7)')
+        assert text != SQUARES
+        text += """
+@fleet.step
+def tell():
+    from poolkeeper.living import KEEPERS
+    (runtime,) = KEEPERS
+    settings = runtime.settings
+    print(f"kept: {settings.durability} {settings.keep_runs} {settings.orphan_grace}")
+"""
+        done = command.run_fleet(text)
+        assert done.returncode == 0, done.stderr
+        assert "kept: power 2 7.0" in done.stdout
+
     def test_failures_are_reported_and_exit_1(self, command: CommandLine) -> None:
         done = command.run_fleet(SQUARES.replace("number * number", "1 // (number % 5)"))
         assert done.returncode == 1
@@ -210,12 +225,18 @@ class TestUsage:
             (["run", "missing.py"], "'missing.py' does not exist"),
             (["run", "."], "is a directory"),
             (["run", __file__, "--workers", "0"], "'--workers'"),
+            (["run", __file__, "--workers", "99999999"], "open files"),
+            (["run", __file__, "--run-id", "a/b"], "'--run-id': it must be a non-empty string without '/'"),
+            (["run", __file__, "--run-id", ""], "'--run-id': it must be a non-empty string"),
+            (["run", __file__, "--run-id", "-x"], "'--run-id': it must not begin with '-'"),
+            (["run", __file__, "--run-id", "x" * 300], "'--run-id': it is too long"),
             (["run", __file__, "--no-such-option"], "--no-such-option"),
             (["walk"], "No such command 'walk'"),
         ],
     )
     def test_wrong_words_exit_2(self, command: CommandLine, arguments: list[str], message: str) -> None:
-        done = command.run(*arguments)
+        fleet = str(command.write(SQUARES))
+        done = command.run(*[fleet if word == __file__ else word for word in arguments])
         assert done.returncode == 2
         assert message in done.stderr
         assert "Traceback" not in done.stderr
@@ -242,6 +263,22 @@ class TestUsage:
         assert "cannot be imported: ZeroDivisionError" in done.stderr
         assert "in helper" in done.stderr
         assert "importlib" not in done.stderr
+
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+    @pytest.mark.parametrize("words", [["--version"], ["--help"]])
+    def test_what_cannot_be_written_is_said_in_one_line(self, command: CommandLine, words: list[str]) -> None:
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "poolkeeper", *words],
+                check=False,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=command.environment,
+                timeout=PATIENCE,
+            )
+        assert done.returncode == 1
+        assert done.stderr == "poolkeeper: cannot write to standard output: No space left on device\n"
 
     def test_version(self, command: CommandLine) -> None:
         done = command.run("--version")

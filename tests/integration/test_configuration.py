@@ -92,6 +92,22 @@ def test_threads_per_worker_sets_what_numeric_libraries_read(monkeypatch: pytest
         assert keeper.submit(tasks.environment, "MKL_NUM_THREADS").result(PATIENCE) == "7"  # the user's own choice
 
 
+def test_twice_as_many_services_start_at_once_as_there_are_cpus() -> None:
+    import loky
+
+    (cpu, *_) = allowed = os.sched_getaffinity(0)
+    with Keeper(7) as keeper:
+        assert keeper._runtime.settings.max_starting == 2 * len(allowed)
+    with Keeper() as keeper:
+        assert keeper._runtime.settings.max_starting == 2 * loky.cpu_count()
+    os.sched_setaffinity(0, {cpu})
+    try:
+        with Keeper(7) as keeper:
+            assert keeper._runtime.settings.max_starting == 2
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
 def test_ten_thousand_workers_are_possible_or_refused_with_the_number_that_is(tmp_path: Path) -> None:
     run_script(
         tmp_path,

@@ -7,17 +7,20 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from poolkeeper import Keeper, ServiceState
+from poolkeeper import Keeper, ServiceState, cli_control
+from poolkeeper.cli import app
 from poolkeeper.control_client import ControlClient, ControlError, KeeperUnreachable
 from poolkeeper.homes import KeeperHome, NoSuchFleet, choose_home
 from poolkeeper.pidfile import read_pidfile, survivors
-from tests import tasks
+from tests import services, tasks
 from tests.helpers import PATIENCE, is_running, wait_until
 
 SHOP = """
@@ -140,6 +143,22 @@ def test_logs_events_and_stacks(shop: subprocess.Popen[str], cli: Run) -> None:
     assert "shop.py" in answer.stdout
 
 
+def test_a_replica_can_be_named_and_a_name_that_nothing_has_is_refused(shop: subprocess.Popen[str], cli: Run) -> None:
+    assert cli("scale", "base=2").returncode == 0
+    wait_until(lambda: cli("logs", "base").stdout.count("base is up") == 2, "the logs")
+    (line,) = cli("logs", "base:1").stdout.splitlines()
+    assert "base:1[" in line
+    wait_until(lambda: states(cli)["base:1"] == "running", "the second replica")
+    stack = cli("stack", "base:1").stdout
+    assert "base:1 (pid" in stack
+    assert "base:0" not in stack
+    for words in (["logs", "nope"], ["logs", "-f", "base", "nope"], ["logs", "base:2"], ["stack", "nope"]):
+        answer = cli(*words)
+        assert (answer.returncode, answer.stdout) == (1, ""), words
+        assert f"there is no service or worker '{words[-1]}' (there are: base" in answer.stderr
+        assert "broken" in answer.stderr
+
+
 def test_a_service_that_is_stopped_by_a_signal_is_shown_as_frozen(shop: subprocess.Popen[str], cli: Run) -> None:
     pid = services_of(cli)["base"]["pid"]
     os.kill(pid, signal.SIGSTOP)
@@ -178,6 +197,38 @@ def test_signals_stop_services_in_order(shop: subprocess.Popen[str], cli: Run, n
     output, _ = shop.communicate(timeout=PATIENCE)
     assert shop.returncode == code, output
     assert "base goes" in cli("logs", "base").stdout
+
+
+def test_nothing_starts_in_a_fleet_that_stops(tmp_path: Path, environment: dict[str, str], cli: Run) -> None:
+    file = tmp_path / "slow.py"
+    file.write_text(
+        "import pathlib, time\n"
+        "from poolkeeper import Fleet, context\n"
+        "fleet = Fleet('slow')\n"
+        "@fleet.service()\n"
+        "def quick():\n"
+        "    context().wait(1000)\n"
+        "@fleet.service(stop_timeout=60)\n"
+        "def slow():\n"
+        "    context().wait(1000)\n"
+        f"    while not pathlib.Path({str(tmp_path / 'enough')!r}).exists():\n"
+        "        time.sleep(0.01)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-m", "poolkeeper", "run", str(file)], env=environment)
+    try:
+        wait_until(lambda: states(cli) == {"quick": "running", "slow": "running"}, "the fleet to be up")
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: states(cli) == {"quick": "stopped", "slow": "stopping"}, "the fleet to stop")
+        for words in (["start", "quick"], ["restart", "quick"], ["scale", "quick=2"], ["start", "slow"]):
+            answer = cli(*words)
+            assert (answer.returncode, answer.stdout) == (1, ""), words
+            assert "the fleet is stopping" in answer.stderr
+        (tmp_path / "enough").touch()
+        assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        process.wait()
+        cli("shutdown")
 
 
 def test_a_second_keeper_is_refused_and_told_who_holds_the_lock(
@@ -246,6 +297,44 @@ def test_an_embedded_keeper_is_steered_too(tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match="shut down from outside: the test says so"):
             keeper.submit(abs, 1)
     assert service.state is ServiceState.STOPPED
+
+
+@pytest.mark.parametrize("step", [-1e6, 1e9])
+def test_ages_do_not_follow_a_clock_that_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: float) -> None:
+    before = time.monotonic()
+    with Keeper(1, name="etl", home=tmp_path, preload=["tests.tasks"]) as keeper:
+        service = keeper.service(tasks.wait_for_stop, name="wait")
+        assert service.wait("running", PATIENCE)
+        keeper.submit(tasks.pid).result(PATIENCE)
+        clock = time.time
+        monkeypatch.setattr(time, "time", lambda: clock() + step)
+        with ControlClient(keeper.home) as client:
+            data = client.ask("status")
+        status = keeper.status()
+        ages = [data["uptime"], data["workers"][0]["uptime"], data["services"][0]["uptime"], status.uptime]
+        ages += [row.uptime for row in status.services]
+        assert all(0 <= age <= time.monotonic() - before for age in ages), ages
+
+
+def test_what_does_not_stop_in_time_is_said_and_makes_the_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POOLKEEPER_HOME", str(tmp_path))
+    with Keeper(1, name="etl", preload=["tests.services"]) as keeper:
+        deaf = keeper.service(services.ignore_stop, (tmp_path,), name="deaf", stop_timeout=600)
+        wait_until(lambda: tasks.notes(tmp_path, "started"))
+        monkeypatch.setattr(cli_control, "SETTLE_SECONDS", -1000.0)
+        answer = CliRunner().invoke(app, ["stop", "deaf"])
+        assert answer.exit_code == 1, answer.output
+        assert "deaf: stopping" in answer.output
+        assert "not done yet for deaf" in answer.output
+        answer = CliRunner().invoke(app, ["shutdown"])
+        assert answer.exit_code == 1, answer.output
+        assert "etl/default is still stopping: deaf is stopping" in answer.output
+        pid = deaf.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        assert deaf.wait("stopped", PATIENCE)
 
 
 def test_who_does_not_know_the_key_is_not_heard(tmp_path: Path) -> None:

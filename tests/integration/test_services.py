@@ -335,6 +335,16 @@ def test_scaling_up_and_down(keeper: Keeper, tmp_path: Path) -> None:
             handle.scale(number)  # type: ignore[arg-type]
 
 
+def test_more_replicas_than_there_can_be_descriptors_for_are_refused(keeper: Keeper) -> None:
+    handle = reach(keeper.service(services.serve, name=name()))
+    with pytest.raises(ValueError, match=r"open files .*\(ulimit -Hn\); at most \d+ fit"):
+        handle.scale(99_999_999_999_999)
+    assert len(handle.replicas) == 1
+    with pytest.raises(ValueError, match="at most"):
+        keeper.service(services.serve, name=name(), replicas=99_999_999_999_999)
+    assert len(keeper.services) == len({service.name for service in keeper.services.values()})
+
+
 def test_waiting_for_a_state_gives_up_in_time(keeper: Keeper) -> None:
     handle = reach(keeper.service(services.serve, name=name()))
     assert not handle.wait("failed", timeout=0.01)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from poolkeeper.control_client import ControlClient, KeeperUnreachable
 from tests.helpers import wait_until
 from tests.keeper_program import KeeperProgram, keepers
 
@@ -54,3 +55,24 @@ def test_a_worker_goes_on_with_what_it_has_and_keeps_what_is_not_read(
     assert keeper("len(futures[-1].result(20))") == size
     assert all(len((tmp_path / f"begun-{task}").read_text().split()) == 1 for task in range(number)), "each ran once"
     keeper.end()
+
+
+def test_who_asks_it_is_told_that_it_is_stopped(start: Callable[..., KeeperProgram], tmp_path: Path) -> None:
+    keeper = start(options="max_workers=1, name='etl'")
+    (home,) = (tmp_path / "home").glob("etl/*")
+    with ControlClient(home) as client, stopped(keeper):
+        told = rf"process {keeper.pid}, is stopped; kill -CONT {keeper.pid} wakes it"
+        with pytest.raises(KeeperUnreachable, match=told):
+            ControlClient(home, timeout=0.1)
+        client._link.socket.settimeout(0.1)
+        with pytest.raises(KeeperUnreachable, match=told):
+            client.ask("status")
+    keeper.end()
+
+
+def test_one_that_is_gone_is_said_to_be_gone(start: Callable[..., KeeperProgram], tmp_path: Path) -> None:
+    keeper = start(options="max_workers=1, name='etl'")
+    (home,) = (tmp_path / "home").glob("etl/*")
+    keeper.end()
+    with pytest.raises(KeeperUnreachable, match="no keeper answers at"):
+        ControlClient(home)

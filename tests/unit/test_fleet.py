@@ -21,6 +21,22 @@ def order_of(fleet: Fleet) -> list[str]:
 
 
 class TestDeclaration:
+    @pytest.mark.parametrize(
+        ("given", "error", "message"),
+        [
+            ({"durability": "disk"}, ValueError, "durability='disk' must be one of 'process', 'power'"),
+            ({"keep_runs": 0}, ValueError, "keep_runs=0 must be at least 1"),
+            ({"keep_runs": "3"}, TypeError, "keep_runs='3' must be a whole number"),
+            ({"orphan_grace": -1}, ValueError, "orphan_grace=-1 must be a number of seconds"),
+            ({"orphan_grace": None}, TypeError, "orphan_grace=None must be a number of seconds"),
+        ],
+    )
+    def test_how_durable_it_is_is_checked_as_a_keeper_does(
+        self, given: dict[str, Any], error: type[Exception], message: str
+    ) -> None:
+        with pytest.raises(error, match=re.escape(message)):
+            Fleet("census", **given)
+
     def test_functions_stay_what_they_are(self) -> None:
         fleet = Fleet("census")
 

@@ -74,15 +74,24 @@ def test_it_does_not_move_to_what_belongs_to_somebody_else(tmp_path: Path) -> No
         base_folder(None, kind_of=nfs, elsewhere=elsewhere)
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/", "a\0b", None, 7, b"x"])
+@pytest.mark.parametrize("name", ["", ".", "..", " ", "\t\n", "a/b", "/", "a\0b", None, 7, b"x"])
 def test_names_that_are_none(name: str) -> None:
     for names in ((name, "default"), ("etl", name)):
         with pytest.raises(ValueError, match="must be a non-empty string"):
             home_folder(Path("/x"), *names)
 
 
+def test_names_that_would_make_trouble_say_why() -> None:
+    for names in (("-rf", "default"), ("etl", "-rf")):
+        with pytest.raises(ValueError, match="'-rf' must not begin with '-'"):
+            home_folder(Path("/x"), *names)
+    for name in ("x" * 256, "ä" * 128):
+        with pytest.raises(ValueError, match=rf"name='{name[:39]}\.\.\. is too long: .* 255 bytes"):
+            home_folder(Path("/x"), name, "default")
+
+
 def test_names(tmp_path: Path) -> None:
-    for name in ("etl", "...", "with blank", "naïve", "-rf"):
+    for name in ("etl", "...", "with blank", "naïve", "x" * 255):
         folder = home_folder(tmp_path, name, "default")
         make_folders(tmp_path, folder)
         assert folder.is_dir()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tenacity
 
+from poolkeeper.errors import FleetStopping
 from poolkeeper.policy import RestartPolicy, WorkerPolicy, stop_after_burst
 from poolkeeper.service_model import ExitReason, ServiceState
 from poolkeeper.service_spec import DeclarationError, ServiceGroup
@@ -886,6 +887,90 @@ def test_stopped_and_started_while_its_group_restarts_a_member_restarts_with_it(
 
 
 # The end ------------------------------------------------------------------------------------------------------------
+
+
+def test_thousands_of_replicas_keep_their_order(driver: Driver) -> None:
+    driver.add("web", replicas=2)
+    service = driver.supervisor.services["web"]
+    driver.supervisor.scale(service, 5000, driver.now)
+    assert [replica.number for replica in service.replicas] == list(range(5000))
+    driver.supervisor.scale(service, 1, driver.now)
+    assert [replica.number for replica in service.replicas] == [0]
+
+
+def test_how_long_stopping_may_take_is_known(driver: Driver) -> None:
+    db = driver.add("db", stop_timeout=1)
+    cache = driver.add("cache", after=["db"], stop_timeout=20)
+    web = driver.add("web", after=["cache"], stop_timeout=300)
+    alone = driver.add("alone", stop_timeout=90)
+    longest = driver.supervisor.stop_seconds
+    assert longest([]) == 0
+    assert longest([alone]) == 90 + DUMP_SECONDS
+    assert longest([db, web]) == 301 + 2 * DUMP_SECONDS
+    assert longest([db, cache, web, alone]) == 321 + 3 * DUMP_SECONDS
+
+
+@pytest.mark.parametrize("how", ["close", "end"])
+def test_nothing_starts_while_the_fleet_ends(driver: Driver, how: str) -> None:
+    driver.add("rests", restart="never")
+    driver.add("db")
+    driver.add("web", after=["db"])
+    driver.deaf.add("web")
+    driver.start()
+    driver.stop("rests")
+    if how == "close":
+        driver.supervisor.close(driver.now, "the end")
+    else:
+        driver.finish("web", "db", "rests")
+    driver.settle()
+    before = driver.states()
+    assert before == {"rests": "stopped", "db": "running", "web": "stopping"}
+    for name in before:
+        for act in (driver.start, driver.restart, lambda name: driver.scale(name, 2)):
+            with pytest.raises(FleetStopping, match="the fleet is stopping"):
+                act(name)  # type: ignore[operator]
+    assert driver.states() == before
+    driver.end("web", 0)
+    assert driver.supervisor.down
+    with pytest.raises(FleetStopping):
+        driver.start("rests")
+
+
+def test_nothing_starts_on_what_ends_with_its_fleet(driver: Driver) -> None:
+    driver.add("db")
+    driver.add("other", after=["db"])
+    driver.add("alone")
+    driver.start("db")
+    driver.finish("db")
+    with pytest.raises(FleetStopping):
+        driver.start("other")
+    assert driver.state("other") is S.STOPPED
+    driver.start("alone")
+    assert driver.state("alone") is S.RUNNING
+
+
+def test_scaling_down_is_no_start(driver: Driver) -> None:
+    driver.add("web", replicas=3)
+    driver.deaf.add("web")
+    driver.start()
+    driver.finish("web")
+    driver.scale("web", 1)
+    for number in range(3):
+        driver.end(f"web:{number}", 0)
+    assert driver.states() == {"web": "stopped"}
+
+
+def test_a_fleet_that_has_ended_can_run_again(driver: Driver) -> None:
+    driver.add("good", restart="on-failure")
+    driver.add("web")
+    driver.start()
+    driver.end("good", 0)
+    driver.finish("web", "good")
+    assert driver.states() == {"good": "completed", "web": "stopped"}
+    for service in driver.supervisor.services.values():
+        driver.supervisor.readmit(service)
+    driver.start()
+    assert driver.states() == {"good": "running", "web": "running"}
 
 
 def test_kill_all_waits_for_nobody(driver: Driver) -> None:
