@@ -53,6 +53,7 @@ class Core:
         self._mourning: dict[int, Worker] = {}
         self._deciding: dict[Task, Decide] = {}
         self._start_error = ""
+        self._is_short = False
         self._overdue = False  # a worker has died since the last decision
 
     @property
@@ -287,8 +288,14 @@ class Core:
             self._dispatcher.retire(worker)
 
     def start_failed(self, worker: Worker, why: str) -> None:
-        """The worker's initializer raised, or it could not be forked; ``why`` says so to a person."""
+        """The worker cannot start, as its initializer raised; ``why`` says so to a person."""
         self._start_error = why
+        self._is_short = False
+
+    def refused(self, worker: Worker, why: str) -> None:
+        """The system has no process or descriptor for it, as it may have soon; ``why`` says so to a person."""
+        self._start_error = why
+        self._is_short = True
 
     def died(self, worker: Worker, now: float, exit: Exit | None = None) -> None:
         """The worker's process is gone and its link is drained. ``exit`` is what is known of its end.
@@ -312,7 +319,7 @@ class Core:
             self._timers.set(worker.id, now + REPORT_WAIT)
         else:
             self._bury(worker)
-        if never_began and self._roster.is_hopeless(explained=bool(self._start_error)):
+        if never_began and self._roster.is_hopeless(explained=bool(self._start_error) and not self._is_short):
             self._give_up(worker)
 
     def decided(self, decision: Decide, delay: float | None, now: float) -> None:

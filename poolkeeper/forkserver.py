@@ -294,7 +294,9 @@ class ForkServer:
         if output is not None:
             redirect_output(output)
             config = config._replace(inherit_output=True)
-        self._roles[role].main(config, *arguments, page, link)
+        _role(role).main(
+            config, *arguments, page, link
+        )  # one that this process may not have heard of when it was forked
 
     def _keep_spare(self) -> None:
         """Fork a process ahead, once processes have begun to die: the next one will be missed, too."""

@@ -18,10 +18,10 @@ from .messages import Progress
 __all__ = ["Exit", "KillReason", "Page", "Roster", "Told", "Worker"]
 
 START_ATTEMPTS = 3
-"""Times in a row that starting workers may fail for a known reason before what is queued fails with it."""
+"""Times in a row that starting workers may fail for a reason that stays before what is queued fails with it."""
 
 UNEXPLAINED_ATTEMPTS = 7
-"""The same where new processes just end: perhaps somebody kills them, who will stop."""
+"""The same where new processes just end, for somebody may kill them who will stop, or where there is no room."""
 
 FIRST_BACKOFF = 0.05
 """Seconds after a failed start before the next; doubled by each further one, seven times at most."""

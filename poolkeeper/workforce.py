@@ -354,7 +354,7 @@ class Workforce:
 
     def refused(self, peer: WorkerPeer, why: str) -> None:
         """The worker could not be made."""
-        self._core.start_failed(peer.worker, why)
+        self._core.refused(peer.worker, why)
         self._gone(peer, UNKNOWN)
 
     def exited(self, peer: WorkerPeer, exit: Exit) -> None:

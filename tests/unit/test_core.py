@@ -663,6 +663,21 @@ def test_when_no_worker_can_be_started_what_is_queued_fails_with_the_reason() ->
     assert not script.core.outstanding
 
 
+def test_where_the_system_is_short_of_room_for_a_worker_that_is_waited_for() -> None:
+    script = Script(1, ready=0)
+    script.submit(*tasks(call(), 2))
+    for _ in range(UNEXPLAINED_ATTEMPTS - 1):
+        script.decide(after=10.0)
+        script.core.refused(script.workers[0], "no descriptor left")
+        script.core.died(script.workers[0], script.now, None)
+    assert script.failures() == []
+    script.decide(after=10.0)
+    script.core.refused(script.workers[0], "no descriptor left")
+    script.core.died(script.workers[0], script.now, None)
+    script.decide()
+    assert {command.detail for command in script.all(Fail)} == {"no descriptor left"}
+
+
 def test_the_next_submission_tries_again() -> None:
     script = Script(1, ready=0)
     for _ in range(UNEXPLAINED_ATTEMPTS):
