@@ -110,6 +110,8 @@ class Adoption:
     def expect(self, worker: Worker) -> None:
         """A worker is known to live, and has not called yet."""
         self._awaited.add(worker)
+        if self._deadline is None:
+            self._core.unheard(worker)
 
     def gone(self, worker: Worker) -> None:
         """A worker of an earlier keeper has ended, and is to be judged; what it has not answered is nobody's."""
@@ -211,13 +213,14 @@ class Adoption:
 
     def next_deadline(self) -> float | None:
         """Return when ``tend`` has to be called."""
-        return self._deadline if self._waiting else None
+        return self._deadline if self._waiting or self._awaited else None
 
     def tend(self, now: float) -> None:
         """Let what has waited for survivors go its way, when they have all called or it has been long enough."""
         if self._deadline is not None and now >= self._deadline:
             self._deadline = None
             for worker in self._awaited:
+                self._core.unheard(worker)
                 seen = self._look_at(worker)
                 if seen is not None:
                     index, digest = seen

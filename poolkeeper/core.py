@@ -101,6 +101,7 @@ class Core:
         None is for what nobody waits for: it is not run if it has not been started. ``page`` is None where the worker
         has lost it; it is fed nothing more then.
         """
+        self._roster.heard(worker)
         self._hold(worker, page, base, held)
         if page is not None:
             for index, task in enumerate(worker.inflight, base):
@@ -109,13 +110,27 @@ class Core:
         if worker.budget is not None:
             worker.budget -= worker.next_index - 1
         spent = worker.budget is not None and worker.budget <= 0
-        too_many = self._roster.alive > self._roster.max_workers
-        if worker.state is not WorkerState.KILLED and (page is None or spent or too_many):
-            self._dispatcher.take_back(worker)
-            self._dispatcher.retire(worker)
+        if worker.state is not WorkerState.KILLED and (page is None or spent):
+            self._replace(worker)
+        elif self._roster.room < 0:
+            self._replace(self._superfluous(worker))
+
+    def _superfluous(self, worker: Worker) -> Worker:
+        """Return who is to leave where ``worker`` is one too many: one that is idle, if there is any."""
+        return next(iter(self._roster.idle.values()), worker) if worker.inflight else worker
+
+    def _replace(self, worker: Worker) -> None:
+        """Have a worker leave; what it has not started goes elsewhere."""
+        self._dispatcher.take_back(worker)
+        self._dispatcher.retire(worker)
+
+    def unheard(self, worker: Worker) -> None:
+        """A worker of an earlier keeper has not called in time: another one may be in its place until it does."""
+        self._roster.silence(worker)
 
     def leaving(self, worker: Worker, told: Told, begun: Iterable[Task | None]) -> None:
         """A worker that cannot be heard has told what it has begun, from index 1 on; it leaves when that is done."""
+        self._roster.heard(worker)
         self._hold(worker, told, 1, begun)
         if worker.state is not WorkerState.KILLED:
             self._roster.move(worker, WorkerEvent.RETIRE)
@@ -208,8 +223,7 @@ class Core:
     def recycle(self, worker: Worker) -> None:
         """The worker asks to be replaced (its memory has grown); what it has not started goes elsewhere."""
         if worker.state is WorkerState.READY:
-            self._dispatcher.take_back(worker)
-            self._dispatcher.retire(worker)
+            self._replace(worker)
 
     def start_failed(self, worker: Worker, why: str) -> None:
         """The worker's initializer raised, or it could not be forked; ``why`` says so to a person."""
