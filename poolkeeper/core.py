@@ -163,6 +163,22 @@ class Core:
         if task.call.options.timeout is not None:
             self._timers.set(worker.id, now + task.call.options.timeout)
 
+    def overtake(self, found: Task, task: Task, now: float) -> bool:
+        """Somebody waits for what a worker of an earlier keeper holds as ``found``, but with the code of today.
+
+        If the worker is in the midst of it, it is ``task`` from now on; if not it does not start it, and this is False.
+        """
+        worker = self.workers.get(found.worker) if found.worker is not None else None
+        if worker is None or worker.task_at(found.index) is not found:
+            return False
+        if worker.revoke(found.index) is not None:
+            found.worker = None
+            return False
+        if worker.observe().finished >= found.index:
+            return False
+        self.claim(found, task, now)
+        return True
+
     def tasks(self) -> Iterator[Task]:
         """Return every task that waits or that a worker holds."""
         yield from self.queue.tasks()

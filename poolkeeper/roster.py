@@ -135,6 +135,12 @@ class Worker:
             return None
         return self.inflight[index - self.base]
 
+    def keeps_at(self, index: int) -> bool:
+        """Return whether the worker is in the midst of ``index``, which it does not start if it has not."""
+        if self.page is None:
+            return True
+        return not self.page.revoke(index) and self.page.observe().finished < index
+
     def revoke(self, index: int) -> Task | None:
         """Take back the task fed as ``index``; return it unless the worker has started it."""
         task = self.task_at(index)

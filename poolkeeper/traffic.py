@@ -237,6 +237,8 @@ class Traffic:
         if isinstance(task, TaskFuture) and task.entry is not None and command.failure is not Failure.NO_WORKERS:
             assert self.recorder is not None
             self.drop_payload(task)
+            if self.adoption is not None:
+                self.adoption.ended(task)
             self.recorder.fail(task, error)
         else:
             self.fail_task(task, error)

@@ -215,6 +215,7 @@ class Workforce:
                 peer.page.close()
             peer.page = KeeperPage(fds.pop(0))
             peer.page.close_fd()
+        worker.page = peer.page
         held = self.adoption.take_in(worker, content["base"], content["held"], peer.revoked_behind)
         self._core.attached(worker, peer.page, content["base"], held)
         if peer.page is not None:
@@ -242,8 +243,9 @@ class Workforce:
             return
         held = [None if one is None else Held(str(one[0]), int(one[1]), tuple(one[2])) for one in content["holds"]]
         progress = Progress(len(held), len(held) - bool(content.get("executing")), 0, float(content.get("since", 0.0)))
+        worker.page = told = Told(progress)
         begun = [None] * len(held) if self.adoption is None else self.adoption.take_in(worker, 1, held)
-        self._core.leaving(worker, Told(progress), begun)
+        self._core.leaving(worker, told, begun)
 
     def connected(self, peer: WorkerPeer, hello: dict[str, Any]) -> None:
         """A worker has called again."""
