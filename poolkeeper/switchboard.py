@@ -16,12 +16,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
+from struct import Struct
 from typing import Any, Protocol
 
 from .errors import ProtocolError
 from .frames import Frame, FrameKind, decode_json
-from .link import PYTHON, Handshake, Link
+from .link import PYTHON, Handshake, Link, WrongKey
 from .messages import Kind, pack, unpack
+from .refusals import Refusals
 from .reporting import report
 from .session import Session
 from .versions import PROTOCOL, Verdict, Versions, judge
@@ -33,6 +35,8 @@ ACK_FRAMES = 16
 
 DEAF_SECONDS = 0.1
 """How long to wait with accepting when the process has no descriptor left."""
+
+_CREDENTIALS = Struct("3i")  # pid, user and group
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -123,6 +127,9 @@ class Switchboard:
         self._introduce = introduce
         self._callers: dict[Link, _Caller] = {}
         self._due: deque[Peer] = deque()
+        self._refusals = Refusals()
+        self.disown: Callable[[int], object] = lambda _: None
+        """Is told of processes that have called and do not know the key."""
         self.deaf_until: float | None = None
         self._socket = _listen(path) if listener is None else listener
         selector.register(self._socket, selectors.EVENT_READ, self._accept)
@@ -175,9 +182,15 @@ class Switchboard:
             if not alive and caller.link in self._callers:
                 self._drop(caller)
         except (ProtocolError, OSError, KeyError, ValueError, TypeError) as error:
-            report("WARNING", f"a connection to the keeper's socket is refused: {error}")
+            pid = _pid_of(caller.link.socket)
+            count = self._refusals.note(pid)
+            if count is not None:
+                often = f", for the {count}th time" if count > 1 else ""
+                report("WARNING", f"a connection of process {pid} to the keeper's socket is refused{often}: {error}")
             if caller.link in self._callers:
                 self._drop(caller)
+            if pid is not None and isinstance(error, WrongKey):
+                self.disown(pid)
 
     def _hear_hello(self, caller: _Caller, frames: list[Frame]) -> None:
         hello = caller.handshake.verify(frames[0])
@@ -413,3 +426,14 @@ def _listen(path: str) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _pid_of(sock: socket.socket) -> int | None:
+    """Return the pid of the process that has connected, by the kernel's word; None where that cannot be known."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
+    try:
+        pid, _, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    except OSError:
+        return None
+    return int(pid) or None

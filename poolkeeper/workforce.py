@@ -100,6 +100,7 @@ class Workforce:
     def open(self, board: Switchboard) -> None:
         """Speak to the workers through ``board``."""
         self._board = board
+        board.disown = self._disown
 
     def __iter__(self) -> Iterator[WorkerPeer]:
         return iter(self._peers.values())
@@ -187,6 +188,14 @@ class Workforce:
         peer.here(pid, self._selector, partial(self._ended, peer))
         self._nursery.expect(peer)
         return peer
+
+    def _disown(self, pid: int) -> None:
+        """A survivor does not know the key, for it is another by now: it can never be heard, and never hears us."""
+        peer = self._survivors.get(pid)
+        if peer is not None and not peer.attached and not peer.gone:
+            why = "it does not know the key of this home, so it cannot be taken over, and what it runs is run again"
+            report("WARNING", f"worker {peer.worker.id} (pid {pid}) is killed: {why}", worker=peer.worker.id)
+            peer.signal(signal.SIGKILL)
 
     def look_at(self, worker: Worker) -> Executing | None:
         """Return what a worker of an earlier keeper executes that does not call, None: nothing, or it cannot be seen.

@@ -16,7 +16,7 @@ PACKAGE = Path(poolkeeper.__file__).parent
 LAYERS = {
     "words": "errors losses recovered service_model model messages",
     "pure": "fields ratelimit strategies policy lifecycle ledger backlog roster commands timers backoff "
-    "connection dispatch blame core versions frames session remarks holdings service_states service_spec "
+    "connection dispatch blame core versions frames session remarks refusals holdings service_states service_spec "
     "replica service_commands service_groups service_exits service_handover launch_queue service_changes "
     "service_stopping service_watch service_adoption service_rolling supervisor notification hazards "
     "loglines since origins shapes fingerprint checkpoint_format outcomes store handover reexec_pace "
