@@ -27,7 +27,7 @@ LAYERS = {
     "sdnotify preflight_answer preflight preflight_program reexec notify_socket stand_in survey "
     "logprocess logwriter event_log register control_client homes journal_file journal_runs run_outcome "
     "sealed_file result_files left_behind journal recall",
-    "runtime": "settings cancellation interrupts init_process resumption task_context program worker_config "
+    "runtime": "settings cancellation interrupts init_process resumption task_context program worker_config belonging "
     "worker_line worker_session worker service_line service_worker forking keeper_line forkserver "
     "delivery retrying switchboard futures calls recording launching nursery adoption workforce recovery "
     "traffic driving loop status control program_notices service_peer service_news service_survivors "
