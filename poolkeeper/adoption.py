@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -35,6 +36,11 @@ SETTLED_SECONDS = 30.0
 
 RECOVERY_SECONDS = 2.0
 """How long recorded tasks wait for survivors that have not called."""
+
+SUMMONED_AT_ONCE = 8
+SUMMON_SECONDS = 0.005
+"""Busy workers are called a few at a time, for all at once would keep the machine from whoever is idle and could take
+what is new; the next ones when something has happened, or after this time."""
 
 Claim = tuple[Any, ...]
 
@@ -76,7 +82,7 @@ def _names_of(task: TaskFuture) -> tuple[Claim, ...]:
 
 
 class Adoption:
-    """What the workers of an earlier keeper hold; under the keeper's lock, but for ``recorded``.
+    """What the workers of an earlier keeper hold; under the keeper's lock, but for ``recorded`` and what is counted.
 
     Args:
         core: which knows these workers.
@@ -84,6 +90,7 @@ class Adoption:
         keeper: of the futures.
         deliver: settles futures with their results; from any thread.
         deadline: until when recorded tasks wait, in seconds of the monotonic clock.
+        summon: has a worker call.
         awaits: returns whether there may be survivors that are not known yet.
         look_at: returns what a silent worker executes, and sees to it that it does not start anything else.
     """
@@ -95,11 +102,15 @@ class Adoption:
         keeper: Keeps,
         deliver: Callable[[list[TaskFuture], Sequence[Any]], None],
         deadline: float,
-        awaits: Callable[[], bool] = lambda: False,
-        look_at: Callable[[Worker], Executing | None] = lambda _: None,
+        summon: Callable[[Worker], None],
+        awaits: Callable[[], bool],
+        look_at: Callable[[Worker], Executing | None],
     ) -> None:
         self._awaits = awaits
         self._look_at = look_at
+        self._summon = summon
+        self._unsummoned: deque[Worker] = deque()
+        self._summon_at = 0.0
         self._core = core
         self._recorder = recorder
         self._keeper = keeper
@@ -114,6 +125,7 @@ class Adoption:
         self._failed: dict[_Foundling, Unread] = {}
         self._settled: set[Claim] = set()
         self._settled_until = deadline - RECOVERY_SECONDS + SETTLED_SECONDS
+        self._known: dict[Claim, TaskFuture] | None = None
         self._lock = threading.Lock()
         self.attached: list[int] = []
         """The pids of the workers that have called."""
@@ -125,13 +137,32 @@ class Adoption:
         """The workers that live and have not called yet."""
         return tuple(self._awaited)
 
+    def move(
+        self,
+        core: Core,
+        summon: Callable[[Worker], None],
+        awaits: Callable[[], bool],
+        look_at: Callable[[Worker], Executing | None],
+    ) -> None:
+        """Go on with another core, which knows the same workers by the same ids; all of them are to call again."""
+        self._core = core
+        self._summon = summon
+        self._awaits = awaits
+        self._look_at = look_at
+        self._known = None
+        self._unsummoned.clear()
+        self._awaited.clear()
+        self._executed.clear()
+
     # -- survivors ----------------------------------------------------------------------------------------------------
 
     def expect(self, worker: Worker) -> None:
         """A worker is known to live, and has not called yet."""
         self._awaited.add(worker)
-        if self._deadline is None:
-            self._core.unheard(worker)
+
+    def summon(self, worker: Worker) -> None:
+        """Have a worker call that is expected, when it is its turn."""
+        self._unsummoned.append(worker)
 
     def gone(self, worker: Worker) -> None:
         """A worker of an earlier keeper has ended, and is to be judged; what it has not answered is nobody's."""
@@ -152,8 +183,9 @@ class Adoption:
 
         It does not start what is ``revoked_behind`` an index, if there is one; that may run elsewhere.
         """
+        if worker in self._awaited:
+            self.attached.append(worker.pid or 0)
         self._heard_of(worker)
-        self.attached.append(worker.pid or 0)
         tasks: list[Task | None] = []
         asked = self._asked_for()
         for task in worker.inflight:  # its page has told of it
@@ -168,8 +200,13 @@ class Adoption:
         return tasks
 
     def _asked_for(self) -> dict[Claim, TaskFuture]:
-        """Return what the application has asked for and has no outcome yet."""
-        asked: dict[Claim, TaskFuture] = {}
+        """Return what the application has asked for and has no outcome yet.
+
+        Many workers call at once, so it is gathered once for all that call before ``tend``.
+        """
+        if self._known is not None:
+            return self._known
+        asked = self._known = {}
         for task in (*self._waiting, *self._core.tasks()):
             if isinstance(task, TaskFuture) and type(task) is not _Foundling and not task.withdrawn:
                 asked.update(dict.fromkeys(_names_of(task), task))
@@ -244,6 +281,15 @@ class Adoption:
             futures, values = self.answered([found], [value])
             if futures:
                 self._recorder.settle(futures, values)
+            self._give_to_who_waits(exact, found)
+
+    def _give_to_who_waits(self, exact: Claim, found: _Foundling) -> None:
+        task = self._asked_for().get(exact)
+        if task is not None and task in self._waiting:
+            del self._waiting[task], self._found[exact]
+            rest: list[Any] = []
+            self._hand_over(found, task, rest, 0.0)
+            self._core.submit(rest)
 
     # -- what the application asks for --------------------------------------------------------------------------------
 
@@ -259,20 +305,31 @@ class Adoption:
 
     def next_deadline(self) -> float | None:
         """Return when ``tend`` has to be called."""
+        if self._unsummoned:
+            return self._summon_at
         return self._deadline if self._waiting or self._awaited else None
 
     def tend(self, now: float) -> None:
         """Let what has waited for survivors go its way, when they have all called or it has been long enough."""
+        self._known = None
+        if self._unsummoned:
+            self._summon_next(now)
         if self._deadline is not None and now >= self._deadline:
             self._deadline = None
             for worker in self._awaited:
                 self._core.unheard(worker)
                 seen = self._look_at(worker)
                 if seen is not None:
-                    index, digest = seen
-                    self._executed[digest] = worker, index
+                    self._executed[seen.digest] = worker, seen.task
         if self._waiting and not self.is_open:
             self.give_out(now)
+
+    def _summon_next(self, now: float) -> None:
+        self._summon_at = now + SUMMON_SECONDS
+        for _ in range(min(SUMMONED_AT_ONCE, len(self._unsummoned))):
+            worker = self._unsummoned.popleft()
+            if worker in self._awaited:
+                self._summon(worker)
 
     def give_out(self, now: float) -> None:
         """Have all that waits run."""
@@ -294,6 +351,7 @@ class Adoption:
 
     def sift(self, tasks: list[Any], now: float) -> list[Any]:
         """Return what of ``tasks`` is to run: not what some worker holds, nor what one may hold."""
+        self._known = None
         rest = []
         for task in tasks:
             claim = claim_of(task.entry) if isinstance(task, TaskFuture) else None

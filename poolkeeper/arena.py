@@ -40,9 +40,12 @@ MAPPED_SIZE = 1 << 18
 
 
 class Arena:
-    """One block: its descriptor, its size in bytes, and the number by which the receiver releases it."""
+    """One block: its descriptor, its size in bytes, and the number by which the receiver releases it.
 
-    __slots__ = ("_address", "_identity", "_map", "fd", "id", "size")
+    ``spent`` is one that is not to be used again, for it is not known who still reads it.
+    """
+
+    __slots__ = ("_address", "_identity", "_map", "fd", "id", "size", "spent")
 
     # From anywhere, so that a worker never takes one of this process for one that an earlier keeper has sent.
     _ids = count(int.from_bytes(os.urandom(5)))
@@ -51,6 +54,7 @@ class Arena:
         self.id = next(Arena._ids)
         self.fd = fd
         self.size = size
+        self.spent = False
         self._address: int | None = None
         self._map: memoryview | None = None
         self._identity = identity(fd)
@@ -187,8 +191,12 @@ class ArenaPool:
             self.recycle(arena)
 
     def reclaim(self, needed: set[int]) -> None:
-        """The receiver is gone: take back all that it held, but for those whose descriptors are still ``needed``."""
+        """Another receiver comes: let go of what the one before it held, but for what is still ``needed``, by fds.
+
+        None of it is used again: the application may still read it, if its keeper was rebuilt in place.
+        """
         for arena in list(self._lent.values()):
+            arena.spent = True
             if arena.fd not in needed:
                 self.released(arena.id)
 
@@ -196,7 +204,7 @@ class ArenaPool:
         """Take back an arena that nobody sees any more."""
         if arena.fd < 0:
             return
-        if self._free_bytes + arena.size > KEEP_BYTES or self._free_files >= KEEP_FILES:
+        if arena.spent or self._free_bytes + arena.size > KEEP_BYTES or self._free_files >= KEEP_FILES:
             arena.close()
             return
         if arena.size >= MAPPED_SIZE:

@@ -23,6 +23,8 @@ class Backlog:
 
     def __init__(self) -> None:
         self.suspect_out: Task | None = None
+        self.taken: list[Task] = []
+        """What ``take`` has returned last, until whoever has taken it clears this."""
         self._suspects: deque[Task] = deque()
         self._again: deque[Task] = deque()
         self._fresh: dict[int, deque[Task | Segment]] = {}  # no line of it is ever empty
@@ -98,43 +100,44 @@ class Backlog:
 
         ``workers`` is how many share the work, for the size of a chunk.
         """
+        self.taken = []
         _trim(self._again)
         if self._again:
-            return [self._again.popleft()]
+            self.taken.append(self._again.popleft())
+            return self.taken
         line = self._front()
         if line is None:
             return []
-        taken = self._take_from(line, limit, workers)
+        self._take_from(line, limit, workers)
         self._front()
-        return taken
+        return self.taken
 
-    def _take_from(self, line: deque[Task | Segment], limit: int, workers: int) -> list[Task]:
+    def _take_from(self, line: deque[Task | Segment], limit: int, workers: int) -> None:
         head = line[0]
         if isinstance(head, Segment):
             chunk = head.cut(workers)
+            self.taken.append(chunk)
             head.counted -= chunk.items
             self._within -= chunk.items
             if not head.remaining:
                 line.popleft()
                 self._within += 1
-            return [chunk]
-        if not head.together:
+        elif not head.together:
+            self.taken.append(head)
             line.popleft()
-            return [head]
-        return self._take_together(line, limit)
+        else:
+            self._take_together(line, limit, self.taken)
 
     @staticmethod
-    def _take_together(line: deque[Task | Segment], limit: int) -> list[Task]:
+    def _take_together(line: deque[Task | Segment], limit: int, tasks: list[Task]) -> None:
         call = line[0].call
-        tasks: list[Task] = []
         while line and len(tasks) < limit:
             task = line[0]
             if task.call is not call or not task.together:
                 break
-            line.popleft()
             if not task.withdrawn:
                 tasks.append(task)  # type: ignore[arg-type]  # segments are never together
-        return tasks
+            line.popleft()
 
     def take_out(self, task: Task) -> bool:
         """Withdraw a task that waits to be fed for the first time, whoever it is for; return whether it was there."""
@@ -143,6 +146,19 @@ class Backlog:
             return False
         line.remove(task)
         return True
+
+    @property
+    def delayed(self) -> list[tuple[float, Task]]:
+        """What is to run again later, and when it is due."""
+        return [(due, task) for due, _, task in self._delayed]
+
+    def entries(self) -> Iterator[Task | Segment]:
+        """Return all that waits and is not delayed, in no better order than fresh work has by its priority."""
+        yield from self.taken
+        yield from self._suspects
+        yield from self._again
+        for line in self._fresh.values():
+            yield from line
 
     def tasks(self) -> Iterator[Task]:
         """Return the tasks that wait; what is left of maps is not among them."""

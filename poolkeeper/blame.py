@@ -5,6 +5,8 @@ is blamed. What was fed ahead, and what had finished without its result having a
 where ``deaths=0`` forbids that, the finished task is lost. Mercy has a bound: what has just finished each time that a
 worker dies may well be the reason (a result that crashes when it is collected, a thread left behind), and is blamed.
 
+A worker that the keeper has given up, for it could not be reached, has died of nothing that it ran.
+
 A chunk of a map is a task to its worker, and many to the application: the one item that kills must be found, and the
 others must not suffer. A *careful* worker marks each item. A chunk whose worker dies runs again, carefully, and is
 split at the mark when that run ends in a death as well. The first death is then charged to the item though it was
@@ -19,6 +21,8 @@ from .roster import KillReason, Worker
 
 __all__ = ["Judgement", "judge"]
 
+
+_GIVEN_UP = (KillReason.UNREACHABLE, 0)
 
 MERCY = 2
 """Times that a task may have just finished when its worker dies, before that counts as a death of its own."""
@@ -54,7 +58,7 @@ def judge(worker: Worker) -> Judgement:
             _blame(task, progress, judgement)
         elif index <= progress.finished and task.call.options.at_most_once:
             judgement.ended.append(task)
-        elif index == progress.started and task.returned() > MERCY:
+        elif index == progress.started and worker.kill != _GIVEN_UP and task.returned() > MERCY:
             task.attempted(worker.place)
             _blame_afterwards(task, judgement)
         else:

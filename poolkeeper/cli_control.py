@@ -16,10 +16,10 @@ from typing import Any
 
 import click
 
-from .control_client import ControlClient, KeeperUnreachable
+from .control_client import CALL_TIMEOUT, ControlClient, KeeperUnreachable
 from .homes import KeeperHome, NoSuchFleet, choose_home, find_homes
 from .progress import duration
-from .steering import fleet_status, kill_survivors, reload_keeper, stacks
+from .steering import PREFLIGHT_SECONDS, fleet_status, kill_survivors, reload_keeper, stacks
 
 __all__ = ["COMMANDS"]
 
@@ -124,13 +124,14 @@ def stop(services: tuple[str, ...], fleet: str | None) -> None:
 @click.argument("services", nargs=-1, required=True, metavar="SERVICE...")
 @_fleet
 def restart(services: tuple[str, ...], fleet: str | None) -> None:
-    """Replace the processes of services."""
+    """Replace the processes of services, with the code on disk; refused if that cannot be loaded."""
     _ask(_home(fleet), "restart", services, ("running", "completed", "failed", "backoff"))
 
 
 def _ask(home: KeeperHome, verb: str, services: Sequence[str], settled: Sequence[str]) -> None:
     """Ask for something, wait until each of the services has come to rest in one of the states, and say which."""
-    with ControlClient(home.path) as client:
+    seconds = PREFLIGHT_SECONDS if verb == "restart" else CALL_TIMEOUT
+    with ControlClient(home.path, seconds) as client:
         client.ask(verb, services=list(services))
         deadline = time.monotonic() + SETTLE_SECONDS
         while True:

@@ -40,6 +40,7 @@ def settings_for(
     durability: str = "process",
     keep_runs: int = 10,
     orphan_grace: float = 300.0,
+    reconnect_grace: float = 60.0,
 ) -> Settings:
     """Return the settings of a keeper; raises as ``Keeper`` documents."""
     if start_method not in START_METHODS:
@@ -65,7 +66,8 @@ def settings_for(
         resume=_one_of("resume", resume, ("interrupted", "failed", "never")),
         durability=_one_of("durability", durability, ("process", "power")),
         keep_runs=_keep_runs(keep_runs),
-        orphan_grace=_orphan_grace(orphan_grace),
+        orphan_grace=_grace("orphan_grace", orphan_grace),
+        reconnect_grace=_grace("reconnect_grace", reconnect_grace),
     )
 
 
@@ -91,11 +93,11 @@ def _keep_runs(given: Any) -> int:
         raise type(error)(f"keep_runs={given!r} {error}") from None
 
 
-def _orphan_grace(given: Any) -> float:
+def _grace(name: str, given: Any) -> float:
     if isinstance(given, bool) or not isinstance(given, (int, float)):
-        raise TypeError(f"orphan_grace={given!r} must be a number of seconds")
+        raise TypeError(f"{name}={given!r} must be a number of seconds")
     if not 0 <= given < float("inf"):
-        raise ValueError(f"orphan_grace={given!r} must be a number of seconds")
+        raise ValueError(f"{name}={given!r} must be a number of seconds")
     return float(given)
 
 

@@ -6,6 +6,8 @@ arguments)`` and answers ``(REPLY, number, error or None, value)``; values are p
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,24 +15,22 @@ from typing import Any, Protocol
 
 from .errors import PoolkeeperError
 from .messages import Kind
+from .peer import Peer
 from .replica import Service
+from .service_restart import Restarting, restart_services
 from .status import keeper_as_data, keeper_in_short
 from .supervisor import Supervisor
-from .switchboard import Peer, Switchboard
+from .switchboard import Switchboard
 
 __all__ = ["Control"]
 
 
-class Controlled(Protocol):
+class Controlled(Restarting, Protocol):
     """The keeper, as far as others may steer it."""
 
     @property
     def has_services(self) -> bool:
         """Whether there are any."""
-
-    @property
-    def supervision(self) -> Any:
-        """What looks after its services."""
 
     def progress(self) -> dict[str, Any]:
         """Return how far its run has come, as plain data."""
@@ -58,7 +58,6 @@ class Control:
             "progress": self._progress,
             "start": partial(self._each, Supervisor.start),
             "stop": partial(self._each, Supervisor.stop),
-            "restart": partial(self._each, Supervisor.restart),
             "scale": self._scale,
             "shutdown": self._shutdown,
         }
@@ -93,6 +92,9 @@ class Control:
             return
         error, value = None, None
         try:
+            if verb == "restart":
+                self._restart(self._named(**arguments), partial(self._reply, peer, number))
+                return
             method = self._verbs.get(verb)
             if method is None:
                 raise _Refused(f"this keeper does not know {verb!r}")
@@ -102,8 +104,26 @@ class Control:
         self._board.post(peer, (Kind.REPLY, number, error, value))
 
     def _refuse(self, peer: Peer, number: int, why: str) -> None:
+        self._reply(peer, number, why)
+
+    def _reply(self, peer: Peer, number: int, error: str | None) -> None:
         if peer in self._peers:
-            self._board.post(peer, (Kind.REPLY, number, why, None))
+            self._board.post(peer, (Kind.REPLY, number, error, None))
+
+    def _restart(self, services: list[Service], reply: Callable[[str | None], None]) -> None:
+        """Restart services, and ``reply`` with why that is refused; their code is tried in the background."""
+        runtime = self._runtime
+
+        def restart() -> None:
+            error = None
+            try:
+                restart_services(runtime, services)
+            except (PoolkeeperError, RuntimeError, OSError) as problem:
+                error = str(problem)
+            with contextlib.suppress(RuntimeError):  # the keeper has ended
+                runtime.ask(partial(reply, error))
+
+        threading.Thread(target=restart, name="poolkeeper-restart", daemon=True).start()
 
     def _status(self) -> dict[str, Any]:
         return keeper_as_data(self._runtime)
@@ -119,12 +139,15 @@ class Control:
 
     def _each(self, act: Callable[[Supervisor, Service, float], None], /, services: list[str]) -> None:
         """Do something with services, once all of them are known to exist."""
+        for service in self._named(services):
+            act(self._runtime.supervision.supervisor, service, time.monotonic())
+
+    def _named(self, services: list[str]) -> list[Service]:
         known = self._runtime.supervision.supervisor.services if self._runtime.has_services else {}
         unknown = [name for name in services if name not in known]
         if unknown:
             raise _Refused(f"there is no service {unknown[0]!r} (there are: {', '.join(known) or 'none'})")
-        for name in services:
-            act(self._runtime.supervision.supervisor, known[name], time.monotonic())
+        return [known[name] for name in services]
 
     def _shutdown(self, reason: str) -> None:
         self._runtime.request_shutdown(reason)

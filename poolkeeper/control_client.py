@@ -13,7 +13,7 @@ from .messages import Kind, pack, unpack
 from .pidfile import PidfileError, read_pidfile
 from .session import Session
 
-__all__ = ["ControlClient", "ControlError", "KeeperUnreachable"]
+__all__ = ["CALL_TIMEOUT", "ControlClient", "ControlError", "KeeperUnreachable"]
 
 CALL_TIMEOUT = 5.0
 

@@ -10,7 +10,8 @@ Each question has a module of its own: in which order (``backlog``), who gets wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from .backlog import Backlog
@@ -19,8 +20,9 @@ from .commands import Command, Decide, Fail, Failure, Kill, Nudge, Retire, Settl
 from .dispatch import LATE, Dispatcher
 from .errors import ProtocolError
 from .ledger import Segment, Task
-from .lifecycle import WorkerEvent, WorkerState
+from .lifecycle import LEAVE_SECONDS, Absence, WorkerEvent, WorkerState
 from .messages import Code
+from .remains import Remains, gather
 from .roster import Exit, KillReason, Page, Roster, Told, Worker
 from .timers import Timers
 
@@ -34,10 +36,14 @@ class Core:
     """All decisions of one keeper.
 
     ``max_workers`` bounds the workers that take tasks; ``max_tasks`` is how many a worker may run before it is
-    replaced, None for no bound. ``birth`` tells this keeper's workers from those of earlier ones.
+    replaced, None for no bound. ``birth`` tells this keeper's workers from those of earlier ones. ``reconnect_grace``
+    is how many seconds one may be away whose link is broken.
     """
 
-    def __init__(self, max_workers: int, max_tasks: int | None = None, birth: str = "") -> None:
+    def __init__(
+        self, max_workers: int, max_tasks: int | None = None, birth: str = "", reconnect_grace: float = 60.0
+    ) -> None:
+        self._reconnect_grace = reconnect_grace
         self.queue = Backlog()
         self.closing = False
         self._roster = Roster(max_workers, max_tasks, birth)
@@ -45,7 +51,7 @@ class Core:
         self._commands: list[Command] = []
         self._dispatcher = Dispatcher(self.queue, self._roster, self._timers, self._commands)
         self._mourning: dict[int, Worker] = {}
-        self._deciding: set[Task] = set()
+        self._deciding: dict[Task, Decide] = {}
         self._start_error = ""
         self._overdue = False  # a worker has died since the last decision
 
@@ -74,22 +80,89 @@ class Core:
     def close(self) -> None:
         """Take no more work; once all is done the workers are retired."""
         self.closing = True
+        for worker in self.workers.values():
+            if worker.absence is not None:
+                self._timers.set(worker.id, 0.0)  # it has less time now
 
     def abandon(self) -> list[Task | Segment]:
         """Give up what no worker has, and return it; decisions about it come too late."""
-        deciding, self._deciding = self._deciding, set()
+        deciding, self._deciding = self._deciding, {}
         return [*self.queue.clear(), *deciding]
+
+    # -- from one core to the next ------------------------------------------------------------------------------------
+
+    def remains(
+        self,
+        commands: Iterable[Command],
+        arriving: Iterable[Task | Segment],
+        is_open: Callable[[Task | Segment], bool],
+    ) -> Remains:
+        """Return what there is for another core to go on with, as the loop of this one has failed.
+
+        Args:
+            commands: that were given out, and may not have been carried out.
+            arriving: work that was about to be submitted.
+            is_open: whether a task has no outcome yet, and somebody waits for it.
+        """
+        verdicts = [verdict for worker in self._mourning.values() for verdict in _verdicts(worker)]
+        workers = list(self.workers.values())
+        commands = [*commands, *self._commands, *verdicts]
+        remains = gather(commands, workers, self._deciding.values(), self.queue, arriving, is_open)
+        remains.closing = self.closing
+        remains.next_worker = self._roster.next_id
+        return remains
+
+    def resume(self, remains: Remains) -> None:
+        """Take on what another core has left, but for what its workers hold: see ``hand_over``."""
+        self.closing = remains.closing
+        self._roster.next_id = remains.next_worker
+        self._deciding = {command.task: command for command in remains.commands if isinstance(command, Decide)}
+        for due, task in remains.delayed:
+            self.queue.delay(task, due)
+        tried: list[Task] = []
+        for entry in remains.waiting:
+            if isinstance(entry, Task):
+                entry.worker = None
+                if entry.deaths or entry.attempts > 1:
+                    tried.append(entry)
+                    continue
+            self.queue.submit((entry,))
+        self.queue.put_back(tried)
+
+    def hand_over(self, left: Worker, held: Iterable[Task | None], now: float) -> Worker:
+        """Return a worker of another core with all that it was fed; it is fed nothing more before it has called."""
+        worker = self._roster.take_over(left.id, left.slot, left.birth)
+        worker.pid, worker.page, worker.kill, worker.base = left.pid, left.page, left.kill, left.base
+        worker.inflight.extend(held)
+        worker.fed_before = worker.next_index
+        for index, task in enumerate(worker.inflight, worker.base):
+            if task is not None:
+                task.worker, task.index = worker.id, index
+                if task.deaths:
+                    self.queue.suspect_out, worker.alone = task, True
+        if left.state is WorkerState.RETIRING:
+            self._roster.move(worker, WorkerEvent.RETIRE)
+        elif left.state is WorkerState.KILLED:
+            self._roster.move(worker, WorkerEvent.KILL)
+            self._commands.append(Kill(worker))
+        if left.silent:
+            self._roster.silence(worker)
+        self._timers.set(worker.id, now)
+        return worker
 
     # -- what workers do ----------------------------------------------------------------------------------------------
 
     def hello(self, worker: Worker) -> None:
         """The worker's link is up (again)."""
+        worker.absence = None
         self._roster.move(worker, WorkerEvent.HELLO)
         self._roster.file(worker)
 
-    def link_lost(self, worker: Worker) -> None:
+    def link_lost(self, worker: Worker, now: float) -> None:
         """The worker's link is gone, its process is not known to be; nothing is fed until it calls back."""
         self._roster.move(worker, WorkerEvent.LINK_LOST)
+        worker.absence = Absence(now)
+        self._timers.set(worker.id, worker.absence.next_look(now, self._grace))
 
     def take_over(self, id: int, slot: int, birth: str) -> Worker:
         """Return a worker of an earlier keeper: it lives, and nothing is fed to it before it has called."""
@@ -98,11 +171,13 @@ class Core:
     def attached(self, worker: Worker, page: Page | None, base: int, held: Iterable[Task | None]) -> None:
         """A worker of an earlier keeper has called and told what it holds, from index ``base`` on.
 
-        None is for what nobody waits for: it is not run if it has not been started. ``page`` is None where the worker
+        None is for what nobody waits for: it is not run if it has not been started. Where we know better what it was
+        fed (``hand_over``) that counts, and what has never reached it goes elsewhere. ``page`` is None where the worker
         has lost it; it is fed nothing more then.
         """
         self._roster.heard(worker)
-        self._hold(worker, page, base, held)
+        tasks = [worker.task_at(at) if at < worker.fed_before else task for at, task in enumerate(held, base)]
+        self._hold(worker, page, base, tasks)
         if page is not None:
             for index, task in enumerate(worker.inflight, base):
                 if task is None:
@@ -110,7 +185,9 @@ class Core:
         if worker.budget is not None:
             worker.budget -= worker.next_index - 1
         spent = worker.budget is not None and worker.budget <= 0
-        if worker.state is not WorkerState.KILLED and (page is None or spent):
+        if worker.state is WorkerState.KILLED:
+            return
+        if page is None or spent or worker.state is WorkerState.RETIRING:
             self._replace(worker)
         elif self._roster.room < 0:
             self._replace(self._superfluous(worker))
@@ -142,15 +219,18 @@ class Core:
 
     def _hold(self, worker: Worker, page: Page | None, base: int, held: Iterable[Task | None]) -> None:
         """Take note of all that a worker holds; what it was believed to hold, and does not, waits again."""
-        believed = [task for task in worker.inflight if task is not None]
+        tasks = list(held)
+        unheard = [task for task in worker.inflight if task is not None and task not in tasks]
         worker.page = page
         worker.base = base
         worker.inflight.clear()
-        worker.inflight.extend(held)
-        for index, task in enumerate(worker.inflight, base):
+        worker.inflight.extend(tasks)
+        for index, task in enumerate(tasks, base):
             if task is not None:
                 task.worker, task.index = worker.id, index
-        self.queue.put_back([task for task in believed if task not in worker.inflight])
+        for missed in unheard:
+            self.queue.cleared(missed)
+        self.queue.put_back(unheard)
 
     def claim(self, found: Task, task: Task, now: float) -> None:
         """Somebody waits for what a worker of an earlier keeper holds as ``found``: from now on it is ``task``."""
@@ -201,9 +281,7 @@ class Core:
         """
         number = len(values)
         self._expect(worker, first, number)
-        popleft = worker.inflight.popleft
-        tasks = [popleft() for _ in range(number)]
-        worker.base += number
+        tasks = list(islice(worker.inflight, number))
         if worker.adopted and codes is None and None in tasks:
             codes = [Code.VALUE] * number  # some answers are nobody's, though they are no different
         ran = number if codes is None else number - codes.count(Code.SKIPPED)
@@ -212,10 +290,11 @@ class Core:
             if learner is not None:
                 learner.call.learn(ran, seconds)
             seconds /= ran
-        self._took(worker, tasks)
+        self._clear(tasks)
         if codes is not None:
             self._divert(worker, tasks, codes, values, seconds)
         self._commands.append(Settle(worker, tasks, codes, values, seconds))
+        self._took(worker, number)
 
     def chunk_result(
         self, worker: Worker, index: int, codes: Sequence[int] | None, values: Any, seconds: float
@@ -225,16 +304,15 @@ class Core:
         Raises ProtocolError when it is not what the worker was fed; it is killed then.
         """
         self._expect(worker, index, 1)
-        chunk = worker.inflight.popleft()
-        worker.base += 1
-        self._took(worker, [chunk])
-        if chunk is None:
-            return
-        chunk.call.learn(chunk.items, seconds)
-        if chunk.items == 1 and codes and codes[0] == Code.EXCEPTION and chunk.call.options.retries_failures:
-            self._ask(chunk, values[0], worker, seconds)
-        else:
-            self._commands.append(Settle(worker, [chunk], codes, values, seconds))
+        chunk = worker.inflight[0]
+        self._clear([chunk])
+        if chunk is not None:
+            chunk.call.learn(chunk.items, seconds)
+            if chunk.items == 1 and codes and codes[0] == Code.EXCEPTION and chunk.call.options.retries_failures:
+                self._ask(chunk, values[0], worker, seconds)
+            else:
+                self._commands.append(Settle(worker, [chunk], codes, values, seconds))
+        self._took(worker, 1)
 
     def recycle(self, worker: Worker) -> None:
         """The worker asks to be replaced (its memory has grown); what it has not started goes elsewhere."""
@@ -258,10 +336,10 @@ class Core:
         if never_began:
             self._roster.start_failed(worker, now)
         self._overdue = True
+        self._pass_judgement(worker)
         self._roster.move(worker, WorkerEvent.EXIT)
         self._timers.cancel(worker.id)
         self._commands[:] = [command for command in self._commands if not _is_for(command, worker)]
-        self._pass_judgement(worker)
         if worker.mourned and worker.exit is None:
             self._mourning[worker.id] = worker
             self._timers.set(worker.id, now + REPORT_WAIT)
@@ -273,12 +351,11 @@ class Core:
     def decided(self, decision: Decide, delay: float | None, now: float) -> None:
         """The retry policy has spoken: another attempt after ``delay`` seconds, or None for none."""
         task = decision.task
-        if task not in self._deciding:
+        if self._deciding.get(task) is not decision:
             return
-        self._deciding.remove(task)
         if task.withdrawn:
-            return
-        if delay is not None:
+            pass
+        elif delay is not None:
             task.attempts += 1
             self.queue.delay(task, now + delay)
         elif decision.outcome is None:
@@ -286,6 +363,7 @@ class Core:
         else:
             values = [decision.outcome]
             self._commands.append(Settle(decision.worker, [task], [Code.EXCEPTION], values, decision.seconds))
+        del self._deciding[task]
 
     # -- time and decisions -------------------------------------------------------------------------------------------
 
@@ -339,11 +417,17 @@ class Core:
             self._put_down(worker, KillReason.CONFUSED, 0)
         raise ProtocolError(f"worker {worker.id} answers {first}+{number} where {worker.base} is due")
 
-    def _took(self, worker: Worker, tasks: Sequence[Task | None]) -> None:
-        """Book what a worker has answered: it may have room again."""
+    def _clear(self, tasks: Sequence[Task | None]) -> None:
         suspect = self.queue.suspect_out
         if suspect is not None and suspect in tasks:
             self.queue.cleared(suspect)
+
+    def _took(self, worker: Worker, number: int) -> None:
+        """Book what a worker has answered, for which all is done (see ``remains``): it may have room again."""
+        popleft = worker.inflight.popleft
+        for _ in range(number):
+            popleft()
+        worker.base += number
         self._roster.has_worked(worker)
         worker.stuck = False
         self._roster.file(worker)
@@ -368,8 +452,8 @@ class Core:
         if not task.withdrawn:
             task.attempted(worker.place)
             task.worker = None
-            self._deciding.add(task)
-            self._commands.append(Decide(task, outcome, worker, seconds))
+            self._deciding[task] = command = Decide(task, outcome, worker, seconds)
+            self._commands.append(command)
 
     # -- deaths and failures ------------------------------------------------------------------------------------------
 
@@ -382,7 +466,6 @@ class Core:
         for task in worker.inflight:
             if task is not None:
                 self.queue.cleared(task)
-        worker.inflight.clear()
         worker.mourned = judgement.ended
         self.queue.put_back(judgement.innocent)
         for task in judgement.suspects:
@@ -392,13 +475,11 @@ class Core:
                 self._ask(task, None, worker, task.call.options.timeout or 0.0)
             else:
                 self._commands.append(Fail(task, Failure.TIMEOUT, worker))
+        worker.inflight.clear()
 
     def _bury(self, worker: Worker) -> None:
         """The verdicts are final, and what is known of the death is known."""
-        for task in worker.mourned:
-            if not task.withdrawn:
-                final = Failure.LOST if task.call.options.at_most_once else Failure.QUARANTINED
-                self._commands.append(Fail(task, final, worker))
+        self._commands.extend(_verdicts(worker))
         worker.mourned = []
         if self._mourning.pop(worker.id, None) is not None:
             self._timers.cancel(worker.id)
@@ -431,8 +512,10 @@ class Core:
     # -- the course of time -------------------------------------------------------------------------------------------
 
     def _check(self, worker: Worker, now: float) -> None:
-        """Look at a worker that is late: is an attempt beyond its timeout, are results held back?"""
-        if not worker.inflight or worker.state is WorkerState.KILLED:
+        """Look at a worker that is late: is an attempt beyond its timeout, are results held back, is it away?"""
+        if worker.state is WorkerState.KILLED or (worker.absence is not None and self._is_lost(worker, now)):
+            return
+        if not worker.inflight:
             return
         progress = worker.observe()
         task = worker.task_at(progress.executing)
@@ -452,11 +535,38 @@ class Core:
             self._dispatcher.relieve(worker, now)
             self._timers.set(worker.id, now + 2 * LATE)
 
+    def _is_lost(self, worker: Worker, now: float) -> bool:
+        """Look at a worker whose link is broken: what it has not begun goes elsewhere, and it is asked to call.
+
+        Return whether it has been away for too long, and is killed.
+        """
+        absence = worker.absence
+        assert absence is not None
+        self._dispatcher.take_back(worker)
+        at_work = worker.page is None or worker.observe().executing is not None  # without a page that cannot be seen
+        if absence.is_too_long(now, self._grace, at_work=at_work):
+            self._put_down(worker, KillReason.UNREACHABLE, 0)
+            return True
+        self._commands.append(Nudge(worker))
+        self._timers.set(worker.id, absence.next_look(now, self._grace))
+        return False
+
+    @property
+    def _grace(self) -> float:
+        return min(self._reconnect_grace, LEAVE_SECONDS) if self.closing else self._reconnect_grace
+
     def _retire_idle(self) -> None:
         leaving = (WorkerState.STARTING, WorkerState.READY, WorkerState.DETACHED)
         for worker in list(self.workers.values()):
             if not worker.inflight and worker.state in leaving:
                 self._dispatcher.retire(worker)
+
+
+def _verdicts(worker: Worker) -> Iterator[Fail]:
+    for task in worker.mourned:
+        if not task.withdrawn:
+            final = Failure.LOST if task.call.options.at_most_once else Failure.QUARANTINED
+            yield Fail(task, final, worker)
 
 
 def _is_for(command: Command, worker: Worker) -> bool:

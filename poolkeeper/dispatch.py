@@ -110,6 +110,7 @@ class Dispatcher:
             task.index = index
             index += 1
         worker.inflight.extend(tasks)
+        self._backlog.taken = []
         self._commands.append(Feed(worker, first, tasks))
         if tasks[0].items > 1:
             worker.target = min(worker.target, CHUNKS_HELD)

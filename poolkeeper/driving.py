@@ -111,3 +111,9 @@ class Seat:
         if not self._closed:
             self._lock.acquire()
             self._closed = True
+
+    def reopen(self) -> None:
+        """Let the seat be taken again after ``close``."""
+        if self._closed:
+            self._closed = False
+            self._lock.release()

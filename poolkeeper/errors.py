@@ -19,6 +19,7 @@ __all__ = [
     "ReexecRefused",
     "RemoteError",
     "RemoteTraceback",
+    "RestartRefused",
     "ServiceFailed",
     "TaskExited",
     "TaskTimeout",
@@ -67,6 +68,10 @@ class NotReexecable(PoolkeeperError):
 
 class ReexecRefused(PoolkeeperError):
     """The process is not replaced, for the new program would not run, or it was replaced too often; it goes on."""
+
+
+class RestartRefused(PoolkeeperError):
+    """A service is not restarted, for its code on disk cannot be loaded; it goes on as it is."""
 
 
 class CommandFailed(PoolkeeperError):

@@ -21,7 +21,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -89,7 +89,7 @@ class ForkServer:
         for end in (self._wake, self._woken):
             end.setblocking(False)
 
-    def preload(self, modules: Iterable[str]) -> None:
+    def preload(self, modules: Collection[str]) -> None:
         """Import modules for all workers to share; say so where that fails or leaves threads running."""
         for name in modules:
             before = _threads()
@@ -106,8 +106,9 @@ class ForkServer:
                     f"preload of {name!r} leaves {after - before} threads running: workers start by fork+exec instead"
                 )
                 self._line.send((Kind.NOTICE, text))
-        if self._config.orphan_grace is not None:
+        if self._config.orphan_grace is not None or modules:
             loaded_sources(self._sources)
+            self._line.send((Kind.LOADED, self._sources))
 
     def run(self) -> None:
         """Serve until the keeper has ended, or nobody needs this fork server any more."""

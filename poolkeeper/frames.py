@@ -159,8 +159,5 @@ def proof(key: bytes, role: str, *parts: bytes) -> str:
     """Return the HMAC-SHA256 (RFC 2104), in hex, by which ``role`` proves over ``parts`` that it knows ``key``."""
     import hmac  # loads OpenSSL, which takes a while; likewise
 
-    mac = hmac.new(key, role.encode(), "sha256")
-    for part in parts:
-        mac.update(struct.pack("<I", len(part)))
-        mac.update(part)
-    return mac.hexdigest()
+    framed = b"".join(struct.pack("<I", len(part)) + part for part in parts)
+    return hmac.digest(key, role.encode() + framed, "sha256").hex()

@@ -7,7 +7,6 @@ executes it marks that on its page, for it may be unable to tell.
 
 from __future__ import annotations
 
-from _blake2 import blake2b  # what hashlib gives, but that loads OpenSSL
 from collections import deque
 from collections.abc import Iterable
 from struct import Struct
@@ -42,6 +41,8 @@ def work_of(claim: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def digest_of(claim: tuple[Any, ...]) -> tuple[int, int]:
     """Return 128 bits that stand for the work of a claim where there is no room for it, the same in every process."""
+    from hashlib import blake2b  # slow to import, and for those alone that are asked for by key
+
     name, kin, identity, arguments = work_of(claim)
     kind = "position" if type(identity) is int else "key"
     text = f"{name}\0{kin}\0{kind}\0{identity}\0{arguments}"

@@ -101,9 +101,16 @@ class Home(NamedTuple):
         directories = [elsewhere] if elsewhere != str(self.path) else []
         return [*directories, str(self.path)] if self.ephemeral else directories
 
+    def restore(self) -> None:
+        """Make anew what the fork server of an ephemeral keeper has removed at its end; raises OSError."""
+        Path(self.socket).unlink(missing_ok=True)
+        for directory in (self.path, Path(self.socket).parent, self.logs):
+            directory.mkdir(mode=0o700, exist_ok=True)
+
     def remove(self) -> None:
         """Remove what must not outlive the keeper."""
-        Path(self.socket).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone, or whatever somebody has put in its place
+            os.unlink(self.socket)
         if self.listener is not None:
             self.listener.close()
         for directory in self.temporary:

@@ -17,7 +17,7 @@ from .worker_config import WorkerConfig
 if TYPE_CHECKING:
     import subprocess
 
-__all__ = ["Inherited", "Launched", "ServerProcess", "Start", "launch"]
+__all__ = ["Inherited", "Launched", "ServerProcess", "Start", "interpreter", "launch"]
 
 END_SECONDS = 5.0
 GONE = "(gone)"
@@ -93,17 +93,24 @@ def _text(secret: bytes) -> str:
     return b2a_base64(secret, newline=False).decode()
 
 
-def launch(start: Start) -> Launched:
-    """Start a fork server; it will call the keeper."""
+def interpreter() -> list[str]:
+    """Return the command line of another interpreter like this one, without what it is to run."""
     import subprocess  # a keeper that takes over needs none
 
     # as multiprocessing does
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
     if _working_directory() == GONE and "-P" not in flags:
         flags.append("-P")  # some of Python 3.13 look for the directory after -c, and fail where it is gone
+    return [sys.executable, *flags]
+
+
+def launch(start: Start) -> Launched:
+    """Start a fork server; it will call the keeper."""
+    import subprocess
+
     output = None if start.inherit_output else subprocess.DEVNULL
     process = subprocess.Popen(
-        [sys.executable, *flags, "-c", _BOOTSTRAP],
+        [*interpreter(), "-c", _BOOTSTRAP],
         stdin=subprocess.PIPE,
         stdout=output,
         stderr=output,

@@ -24,6 +24,9 @@ SPIN_SECONDS = 0.0002
 LONGEST_WAIT = 3600.0
 """Seconds; what is due later is looked at again then, for the system's waits cannot be told any number."""
 
+AT_ONCE = 32
+"""Events that are dealt with before new tasks are looked at again: a hundred workers may call in one moment."""
+
 _ONE = (1).to_bytes(8, "little")
 
 Ready = list[tuple[selectors.SelectorKey, int]]
@@ -86,7 +89,11 @@ class Loop:
         self.sleeping = True
         ready = self.selector.select(0.0 if self._host.has_news() else self._host.timeout())
         self.sleeping = False
-        self._host.process(ready)
+        self._process(ready)
+
+    def _process(self, ready: Ready) -> None:
+        for first in range(0, len(ready) or 1, AT_ONCE):
+            self._host.process(ready[first : first + AT_ONCE])
 
     def drive(self, task: TaskFuture, timeout: float | None) -> None:
         """Run the loop in the calling thread until ``task`` is done, if that may be; ``timeout`` in seconds."""
@@ -112,7 +119,7 @@ class Loop:
         ready: Ready = []
         while True:
             try:
-                host.process(ready)
+                self._process(ready)
             except Exception as error:
                 host.failed(error)
                 return
@@ -152,8 +159,16 @@ class Loop:
             os.read(self._reader, 4096)
 
     def leave(self) -> None:
-        """Wait for a driver to leave the seat, and let nobody take it again."""
+        """Have a driver leave the seat, and let nobody take it again; the host ``has_news`` until then."""
+        self.wake()  # a driver that sleeps
         self._seat.close()
+
+    def renew(self) -> None:
+        """After ``leave``: do without what was watched, and let the seat be taken again. Raises OSError."""
+        self.selector.close()
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self._reader, selectors.EVENT_READ, self._woken)
+        self._seat.reopen()
 
     def close(self) -> None:
         """Close the means to wake it; whoever has news from now on is told so by ``sleeping``."""

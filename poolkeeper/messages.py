@@ -36,7 +36,8 @@ link; ``(FAREWELL,)``: end, and all that is left with it (a link that ends witho
 with the descriptor of the keeper's notification socket, to be read when the keeper is lost.
 Fork server to keeper: ``(SPAWNED, ticket, pid)``, ``(SPAWN_FAILED, ticket, why)``,
 ``(EXITED, ticket, tag, pid, exit code, peak memory in bytes)``, ``(NOTICE, text)``, ``(SAID, ancestry, ready, status)``
-for what has come over the notification socket of a lost keeper; in an ATTACH frame
+for what has come over the notification socket of a lost keeper, ``(LOADED, sources)`` after the preload; in an ATTACH
+frame
 ``{"children": [(tag, role, pid, ticket), ...], "digest": what it was started with, "sources": see ``sources``}``.
 """
 
@@ -79,6 +80,7 @@ class Kind(IntEnum):
     ADOPT = 24
     LISTEN = 25
     SAID = 26
+    LOADED = 27
 
 
 WINDOW_LIMIT = 2048

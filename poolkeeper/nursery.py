@@ -9,33 +9,34 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import selectors
 import signal
 import socket
 import time
 from collections.abc import Callable, Collection
 from itertools import count
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from .children import Child
 from .errors import ProtocolError
 from .home import Home
 from .launching import Inherited, ServerProcess, Start, launch
 from .link import FDS_LIMIT
 from .messages import Kind
 from .page import KeeperPage
+from .peer import Peer
 from .process_identity import ProcessIdentity
 from .reporting import report
 from .roster import Exit
 from .settings import Settings
-from .sources import changed_sources
-from .switchboard import Heir, Peer, Switchboard
+from .sources import Sources, changed_sources
+from .switchboard import Switchboard
 from .worker_config import WorkerConfig
 
 if TYPE_CHECKING:
     from .register import Register
 
-__all__ = ["UNKNOWN", "Child", "Nursery", "Parent"]
+__all__ = ["UNKNOWN", "Nursery"]
 
 UNKNOWN = Exit(None, None)
 
@@ -49,106 +50,12 @@ PATIENCE_SECONDS = 0.5
 """How long a new keeper waits for the fork server of the one before it, before it starts its own."""
 
 
-class Child(Peer):
-    """A process that the fork server makes, and the session with it.
-
-    ``tag`` is unique among all processes of a keeper. ``their_end`` is the process' end of its first link, until it has
-    it. ``gone`` is whether the process is known to have ended.
-    """
-
-    tag = ""
-    ticket = ""
-    """By which its fork server reports on it: no other process has the same, whichever keeper has it made."""
-    about: tuple[str, str, int | None, int | None] = ("", "", None, None)
-    """Its role, name, slot and attempt, for the pidfile."""
-
-    def __init__(self, parent: Parent) -> None:
-        super().__init__(parent)
-        self.parent = parent
-        self.pid: int | None = None
-        self.page: KeeperPage | None = None
-        self.their_end: socket.socket | None = None
-        self.gone = False
-        self._pidfd = -1
-        self._pending: list[int] = []
-
-    @property
-    def watched(self) -> bool:
-        """Whether its end will be seen."""
-        return self._pidfd >= 0
-
-    @property
-    def lives(self) -> bool:
-        """Whether it has not ended yet; False where it is not watched."""
-        poll = select.poll()
-        if self.watched:
-            poll.register(self._pidfd, select.POLLIN)
-        return self.watched and not poll.poll(0)
-
-    def exists(self, pid: int) -> None:
-        """The process is there: send it the signals that came too early."""
-        self.pid = pid
-        pending, self._pending = self._pending, []
-        for number in pending:
-            self.signal(number)
-
-    def here(self, pid: int, selector: selectors.BaseSelector, ended: Callable[[int], None]) -> None:
-        """The process exists: have ``ended`` called when it ends."""
-        if self.page is not None:
-            self.page.close_fd()
-        if self._pidfd < 0:
-            self._pidfd = _watch_process(pid)
-            if self._pidfd >= 0:
-                selector.register(self._pidfd, selectors.EVENT_READ, ended)
-        self.exists(pid)
-
-    def signal(self, number: int) -> None:
-        """Signal the process, by its pidfd where there is one: that cannot name a stranger."""
-        if self.gone:
-            return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if self._pidfd >= 0:
-                signal.pidfd_send_signal(self._pidfd, number)
-            elif self.pid is not None:
-                os.kill(self.pid, number)
-            else:
-                self._pending.append(number)
-
-    def unwatch(self, selector: selectors.BaseSelector) -> None:
-        """Close the pidfd."""
-        if self._pidfd >= 0:
-            selector.unregister(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
-
-    def let_go(self) -> None:
-        """Close what only a process that is being made needs."""
-        if self.their_end is not None:
-            self.their_end.close()
-            self.their_end = None
-
-
-class Parent(Heir, Protocol):
-    """Who has asked for a process, and hears from it and of it."""
-
-    def spawned(self, child: Any, pid: int) -> None:
-        """The process exists."""
-
-    def refused(self, child: Any, why: str) -> None:
-        """The process could not be made."""
-
-    def exited(self, child: Any, exit: Exit) -> None:
-        """The process has ended; said once, whether or not that was seen before."""
-
-    def orphaned(self, child: Any, why: str) -> None:
-        """The fork server has died: if the process lives, nobody will report its end."""
-
-
 class Server(Peer):
     """A fork server, the session with it, and the processes that it has made.
 
     ``children`` are those that somebody asks for, by ticket; ``strangers`` tag and pid of those of an earlier keeper
-    that nobody has claimed yet. ``process`` is the handle on the process itself.
+    that nobody has claimed yet. ``process`` is the handle on the process itself, ``sources`` what it has loaded, as far
+    as it has told. ``makes`` is whether it is one for processes to come.
     """
 
     name = "the fork server"
@@ -159,6 +66,8 @@ class Server(Peer):
         self.children: dict[str, Child] = {}
         self.strangers: dict[str, tuple[str, int]] = {}
         self.listed: list[tuple[str, str, int]] = []
+        self.sources: Sources = {}
+        self.makes = False
 
     def take(self, ticket: str, child: Child) -> None:
         """Count ``child`` among its processes."""
@@ -174,8 +83,9 @@ class Server(Peer):
 class Nursery:
     """Owns the fork servers: the one that makes processes, and those of earlier keepers whose processes still run.
 
-    One is started when a process is needed. A keeper that takes over goes on with the fork server that it finds, if
-    it would have started the same one and none of its code has changed; else that only looks after what it has made.
+    One is started when a process is needed, and one for each ``renew`` that finds other code on disk. A keeper that
+    takes over goes on with the fork server that it finds, if it would have started the same one and none of its code
+    has changed; else that only looks after what it has made.
     """
 
     def __init__(
@@ -201,6 +111,7 @@ class Nursery:
         self._board: Switchboard
         self._server: Server | None = None
         self._servers: dict[int, Server] = {}
+        self._renewed: dict[object, Server] = {}
         self._expected: dict[tuple[str, int], Child] = {}
         self._waiting: list[tuple[Child, str, tuple[Any, ...]]] = []
         self._patience: float | None = None
@@ -210,7 +121,7 @@ class Nursery:
         self._ear = -1
 
     def open(self, board: Switchboard, expected: Collection[ProcessIdentity] = (), *, blind: bool = False) -> None:
-        """Start the fork server, which will call at ``board``; or wait a little for those that are ``expected``.
+        """Start the fork server, which will call at ``board``; or ask those to call that are ``expected``, and wait.
 
         ``blind`` is for a keeper that knows that there was another one, and nothing else of it.
         """
@@ -218,6 +129,9 @@ class Nursery:
         self._awaited = {identity.pid: identity for identity in expected}
         if expected or blind:
             self._patience = time.monotonic() + (BLIND_SECONDS if blind else PATIENCE_SECONDS)
+            for identity in expected:
+                with contextlib.suppress(OSError):
+                    identity.signal(signal.SIGURG)
         else:
             self._launch()
 
@@ -283,8 +197,23 @@ class Nursery:
         """Pass on how a process has ended that an earlier keeper has had made: it is known to be gone, or may be."""
         self._expected[child.tag, child.pid or 0] = child
 
-    def spawn(self, child: Child, role: str, arguments: tuple[Any, ...]) -> None:
-        """Ask for a process that plays ``role``; raises OSError where the system refuses what it takes."""
+    def renew(self, owner: object) -> bool:
+        """Have the next processes of ``owner`` made from the code on disk; return whether the others' may be older."""
+        self._end_patience()
+        servers = [server for server in self._servers.values() if server.makes]
+        current = next((server for server in servers if not changed_sources(server.sources)), None) or self._start_one()
+        before = self._renewed.pop(owner, None)
+        if current is not self._server:
+            self._renewed[owner] = current
+        if before is not None:
+            self._dismiss_if_done(before)
+        return current is not self._server
+
+    def spawn(self, child: Child, role: str, arguments: tuple[Any, ...], owner: object = None) -> None:
+        """Ask for a process that plays ``role``; raises OSError where the system refuses what it takes.
+
+        ``owner`` is whose process it is, see ``renew``.
+        """
         ours: socket.socket | None = None
         try:
             child.page = KeeperPage(worker=child.tag if role == "worker" else "")
@@ -298,7 +227,16 @@ class Nursery:
         if self._server is None and self._patience is not None:
             self._waiting.append((child, role, arguments))
         else:
-            self._order(self._server or self._launch(), child, role, arguments)
+            self._order(self._maker(owner), child, role, arguments)
+
+    def _maker(self, owner: object) -> Server:
+        """Return the fork server for the next process of ``owner``."""
+        server = self._renewed.get(owner)
+        if server is None:
+            return self._server or self._launch()
+        if self._servers.get(server.process.pid) is not server:  # it has died
+            server = self._renewed[owner] = self._start_one()
+        return server
 
     def _order(self, server: Server, child: Child, role: str, arguments: tuple[Any, ...]) -> None:
         assert child.page is not None
@@ -344,6 +282,7 @@ class Nursery:
         changed = changed_sources(content["sources"])
         if self._server is None and content["digest"] == self._start.digest and not changed:
             self._server = peer
+            peer.sources, peer.makes = content["sources"], True
             import multiprocessing
 
             authkey = bytes(multiprocessing.current_process().authkey)
@@ -359,7 +298,8 @@ class Nursery:
         """A fork server of another version has called: it leaves when the last of its processes has gone."""
         pid = peer.process.pid
         if hello.get("birth") == self._birth:
-            report("ERROR", f"the fork server (pid {pid}) {why}: what is on disk has changed since this program began")
+            peer.refusal = f"{why}; what is on disk has changed since this program began"
+            report("ERROR", f"the fork server (pid {pid}) {peer.refusal}")
             return
         report("INFO", f"the fork server (pid {pid}) {why}: it looks after what it has made, and leaves")
         self._awaited.pop(pid, None)
@@ -378,6 +318,9 @@ class Nursery:
         kind = message[0]
         if kind == Kind.NOTICE:
             report("WARNING", message[1])
+            return
+        if kind == Kind.LOADED:
+            peer.sources = message[1]
             return
         if kind == Kind.SAID:
             self._said(*message[1:])
@@ -438,9 +381,14 @@ class Nursery:
 
     def _launch(self) -> Server:
         self._patience = None
-        server = self._server = Server(self, launch(self._start))
-        self._add(server)
+        server = self._server = self._start_one()
         self._entrust(server)
+        return server
+
+    def _start_one(self) -> Server:
+        server = Server(self, launch(self._start))
+        server.makes = True
+        self._add(server)
         return server
 
     def _add(self, server: Server) -> None:
@@ -461,7 +409,8 @@ class Nursery:
 
     def _dismiss_if_done(self, server: Server) -> None:
         """Let a fork server of an earlier keeper end that this one makes no use of, when its last process has gone."""
-        if server is not self._server and not server.needed and server.attached:
+        used = server is self._server or server in self._renewed.values()
+        if not used and not server.needed and server.attached:
             self._board.post(server, (Kind.FAREWELL,))
 
     def _lost(self, server: Server) -> None:
@@ -528,11 +477,3 @@ class Nursery:
                     process.leave()
         self._awaited.clear()
         return asked
-
-
-def _watch_process(pid: int) -> int:
-    """Return a descriptor that becomes readable when process ``pid`` ends, -1 where there is none to be had."""
-    if hasattr(os, "pidfd_open"):
-        with contextlib.suppress(OSError):  # no descriptor left, or gone again: the fork server reports its end
-            return os.pidfd_open(pid)
-    return -1

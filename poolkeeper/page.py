@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+from typing import NamedTuple
 
 from .messages import WINDOW_LIMIT, Progress
 
@@ -62,8 +63,11 @@ def new_page(worker: str = "") -> int:
     return fd
 
 
-Executing = tuple[int, tuple[int, int]]
-"""What a worker executes: the index, and the digest of its claim; if it has none, that of nothing."""
+class Executing(NamedTuple):
+    """Which task a worker executes, and the digest of its claim; if it has none, that of nothing."""
+
+    task: int
+    digest: tuple[int, int]
 
 
 class WorkerPage:
@@ -117,7 +121,7 @@ class KeeperPage(WorkerPage):
         """Return what the worker executes, as a keeper can tell that has not fed it."""
         index = self.observe().executing
         words = self.words
-        return None if index is None else (index, (words[CLAIM], words[CLAIM + 1] ^ index))
+        return None if index is None else Executing(index, (words[CLAIM], words[CLAIM + 1] ^ index))
 
     def revoke_rest(self) -> int:
         """Forbid the worker to start anything that it has not started; return the index started last."""

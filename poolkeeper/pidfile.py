@@ -41,7 +41,7 @@ VERSION = 1
 SIZE_LIMIT = 16 * 2**20
 LONGEST_BACKOFF = 5.0
 SHARE = 20.0
-"""A write is followed by a pause of so many times its length."""
+"""A write is followed by a pause of so many times the processor's time that it has taken."""
 
 ChildRole = Literal["forkserver", "worker", "service", "logwriter"]
 
@@ -299,10 +299,10 @@ class PidfileWriter:
                     return
                 latest, self._latest = self._latest, None
             assert latest is not None
-            began = time.monotonic()
+            began = time.thread_time()
             written = self._write(latest)
             # Where it takes long, as in the storm of a hundred starts, it shall not take much of the time.
-            pause = max(self._interval, SHARE * (time.monotonic() - began))
+            pause = max(self._interval, SHARE * (time.thread_time() - began))
             backoff = pause if written else min(2 * backoff, LONGEST_BACKOFF)
             with self._changed:
                 if not written and self._latest is None:

@@ -55,6 +55,8 @@ class Keeper(KeeperView):
         worker: limits of each worker.
         resources: counted tokens; reserved for a later release.
         orphan_grace: seconds that the idle worker of a durable keeper waits for another one when its own is lost.
+        reconnect_grace: seconds that a worker may be away whose link to this keeper is broken; time in which it is at
+            work does not count. Then it is killed and replaced, and what it had finished runs again.
         resume: what a durable keeper takes over of the last run: "interrupted": all of it if that was interrupted, and
             nothing if it was finished; "failed": all but its failures, which run again; "never": nothing.
         durability: what the journal of a durable keeper survives: "process": whatever becomes of processes; "power":
@@ -87,6 +89,7 @@ class Keeper(KeeperView):
         worker: WorkerPolicy | None = None,
         resources: Mapping[str, int] | None = None,
         orphan_grace: float = 300.0,
+        reconnect_grace: float = 60.0,
         resume: Literal["interrupted", "failed", "never"] = "interrupted",
         durability: Literal["process", "power"] = "process",
         keep_runs: int = 10,
@@ -110,6 +113,7 @@ class Keeper(KeeperView):
             durability=durability,
             keep_runs=keep_runs,
             orphan_grace=orphan_grace,
+            reconnect_grace=reconnect_grace,
         )
         self.name = name
         self.run_id = run_id
@@ -232,7 +236,7 @@ class Keeper(KeeperView):
         """Stop what an earlier keeper has left of services that are not declared: none will be any more."""
         runtime = self._runtime
         if isinstance(runtime, KeeperRuntime) and runtime.has_services:
-            runtime.ask(runtime.supervision.disown)
+            runtime.ask(lambda: runtime.supervision.disown())  # noqa: PLW0108 - the one that there is then
 
     def on(self, kind: str, callback: Callable[[ServiceEvent], object]) -> None:
         """Call ``callback(event)`` for each event of a kind, in another thread.
@@ -243,7 +247,7 @@ class Keeper(KeeperView):
         """
         if not isinstance(self._runtime, KeeperRuntime):
             raise PoolkeeperError('start_method="inline" has no services, and so no events')
-        self._runtime.supervision.news.listen(kind, callback)
+        self._runtime.news.listen(kind, callback)
 
     def on_shutdown(self, callback: Callable[[str], object]) -> None:
         """Call ``callback(reason)`` when ``poolkeeper shutdown`` asks this keeper to end, in place of ending it."""
@@ -278,7 +282,7 @@ class Keeper(KeeperView):
             )
         from .reexec import PROCESS
 
-        PROCESS.perform(self._runtime, timeout=timeout)
+        PROCESS.perform(self._runtime.departure, timeout=timeout)
 
     def kill(self) -> None:
         """Have every process of this keeper killed at once, for a program that ends and waits for nothing."""

@@ -23,7 +23,7 @@ from .preflight_answer import PREFLIGHT, read_answer
 from .sdnotify import VARIABLES
 from .startup import Startup
 
-__all__ = ["run_preflight"]
+__all__ = ["run_preflight", "written"]
 
 SHOWN = 8000
 """Bytes of what the child has written that are shown, from the end."""
@@ -66,7 +66,7 @@ def run_preflight(startup: Startup, *, by_itself: bool, seconds: float) -> Mappi
             except subprocess.TimeoutExpired:
                 raise ReexecRefused(
                     f"the new program is not loaded after {seconds:g} s: the pre-flight has been stopped, and the old "
-                    f"program goes on{_written(output)}"
+                    f"program goes on{written(output)}"
                 ) from None
             finally:
                 _end(child)
@@ -75,7 +75,7 @@ def run_preflight(startup: Startup, *, by_itself: bool, seconds: float) -> Mappi
             os.close(reader)
         if found is None or code != 0:
             raise ReexecRefused(
-                f"the new program cannot be loaded (exit code {code}), and the old one goes on{_written(output)}"
+                f"the new program cannot be loaded (exit code {code}), and the old one goes on{written(output)}"
             )
     return found
 
@@ -131,8 +131,8 @@ def _read(reader: int) -> bytes:
     return b""
 
 
-def _written(output: IO[bytes]) -> str:
-    """Return what the child has written, as the rest of a message."""
+def written(output: IO[bytes]) -> str:
+    """Return the end of what a child has written, as the rest of a message."""
     size = output.seek(0, os.SEEK_END)
     output.seek(max(0, size - SHOWN))
     text = output.read().decode(errors="replace").strip()

@@ -7,6 +7,7 @@ test can show a pid that somebody else has by now.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import signal
 import sys
@@ -236,8 +237,12 @@ def _held(pid: int) -> Iterator[int]:
 
 def _whereabouts(proc: str) -> tuple[str, str]:
     """Return boot id and pid namespace of this process, in which all pids that it sees are numbered."""
-    if sys.platform != "linux":
-        return "", ""
+    return _look_around(proc, os.getpid()) if sys.platform == "linux" else ("", "")
+
+
+@functools.lru_cache(maxsize=8)  # for a keeper that takes over asks about every child
+def _look_around(proc: str, _: int) -> tuple[str, str]:
+    """As ``_whereabouts``, looked at once: it does not change for a process, only for a fork with another pid."""
     boot = namespace = ""
     with suppress(FileNotFoundError, PermissionError), open(f"{proc}/sys/kernel/random/boot_id") as file:
         boot = file.read().strip()

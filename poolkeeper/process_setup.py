@@ -5,6 +5,8 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # signal makes enums of numbers, slow in a fresh fork
 import faulthandler
 import functools
+import hmac  # noqa: F401 - for handshakes: a signal's handler may call the keeper, in the midst of any other import
+import json  # noqa: F401
 import os
 import signal
 import sys

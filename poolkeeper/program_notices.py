@@ -59,6 +59,16 @@ class ProgramNotices:
             variables["WATCHDOG_USEC"] = str(round(watchdog * 1e6))
         return variables
 
+    def part(self) -> NotifySocket | None:
+        """Let go of the socket, with all that has not been read, and return it, for ``listen``."""
+        listening, self._socket = self._socket, None
+        return listening
+
+    def listen(self, listening: NotifySocket) -> None:
+        """Go on with the socket of another one."""
+        self._socket = listening
+        self._selector.register(listening.fileno(), selectors.EVENT_READ, self._hear)
+
     def close(self, *, leave: bool) -> None:
         """Close the socket; ``leave`` it to who holds it beside us."""
         if self._socket is not None:

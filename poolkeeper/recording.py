@@ -171,17 +171,17 @@ class Recorder:
         if unrecorded:
             kept = [position for position, future in enumerate(futures) if future.entry is not None]
             futures, values = [futures[position] for position in kept], [values[position] for position in kept]
-        for future in futures:
-            future.answered = True
         self._answered += len(futures)
         self._journal.record(_Results(futures, values, self._deliver))
+        for future in futures:
+            future.answered = True
         return rest
 
     def fail(self, future: TaskFuture, error: BaseException) -> None:
         """Record that a task has failed for good, and settle it."""
-        future.answered = True
         self._answered += 1
         self._journal.record(_Failure(future, error, self._deliver_failure))
+        future.answered = True
 
     def when_recorded(self, call: Callable[[], None]) -> None:
         """Have ``call`` called, on the journal's thread, when all that it was given before is recorded."""

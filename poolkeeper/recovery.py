@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -48,7 +47,8 @@ class Recovery:
         keeper: Keeps,
         deliver: Callable[[list[TaskFuture], Sequence[object]], None],
     ) -> None:
-        self._register = register
+        self._document = register.inherited
+        self._survivors = register.survivors
         self._recorder = recorder
         self._core = core
         self._workforce = workforce
@@ -56,25 +56,43 @@ class Recovery:
         self._spool: tuple[Path, bytes]
         self._settled: list[Path] = []
         workforce.collect = self._collect
+        self.begun = False
         nursery.on_listed(self._listed)
         deadline = time.monotonic() + RECOVERY_SECONDS
-        self.adoption = Adoption(core, recorder, keeper, deliver, deadline, lambda: nursery.awaits, workforce.look_at)
+        self.adoption = Adoption(
+            core,
+            recorder,
+            keeper,
+            deliver,
+            deadline,
+            workforce.summon,
+            lambda: nursery.awaits,
+            workforce.look_at,
+        )
 
     def begin(self, spool: Path, key: bytes) -> None:
         """Take in what workers have left behind in ``spool``, and have those call that live."""
+        self.begun = True
         adoption = self.adoption
         self._spool = spool, key
         for left in self._left_by("*"):
             adoption.inherit(left)
         self.tidy()
-        for child in self._register.survivors:
+        for child in self._survivors:
             number = child.id.rpartition("-")[2]
             if child.role == "worker" and number.isdecimal():
                 worker = self._workforce.expect(int(number), child.slot or 0, child.id, child.identity)
                 if worker is not None:
                     adoption.expect(worker)
-            elif child.role == "forkserver":
-                child.identity.signal(signal.SIGURG)
+                    adoption.summon(worker)
+
+    def move(self, core: Core, nursery: Nursery, workforce: Workforce) -> None:
+        """Go on with these, for the keeper's loop is rebuilt."""
+        self._core = core
+        self._workforce = workforce
+        workforce.collect = self._collect
+        nursery.on_listed(self._listed)
+        self.adoption.move(core, workforce.summon, lambda: nursery.awaits, workforce.look_at)
 
     def _left_by(self, name: str) -> Iterator[list[Left]]:
         for path, left in left_results(*self._spool, name):
@@ -89,7 +107,10 @@ class Recovery:
             self._recorder.when_recorded(partial(path.unlink, missing_ok=True))
 
     def _collect(self, worker: Worker, name: str) -> None:
-        """A worker has gone: what it has left behind, under ``name``, answers what it had begun."""
+        """A worker has gone: what it has left behind, under ``name``, answers what it was known to hold.
+
+        The rest has been heard, unless the worker has never told what it holds.
+        """
         for left in self._left_by(name):
             found = {exactly(one.claim): one for one in left}
             begun = [found.pop(self.adoption.runs_as(task), None) for task in worker.inflight]
@@ -100,27 +121,26 @@ class Recovery:
                 values = [None if one is None else one.payload for one in begun]
                 seconds = sum(one.seconds for one in begun if one is not None)
                 self._core.results(worker, worker.base, codes, values, seconds)
-            self.adoption.inherit(found.values())
+            if worker.page is None:
+                self.adoption.inherit(found.values())
 
     def _listed(self, _: int, children: list[tuple[str, str, int]]) -> None:
         for tag, role, pid in children:
             number = tag.rpartition("-")[2]
             if role == "worker" and number.isdecimal():
-                worker = self._workforce.found(int(number), tag, pid)
-                if worker is not None:
-                    self.adoption.expect(worker)
+                self._workforce.found(int(number), tag, pid)
 
     def recovered(self) -> Recovered | None:
         """Return what was found so far; None for nothing, as where the keeper before has ended in good order."""
-        document, adoption = self._register.inherited, self.adoption
+        document, adoption = self._document, self.adoption
         if document is None and not adoption.attached and not self._left:
             return None
-        living = {child.id for child in self._register.survivors}
+        living = {child.id for child in self._survivors}
         return Recovered(
             workers=tuple(adoption.attached),
             silent=tuple(worker.pid for worker in adoption.awaited if worker.pid is not None),
             dead=tuple(child.id for child in _children(document) if child.id not in living),
-            services=tuple(child.name for child in self._register.survivors if child.role in ("service", "program")),
+            services=tuple(child.name for child in self._survivors if child.role in ("service", "program")),
             tasks=adoption.running,
             left=self._left,
             drained=tuple(self._workforce.drained),

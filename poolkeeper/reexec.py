@@ -150,7 +150,8 @@ class Reexec:
     # -- no way back --------------------------------------------------------------------------------------------------
 
     def _replace(self, keeper: Replaceable, *, automatic: bool) -> NoReturn:
-        keepers: list[Replaceable] = [each for each in list(KEEPERS) if each.answers(ANSWER_SECONDS)]
+        departures: list[Replaceable] = [each.departure for each in list(KEEPERS)]
+        keepers = [each for each in departures if each.answers(ANSWER_SECONDS)]
         if keeper not in keepers:
             raise ReexecRefused("the keeper has ended meanwhile")
         host = self.host

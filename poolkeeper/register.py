@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -53,6 +54,7 @@ class Register:
         self._services = None if self.inherited is None else self.inherited.services
         self._entries: dict[str, _Entry] = {}
         self._identities: dict[str, ProcessIdentity | None] = {}
+        self._looking = threading.Lock()
         self._pidfile = PidfileWriter(home.path / PIDFILE, interval=PIDFILE_SECONDS)
         self._events = EventLog(home.path)
         self._pidfile.update(self._document)
@@ -77,7 +79,9 @@ class Register:
         self, tag: str, role: str, name: str, pid: int, slot: int | None = None, attempt: int | None = None
     ) -> None:
         """Take note of a new child, or of one that is taken over; ``tag`` is its own for good."""
-        self._left.pop(pid, None)
+        survivor = self._left.pop(pid, None)
+        if survivor is not None:
+            self._identities[tag] = survivor.identity
         self._entries[tag] = _Entry(role, name, pid, slot, attempt)
         self._pidfile.update(self._document)
 
@@ -124,12 +128,23 @@ class Register:
         self._pidfile.close(remove=not keep)
         self._events.close()
 
+    def renew(self) -> None:
+        """This keeper's loop is rebuilt: what there is now counts as left by an earlier one."""
+        self.inherited = self._document()
+        self.survivors = _living(self.inherited)
+        self._left = {child.identity.pid: child for child in self.survivors}
+        self._entries.clear()
+
     def abandon_in_child(self) -> None:
         """In a fork of the application: the files are the parent's."""
         self._pidfile.abandon_in_child()
 
     def _document(self) -> PidfileDocument:
-        """Return what is to be written; on the writer's thread, which has the time to look at each process."""
+        """Return what is to be written; on the writer's thread, as a rule, which has the time to look at processes."""
+        with self._looking:
+            return self._describe_all()
+
+    def _describe_all(self) -> PidfileDocument:
         entries = dict(self._entries)
         for tag in self._identities.keys() - entries.keys():
             del self._identities[tag]

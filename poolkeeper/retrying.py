@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import traceback
+
 from .commands import Decide
 from .errors import TaskTimeout
 from .ledger import History
+from .logs import emit
 from .payload import loads_exception
 
-__all__ = ["delay_before_retry"]
+__all__ = ["decide"]
 
 
-def delay_before_retry(command: Decide, now: float) -> float | None:
+def decide(command: Decide, now: float) -> float | None:
     """Return the seconds until the next attempt, None if the failure is final. ``now`` is monotonic.
 
-    Raises whatever a strategy raises; the failure is then final.
+    It is final where a strategy raises, which is logged.
     """
+    try:
+        return _delay_before_retry(command, now)
+    except Exception:
+        emit("ERROR", f"the failure of {command.task.call.name} is final\n{traceback.format_exc()}")
+        return None
+
+
+def _delay_before_retry(command: Decide, now: float) -> float | None:
     task = command.task
     options = task.call.options
     history = task.history

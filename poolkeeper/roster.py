@@ -12,7 +12,7 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 from .ledger import Task
-from .lifecycle import WorkerEvent, WorkerState, advance
+from .lifecycle import Absence, WorkerEvent, WorkerState, advance
 from .messages import Progress
 
 __all__ = ["Exit", "KillReason", "Page", "Roster", "Told", "Worker"]
@@ -62,6 +62,7 @@ class KillReason(Enum):
     TIMEOUT = "timeout"
     CANCELLED = "cancelled"
     CONFUSED = "answered what it was not asked"
+    UNREACHABLE = "has no link, and does not come back"
 
 
 class Exit(NamedTuple):
@@ -81,12 +82,13 @@ class Worker:
     ``alone`` is a worker that is fed nothing more until it is empty. ``budget`` is how many tasks it may still be fed,
     None for any number, and ``target`` how many it may hold. ``stuck`` says that it has been seen to make no headway
     since its last answer, when ``checked`` was the index started last. ``birth`` is the incarnation of the keeper that
-    has made it. ``silent`` is one of an earlier keeper that has not called in time.
+    has made it. What has an index below ``fed_before`` was fed by this keeper, before its loop was rebuilt. ``absence``
+    counts while its link is broken; ``silent`` is one of an earlier keeper that has not called in time.
     """
 
     __slots__ = (
-        "alone", "base", "birth", "budget", "checked", "exit", "id", "inflight", "kill", "known", "mourned", "page",
-        "pid", "silent", "slot", "start_round", "state", "stuck", "target",
+        "absence", "alone", "base", "birth", "budget", "checked", "exit", "fed_before", "id", "inflight", "kill",
+        "known", "mourned", "page", "pid", "silent", "slot", "start_round", "state", "stuck", "target",
     )  # fmt: skip
 
     def __init__(self, id: int, slot: int, budget: int | None = None, start_round: int = 0, birth: str = "") -> None:
@@ -99,6 +101,7 @@ class Worker:
         self.pid: int | None = None
         self.inflight: deque[Task | None] = deque()
         self.base = 1
+        self.fed_before = 0
         self.known: set[int] = set()
         self.alone = False
         self.budget = budget
@@ -109,6 +112,7 @@ class Worker:
         self.kill: tuple[KillReason, int] | None = None
         self.exit: Exit | None = None
         self.mourned: list[Task] = []
+        self.absence: Absence | None = None
 
     @property
     def adopted(self) -> bool:
@@ -173,7 +177,7 @@ class Roster:
         self.failed_rounds = 0
         self.spawn_after = 0.0
         self._round = 0
-        self._next_id = 1
+        self.next_id = 1
         self._first_own: float = math.inf
         self._inherited: set[int] = set()
 
@@ -192,13 +196,13 @@ class Roster:
         recruits: list[Worker] = []
         taken = {worker.slot for worker in self.workers.values()}
         slot = 0
-        self._first_own = min(self._first_own, self._next_id)
+        self._first_own = min(self._first_own, self.next_id)
         for _ in range(min(number, self.room)):
             while slot in taken:
                 slot += 1
             taken.add(slot)
-            worker = Worker(self._next_id, slot, self.max_tasks, self._round, self._birth)
-            self._next_id += 1
+            worker = Worker(self.next_id, slot, self.max_tasks, self._round, self._birth)
+            self.next_id += 1
             self.workers[worker.id] = worker
             self.alive += 1
             self.starting += 1
@@ -210,10 +214,10 @@ class Roster:
 
         ``id`` stays, unless another worker has it or has had it: one that is dead may not be buried yet.
         """
-        if id in self._inherited or self._first_own <= id < self._next_id:
-            id = self._next_id
+        if id in self._inherited or self._first_own <= id < self.next_id:
+            id = self.next_id
         self._inherited.add(id)
-        self._next_id = max(self._next_id, id + 1)
+        self.next_id = max(self.next_id, id + 1)
         worker = Worker(id, slot, self.max_tasks, NO_ROUND, birth)
         worker.state = WorkerState.DETACHED
         self.workers[id] = worker

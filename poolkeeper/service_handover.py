@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Self, TypeVar
 
@@ -17,7 +17,7 @@ from .policy import RestartRecord
 from .replica import Ending
 from .service_model import ExitReason, ServiceExit, ServiceState
 
-__all__ = ["EXITS_LEFT", "GroupRecord", "Handover", "ReplicaRecord", "ServiceRecord"]
+__all__ = ["EXITS_LEFT", "GroupRecord", "Handover", "ReplicaRecord", "ServiceRecord", "cut_off"]
 
 VERSION = 1
 """Written for a later reader; what an earlier one does not know it ignores."""
@@ -235,17 +235,7 @@ class Handover:
 
 
 def _exit_to_data(exit: ServiceExit) -> dict[str, Any]:
-    return {
-        "reason": exit.reason.value,
-        "pid": exit.pid,
-        "attempt": exit.attempt,
-        "started": exit.started,
-        "ended": exit.ended,
-        "exitcode": exit.exitcode,
-        "message": exit.message,
-        "detail": exit.detail[-DETAIL_LEFT:],
-        "out_of_memory": exit.out_of_memory,
-    }
+    return {**exit.to_data(), "detail": exit.detail[-DETAIL_LEFT:]}
 
 
 def _exit_from_data(data: object) -> ServiceExit | None:
@@ -313,3 +303,16 @@ def _moment(data: Mapping[str, Any], key: str) -> float | None:
 def _seconds(data: Mapping[str, Any], key: str, default: float = 0.0) -> float:
     value = _number(data.get(key))
     return default if value is None or value < 0.0 else value
+
+
+def cut_off(record: ServiceRecord) -> ServiceRecord:
+    """Return ``record`` for a keeper that has ended all processes: those that nobody wanted to end start anew."""
+    return replace(
+        record,
+        replicas=tuple(
+            replace(replica, state=ServiceState.WAITING)
+            if replica.state.has_process and not replica.ending
+            else replica
+            for replica in record.replicas
+        ),
+    )

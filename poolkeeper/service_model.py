@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
+from typing import Any
 
 from .errors import signal_name
 
@@ -112,6 +113,10 @@ class ServiceExit:
     def seconds(self) -> float:
         """How long the process lived."""
         return max(0.0, self.ended - self.started)
+
+    def to_data(self) -> dict[str, Any]:
+        """Return the fields, for JSON."""
+        return {**asdict(self), "reason": self.reason.value}
 
     def describe(self) -> str:
         """Return a short text: why it ended, and how."""

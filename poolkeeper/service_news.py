@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 
 from .delivery import Delivery
 from .reporting import report
-from .service_model import ServiceEvent
 
 if TYPE_CHECKING:
     from .register import Register
+    from .service_model import ServiceEvent
+
+    Listener = Callable[[ServiceEvent], object]
 
 __all__ = ["ServiceNews"]
 
 _PHRASES = {"backoff": "has ended, and will be started again", "failed": "has failed", "completed": "has completed"}
 _LEVELS = {"waiting": "DEBUG", "starting": "DEBUG", "stopping": "DEBUG", "backoff": "WARNING", "failed": "ERROR"}
-
-Listener = Callable[[ServiceEvent], object]
 
 
 class ServiceNews:

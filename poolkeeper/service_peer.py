@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from .nursery import Child, Parent
+from .children import Child, Parent
 from .process_identity import ProcessIdentity, process_state
 from .process_setup import DUMP_SIGNAL, LOG_DUMP_SIGNAL
 from .program import Program

@@ -57,10 +57,6 @@ class Rolling:
         self._outdated[replica] = replica.attempt
         self._fresh = True
 
-    def recheck(self) -> None:
-        """Somebody is not to go on who may be the one whose turn it is."""
-        self._fresh = self._fresh or self._turn is not None
-
     def advance(self, services: Iterable[Service], now: float) -> None:
         """Replace the next one, if it is time."""
         self._fresh = False

@@ -33,8 +33,12 @@ class Stopping:
 
     @property
     def due(self) -> bool:
-        """Whether ``ask_in_order`` has not seen all requests yet."""
+        """Whether ``ask_in_order`` has not been called since somebody was to stop."""
         return self._fresh
+
+    def recheck(self) -> None:
+        """One that is stopping anyway is not to go on afterwards."""
+        self._fresh = True
 
     def requested(self, replica: Replica) -> Ending | None:
         """Return why a replica is to end that has not been asked yet."""

@@ -16,7 +16,7 @@ from .service_model import ServiceState
 from .service_stopping import Stopping
 from .timers import Timers, old_age
 
-__all__ = ["SAMPLING", "Watch"]
+__all__ = ["LATE_SECONDS", "SAMPLING", "Watch"]
 
 SAMPLING = 0
 """The number of the timer for memory; replicas count from 1."""

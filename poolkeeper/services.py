@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from .errors import PayloadError
 from .fingerprint import fingerprint_of_arguments, fingerprint_of_code
@@ -16,11 +16,11 @@ from .payload import dumps_in_band
 from .program import Program
 from .service_model import ServiceExit, ServiceState, ServiceStatus
 from .service_spec import ServiceSpec
+from .supervisor import Supervisor
 
 if TYPE_CHECKING:
     from .keeper import KeeperRuntime
     from .replica import Service
-    from .supervision import Supervision
 
 __all__ = ["ServiceHandle", "declare"]
 
@@ -35,13 +35,17 @@ class ServiceHandle:
 
     def __init__(self, runtime: KeeperRuntime, service: Service) -> None:
         self._runtime = runtime
-        self._supervision: Supervision = runtime.supervision
-        self._service = service
+        self._name = service.name
+
+    @property
+    def _service(self) -> Service:
+        """What it is now: another one where the keeper's loop was rebuilt."""
+        return self._runtime.supervision.supervisor.services[self._name]
 
     @property
     def name(self) -> str:
         """The service's name."""
-        return self._service.name
+        return self._name
 
     @property
     def state(self) -> ServiceState:
@@ -76,7 +80,7 @@ class ServiceHandle:
     @property
     def replicas(self) -> tuple[ServiceStatus, ...]:
         """What each of its replicas is doing."""
-        from .supervision import replica_status
+        from .status import replica_status
 
         now = time.monotonic()
         return tuple(replica_status(replica, now) for replica in list(self._service.replicas))
@@ -96,7 +100,7 @@ class ServiceHandle:
 
     def _wait(self, condition: Callable[[], bool], timeout: float | None) -> bool:
         deadline = None if timeout is None else time.monotonic() + timeout
-        changed = self._supervision.news.changed
+        changed = self._runtime.news.changed
         with changed:
             while not condition():
                 if self._runtime.join(0):
@@ -109,21 +113,27 @@ class ServiceHandle:
 
     def start(self) -> None:
         """Start it, and what it is after, if it is at rest; raises RuntimeError when the keeper has ended."""
-        self._ask(self._supervision.supervisor.start)
+        self._ask(Supervisor.start)
 
     def stop(self) -> None:
         """Stop it: its stop signal, and SIGKILL after its ``stop_timeout``. It stays down until it is started."""
-        self._ask(self._supervision.supervisor.stop)
+        self._ask(Supervisor.stop)
 
     def stop_unless_at_rest(self) -> None:
         """Stop it, but leave it as it is if it has completed or failed, and to its keeper if that ends."""
         if not self.state.at_rest and not self.is_leaving:
             with contextlib.suppress(RuntimeError):  # the keeper has begun to end
-                self._ask(partial(self._supervision.supervisor.stop, for_good=False))
+                self._ask(partial(Supervisor.stop, for_good=False))
 
     def restart(self) -> None:
-        """Stop its process and start another; start it if it is at rest."""
-        self._ask(self._supervision.supervisor.restart)
+        """Stop its process and start another, with the code on disk; start it if it is at rest.
+
+        Waits until that code has been tried, in a process of its own. Raises RestartRefused if it cannot be loaded:
+        the service goes on as it is then.
+        """
+        from .service_restart import restart_services
+
+        restart_services(self._runtime, [self._service])
 
     def scale(self, replicas: int) -> None:
         """Run it in ``replicas`` processes from now on; raises ValueError for a negative number."""
@@ -131,12 +141,13 @@ class ServiceHandle:
             raise TypeError(f"scale({replicas!r}): must be an int")
         if replicas < 0:
             raise ValueError(f"scale({replicas}): must not be negative")
-        supervisor, service = self._supervision.supervisor, self._service
-        self._runtime.ask(lambda: supervisor.scale(service, replicas, time.monotonic()))
+        self._ask(lambda supervisor, service, now: supervisor.scale(service, replicas, now))
 
-    def _ask(self, method: Callable[[Service, float], Any]) -> None:
-        service = self._service
-        self._runtime.ask(lambda: method(service, time.monotonic()))
+    def _ask(self, method: Callable[[Supervisor, Service, float], None]) -> None:
+        def call() -> None:
+            method(self._runtime.supervision.supervisor, self._service, time.monotonic())
+
+        self._runtime.ask(call)
 
     def __repr__(self) -> str:
         return f"<ServiceHandle {self.name}: {self.state.value}>"
@@ -149,12 +160,7 @@ def declare(runtime: KeeperRuntime, spec: ServiceSpec) -> ServiceHandle:
     except PayloadError as error:
         raise PayloadError(f"service {spec.name!r}: its target or its arguments {error}") from error.__cause__
     code = _fingerprint(spec)
-    supervision = runtime.supervision
-
-    def take_on() -> Service:
-        return supervision.take_on(spec, blob, code)
-
-    return ServiceHandle(runtime, runtime.ask(take_on))
+    return ServiceHandle(runtime, runtime.ask(lambda: runtime.supervision.take_on(spec, blob, code)))
 
 
 def _fingerprint(spec: ServiceSpec) -> str:

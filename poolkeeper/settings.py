@@ -14,7 +14,8 @@ class Settings(NamedTuple):
 
     ``environment`` is for the fork server and its workers. ``queue_bytes`` is how much queued payloads may weigh in
     memory; the rest waits on disk. ``max_memory`` is in bytes, ``max_age`` in seconds. ``resume``, ``durability`` and
-    ``keep_runs`` are for the journal, ``orphan_grace`` is in seconds; ``Keeper`` explains them.
+    ``keep_runs`` are for the journal, ``orphan_grace`` and ``reconnect_grace`` are in seconds; ``Keeper`` explains
+    them.
     """
 
     max_workers: int
@@ -33,3 +34,4 @@ class Settings(NamedTuple):
     durability: Literal["process", "power"] = "process"
     keep_runs: int = 10
     orphan_grace: float = 300.0
+    reconnect_grace: float = 60.0

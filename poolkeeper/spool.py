@@ -184,6 +184,12 @@ class Stowage:
             with self._lock:
                 self.arenas.recycle(payload.arena)
 
+    def forsake(self, payload: Large) -> None:
+        """A worker has this payload, and it will not be heard when it lets go of it: the arena is not used again."""
+        payload.arena.spent = True
+        payload.holders -= 1
+        self.recycle(payload)
+
     def close(self) -> None:
         """Give memory and disk back."""
         with self._lock:

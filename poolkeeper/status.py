@@ -8,9 +8,10 @@ from typing import Any
 
 from .model import KeeperStatus, WorkerStatus
 from .process_identity import resident_bytes
-from .service_model import ServiceExit, ServiceStatus
+from .replica import Replica
+from .service_model import ServiceExit, ServiceState, ServiceStatus
 
-__all__ = ["keeper_as_data", "keeper_in_short", "keeper_status"]
+__all__ = ["keeper_as_data", "keeper_in_short", "keeper_status", "replica_status"]
 
 
 def keeper_status(name: str | None, run_id: str, runtime: Any) -> KeeperStatus:
@@ -29,6 +30,25 @@ def keeper_status(name: str | None, run_id: str, runtime: Any) -> KeeperStatus:
     )
     services = tuple(runtime.service_rows())
     return KeeperStatus(name, run_id, os.getpid(), time.time() - runtime.started, queued, running, workers, services)
+
+
+def replica_status(replica: Replica, now: float) -> ServiceStatus:
+    """Return what one replica is doing at ``now``, in seconds of the monotonic clock."""
+    ready_at = replica.ready_at
+    return ServiceStatus(
+        name=replica.name,
+        state=replica.state,
+        pid=replica.pid,
+        restarts=replica.restarts,
+        last_exit=replica.exits[-1].exitcode if replica.exits else None,
+        uptime=now - ready_at if ready_at is not None and replica.state is ServiceState.RUNNING else None,
+        service=replica.service.name,
+        replica=replica.number,
+        attempt=replica.attempt,
+        detail=replica.detail,
+        exits=tuple(replica.exits),
+        wanted=replica.up,
+    )
 
 
 EXITS_SHOWN = 5
@@ -103,14 +123,4 @@ def _service_as_data(row: ServiceStatus) -> dict[str, Any]:
 
 
 def _exit_as_data(exit: ServiceExit) -> dict[str, Any]:
-    return {
-        "reason": exit.reason.value,
-        "failure": exit.failure,
-        "pid": exit.pid,
-        "attempt": exit.attempt,
-        "exitcode": exit.exitcode,
-        "started": exit.started,
-        "ended": exit.ended,
-        "message": exit.describe(),
-        "detail": exit.detail,
-    }
+    return {**exit.to_data(), "failure": exit.failure, "message": exit.describe()}

@@ -15,7 +15,7 @@ from .pidfile import ChildRecord, PidfileDocument, PidfileError, read_pidfile, s
 from .process_identity import cpu_seconds, process_state, resident_bytes
 from .process_setup import DUMP_SIGNAL
 
-__all__ = ["Reloaded", "Stack", "fleet_status", "kill_survivors", "reload_keeper", "stacks"]
+__all__ = ["PREFLIGHT_SECONDS", "Reloaded", "Stack", "fleet_status", "kill_survivors", "reload_keeper", "stacks"]
 
 FROZEN = {"T": "stopped", "t": "traced", "D": "uninterruptible"}
 """States of /proc in which a process cannot run, however healthy it is (see proc(5))."""

@@ -14,7 +14,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from .launch_queue import LaunchQueue
@@ -22,16 +22,20 @@ from .policy import RestartRecord
 from .replica import Ending, Replica, Service
 from .service_adoption import Adoption
 from .service_changes import Changes
-from .service_commands import Collapse, Consult, Launch, ServiceCommand
-from .service_exits import LastWords, judge_exit
-from .service_groups import Group, Groups, GroupVerdict
+from .service_commands import Consult, ServiceCommand
+from .service_departures import Departures
+from .service_ends import Ends
+from .service_exits import LastWords
+from .service_groups import Groups
 from .service_handover import GroupRecord, ReplicaRecord, ServiceRecord
-from .service_model import ServiceExit, ServiceState
+from .service_model import ServiceState
+from .service_replicas import Replicas
 from .service_rolling import Rolling
 from .service_spec import DeclarationError, ServiceSpec
+from .service_starting import Starting, needed_by
 from .service_states import Step
 from .service_stopping import Stopping
-from .service_watch import SAMPLING, Watch
+from .service_watch import LATE_SECONDS, SAMPLING, Watch
 from .timers import Timers
 
 __all__ = ["Supervisor"]
@@ -48,7 +52,6 @@ class Supervisor:
         if max_starting < 1:
             raise ValueError(f"max_starting={max_starting}: nothing would ever start")
         self.services: dict[str, Service] = {}
-        self._max_starting = max_starting
         self._groups = Groups()
         self._queue = LaunchQueue(self._obstacle)
         self._changes = Changes(self._queue, epoch)
@@ -56,11 +59,23 @@ class Supervisor:
         self._stopping = Stopping(self._changes, self._timers)
         self._watch = Watch(self._changes, self._timers, self._stopping)
         self._adoption = Adoption(self._changes, self._timers, self._stopping, self._watch, self._groups)
-        self._rolling = Rolling(self._changes, self._stopping, self._obstacle, self._start_successor)
+        self._starting = Starting(max_starting, self._changes, self._timers, self._queue, self._stopping, self._watch)
+        self._replicas = Replicas(self._timers, self._queue, SAMPLING + 1)
+        self._departures = Departures(self._changes, self._timers, self._queue, self._stopping, self._replicas)
+        self._ends = Ends(
+            self._changes,
+            self._timers,
+            self._queue,
+            self._stopping,
+            self._adoption,
+            self._groups,
+            self._replicas,
+            self._departures,
+        )
+        self._rolling = Rolling(self._changes, self._stopping, self._obstacle, self._departures.succeed)
         self._rolling_waits = False
-        self._ends = False
-        self._replicas: dict[int, Replica] = {}
-        self._next_id = SAMPLING + 1
+        self._is_ending = False
+        self._held: float | None = None
 
     @property
     def starting(self) -> int:
@@ -99,21 +114,21 @@ class Supervisor:
             other.dependents.append(service)
         self.services[spec.name] = service
         for number in range(spec.replicas):
-            self._add_replica(service, number)
+            self._replicas.add(service, number)
         return service
 
     def start(self, service: Service, now: float) -> None:
         """Start what is at rest, and what it is after; what runs goes on, what stops starts again afterwards."""
-        self._ends = False
-        for needed in _needed(service):
-            self._start(needed, now)
-        self._start(service, now, again=True)
+        self._is_ending = False
+        for needed in needed_by(service):
+            self._starting.start(needed, now)
+        self._starting.start(service, now, again=True)
 
     def stop(self, service: Service, now: float, *, for_good: bool = True) -> None:
         """Stop all its replicas; not ``for_good`` is until the next keeper."""
         self._let_go(service, for_good=for_good)
         for replica in list(service.replicas):
-            self._stop(replica, now, "stopped by hand" if for_good else "its fleet ends")
+            self._departures.stop(replica, now, "stopped by hand" if for_good else "its fleet ends")
 
     def _let_go(self, service: Service, *, for_good: bool) -> None:
         service.resumes = not for_good and (service.wanted or service.resumes)
@@ -138,8 +153,8 @@ class Supervisor:
         staying = [replica for replica in service.replicas if not replica.removed]
         for replica in staying[number:]:
             replica.removed = True
-            self._stop(replica, now, "scaled down")
-            self._drop_if_removed(replica)
+            self._departures.stop(replica, now, "scaled down")
+            self._replicas.drop_if_removed(replica)
         missing = number - len(staying)
         leaving = [replica for replica in service.replicas if replica.removed]
         more = leaving[: max(0, missing)]
@@ -147,26 +162,26 @@ class Supervisor:
             replica.removed = False
         taken = {replica.number for replica in service.replicas}
         free = (candidate for candidate in range(number + len(taken)) if candidate not in taken)
-        more += [self._add_replica(service, next(free)) for _ in range(missing - len(more))]
+        more += [self._replicas.add(service, next(free)) for _ in range(missing - len(more))]
         if service.wanted:
             for replica in more:
-                self._start_replica(replica, now, "scaled up")
+                self._starting.start_replica(replica, now, "scaled up")
         self._queue.recheck()
 
     def stop_all(self, now: float, reason: str = "") -> None:
         """Stop everything, what depends on others first; the next keeper starts it again."""
-        self._ends = True
+        self._is_ending = True
         for service in reversed(self.services.values()):
             self._let_go(service, for_good=False)
             for replica in list(service.replicas):
                 if not replica.state.at_rest:
-                    self._stop(replica, now, reason)
+                    self._departures.stop(replica, now, reason)
 
     def kill_all(self, now: float) -> None:
         """Stop everything at once."""
         self.stop_all(now, "killed")
         self._stopping.ask_all(now)
-        for replica in self._replicas.values():
+        for replica in self._replicas.all():
             if replica.state is ServiceState.STOPPING:
                 self._stopping.kill(replica, Ending.STOP, now)
 
@@ -178,7 +193,7 @@ class Supervisor:
     @property
     def down(self) -> bool:
         """Whether no process is left and none is to come."""
-        return all(replica.state.at_rest for replica in self._replicas.values())
+        return all(replica.state.at_rest for replica in self._replicas.all())
 
     # -- from keeper to keeper ----------------------------------------------------------------------------------------
 
@@ -186,6 +201,10 @@ class Supervisor:
         """Return what the next keeper should know of the services that have changed since this was asked last."""
         touched, self._changes.touched = self._changes.touched, set()
         return [self._adoption.describe(service, now) for service in self.services.values() if service in touched]
+
+    def leave(self, service: Service, now: float) -> tuple[ServiceRecord, bool]:
+        """Return what is known of a service, and whether it is stopped, but not for good."""
+        return self._adoption.describe(service, now), service.resumes
 
     def describe_groups(self) -> tuple[GroupRecord, ...]:
         """Return what the next keeper should know of groups."""
@@ -217,7 +236,7 @@ class Supervisor:
         count = left.count if left.declared == service.spec.replicas else service.spec.replicas
         records = {record.number: record for record in left.replicas}
         numbers = sorted({*range(count), *records, *processes, *range(service.spec.replicas)})
-        replicas = [self.replica(service, number) or self._add_replica(service, number) for number in numbers]
+        replicas = [self.replica(service, number) or self._replicas.add(service, number) for number in numbers]
         for replica in replicas:  # all are there by now, for their names depend on how many there are
             number = replica.number
             record, attempt = records.get(number), processes.get(number, 0)
@@ -231,11 +250,11 @@ class Supervisor:
             if known:
                 self._adoption.restore(replica, record, epoch, now, attempt)
             elif stays and service.wanted:
-                self._start_replica(replica, now, "")
+                self._starting.start_replica(replica, now, "")
             if not stays:
                 replica.removed = True
-                self._stop(replica, now, "scaled down")
-                self._drop_if_removed(replica)
+                self._departures.stop(replica, now, "scaled down")
+                self._replicas.drop_if_removed(replica)
             if replica.state.has_process and replica.code and service.code and replica.code != service.code:
                 self._rolling.add(replica)
         self._queue.recheck()
@@ -255,21 +274,27 @@ class Supervisor:
             return None
         service.wanted = True
         self._adoption.give_process(replica, attempt, now)
-        if self._ends:
+        if self._is_ending:
             self._let_go(service, for_good=False)
-            self._stop(replica, now, "its fleet ends")
+            self._departures.stop(replica, now, "its fleet ends")
         return replica
 
     def replica(self, service: Service, number: int) -> Replica | None:
         """Return the replica of ``service`` that has a number."""
-        return next((replica for replica in service.replicas if replica.number == number), None)
+        return self._replicas.find(service, number)
 
     def hold(self, until: float | None) -> None:
         """Launch nothing before ``until``, for it is not known yet which processes there are; None: it is known."""
+        self._held = until
         if until is None:
             self._queue.open()
         else:
             self._queue.close(until)
+
+    def _look_at_hold(self, now: float) -> None:
+        """Nobody may have been heard where this process, or the whole machine, has slept until long after ``hold``."""
+        if self._held is not None and now >= self._held:
+            self.hold(now + LATE_SECONDS if now - self._held > LATE_SECONDS else None)
 
     # -- what processes do --------------------------------------------------------------------------------------------
 
@@ -284,7 +309,7 @@ class Supervisor:
         """The process could not be made, for no fault of the service: it waits for its turn again."""
         if attempt == replica.attempt and replica.state.has_process and not replica.told_ready:
             self._queue.refused(now)
-            self._vacate(replica, Step.RELAUNCH, now, why)
+            self._ends.vacate(replica, Step.RELAUNCH, now, why)
 
     def started(self, replica: Replica, attempt: int, now: float) -> None:
         """The callable is about to be called, or the program has been executed."""
@@ -300,7 +325,7 @@ class Supervisor:
         if replica.state is ServiceState.RUNNING:
             self._watch.ready(replica, now)
             if replica.incumbent is not None:
-                self._take_place(replica, replica.incumbent)
+                self._departures.take_place(replica, replica.incumbent)
 
     def dumped(self, replica: Replica, attempt: int, now: float) -> None:
         """What a ``Dump`` has asked for is done as far as it can be."""
@@ -319,51 +344,11 @@ class Supervisor:
         out_of_memory: str = "no",
     ) -> None:
         """The process is gone; see ``judge_exit`` for what is known of its end."""
-        if attempt != replica.attempt or not replica.state.has_process:
-            return
-        exit = judge_exit(replica, now, self.epoch, code=code, words=words, stacks=stacks, out_of_memory=out_of_memory)
-        replica.exits.append(exit)
-        if replica.incumbent is not None:  # it has not become ready: the incumbent goes on
-            replica.incumbent.exits.append(exit)
-            replica.incumbent.successor = None
-            replica.up, replica.removed = False, True
-        elif replica.successor is not None:
-            self._take_place(replica.successor, replica)
-        asked = replica.ending
-        again = asked is Ending.STOP or (asked is not None and asked.again)
-        if self._stopping.requested(replica) is Ending.RESTART:  # people want a new process, however the old one ends
-            again = True
-        error = exit.describe() if exit.failure else None
-        replica.healthy = 0.0 if replica.ready_at is None else now - replica.ready_at
-        consult = Consult(replica, attempt, replica.launched, now, error, replica.healthy)
-        self._vacate(replica, Step.AGAIN if again else Step.END, now, exit.describe(), exit)
-        if replica.state is ServiceState.BACKOFF and replica.due is None:
-            self._changes.command(consult)
+        self._ends.ended(replica, attempt, now, code=code, words=words, stacks=stacks, out_of_memory=out_of_memory)
 
     def decided(self, consult: Consult, delay: float | None, record: RestartRecord, now: float, why: str = "") -> None:
         """The restart policy has spoken: start again after ``delay`` seconds, or None for no more."""
-        replica = consult.replica
-        if consult.attempt != replica.attempt or replica.state is not ServiceState.BACKOFF or replica.due is not None:
-            return
-        replica.record = record
-        self._changes.touched.add(replica.service)
-        if delay is None:
-            self._finish(replica, consult.error, why, now)
-        elif replica.hold is not None:  # its group restarts already, on account of another
-            replica.restarts += 1
-            self._delay(replica, max(replica.hold, consult.ended + delay))
-        else:
-            due = consult.ended + delay
-            verdict = self._groups.restart(replica.service, now)
-            for group, reason in verdict.failed:
-                self._changes.tell("group.failed", group.name, now, reason)
-            if verdict.failed and verdict.group is None:
-                self._give_up(verdict, replica, now)
-                return
-            replica.restarts += 1
-            self._delay(replica, due)
-            if verdict.group is not None:
-                self._take_along(verdict, verdict.group, replica, due, now)
+        self._ends.decided(consult, delay, record, now, why)
 
     def sampled(self, replica: Replica, memory: int | None, now: float) -> None:
         """The replica's process has ``memory`` bytes resident."""
@@ -374,16 +359,17 @@ class Supervisor:
 
     def decide(self, now: float) -> list[ServiceCommand]:
         """Return what is to be done now."""
+        self._look_at_hold(now)
         for number in self._timers.take(now):
             if number == SAMPLING:
-                self._watch.sample(self._replicas.values(), now)
-            elif number in self._replicas:
-                self._look(self._replicas[number], now)
+                self._watch.sample(self._replicas.all(), now)
+            elif (replica := self._replicas.get(number)) is not None:
+                self._look(replica, now)
         self._rolling_waits = bool(self._rolling) and not self._queue.is_open(now)
         if not self._rolling_waits:
             self._rolling.advance(self.services.values(), now)
         self._stopping.ask_in_order(now)
-        self._launch(now)
+        self._starting.launch(now)
         self._queue.review()
         return self._changes.take()
 
@@ -391,7 +377,7 @@ class Supervisor:
         """Return when ``decide`` must be called next even if nothing happens, None if never."""
         if self._changes or self._stopping.due or (self._rolling.due and not self._rolling_waits):
             return 0.0
-        opens = self._queue.opens if self.starting < self._max_starting else None
+        opens = self._queue.opens if self._starting.is_open else None
         if self._rolling_waits:
             opens = self._queue.opens_at
         return min((when for when in (self._timers.earliest, opens) if when is not None), default=None)
@@ -409,40 +395,6 @@ class Supervisor:
 
     # -- starting -----------------------------------------------------------------------------------------------------
 
-    def _start(self, service: Service, now: float, *, again: bool = False) -> None:
-        """Start a service; ``again`` cuts a delay short and runs again what is completed."""
-        service.wanted = True
-        self._changes.touched.add(service)
-        for replica in service.replicas:
-            if not replica.removed and (again or not (replica.up or replica.state is ServiceState.COMPLETED)):
-                self._start_replica(replica, now, "started by hand" if replica.attempt else "")
-
-    def _start_replica(self, replica: Replica, now: float, reason: str) -> None:
-        replica.up, replica.resumes = True, False
-        if self._stopping.requested(replica) is Ending.STOP:
-            self._stopping.withdraw(replica)
-            if replica.hold is not None:  # its group restarts nevertheless
-                self._stopping.request(replica, Ending.GROUP, "its group restarts")
-            self._timers.set(replica.id, now)  # it is watched for its age again
-            self._queue.recheck()
-        if replica.state.at_rest or replica.state is ServiceState.BACKOFF:
-            replica.record = RestartRecord()
-            self._timers.cancel(replica.id)
-            self._changes.move(replica, Step.START, now, reason)
-
-    def _launch(self, now: float) -> None:
-        while self.starting < self._max_starting:
-            replica = self._queue.take(now)
-            if replica is None:
-                return
-            replica.attempt = replica.used = max(replica.attempt, replica.used) + 1
-            if replica.incumbent is not None:
-                replica.incumbent.used = replica.attempt
-            replica.code = replica.service.code
-            self._changes.move(replica, Step.LAUNCH, now)
-            self._watch.launched(replica, now)
-            self._changes.command(Launch(replica, replica.attempt))
-
     def _obstacle(self, replica: Replica) -> str | None:
         for other in replica.service.after:
             if not other.satisfied:
@@ -450,171 +402,3 @@ class Supervisor:
             if any(self._stopping.requested(one) and not one.removed for one in other.replicas):
                 return f"waits for {other.name}, which is about to stop"
         return self._groups.obstacle(replica.service)
-
-    # -- stopping -----------------------------------------------------------------------------------------------------
-
-    def _stop(self, replica: Replica, now: float, reason: str) -> None:
-        """End a replica's process when its turn has come; without one, it is down at once."""
-        replica.up = False
-        self._rolling.recheck()
-        self._call_off(replica, now, reason)
-        if replica.state in (ServiceState.STARTING, ServiceState.RUNNING):
-            self._stopping.request(replica, Ending.STOP, reason)
-        elif replica.state is not ServiceState.STOPPING:
-            self._timers.cancel(replica.id)
-            self._changes.move(replica, Step.STOP, now, reason)
-            self._drop_if_removed(replica)
-
-    # -- successors ---------------------------------------------------------------------------------------------------
-
-    def _start_successor(self, replica: Replica, now: float, reason: str) -> None:
-        """Start another process beside that of ``replica``."""
-        successor = replica.successor = self._new_replica(replica.service, replica.number)
-        successor.incumbent = replica
-        successor.attempt = successor.used = max(replica.attempt, replica.used)
-        successor.up = True
-        replica.service.extras.append(successor)
-        self._changes.move(successor, Step.START, now, reason)
-
-    def _take_place(self, successor: Replica, replica: Replica) -> None:
-        """A successor is ready, or its incumbent has ended: from now on it stands for the service."""
-        service = replica.service
-        service.extras.remove(successor)
-        service.replicas[service.replicas.index(replica)] = successor
-        service.extras.append(replica)
-        replica.successor = successor.incumbent = None
-        successor.restarts, successor.record = replica.restarts, replica.record
-        successor.exits.extend(replica.exits)
-        replica.up, replica.removed = False, True
-        self._changes.touched.add(service)
-        if replica.state in (ServiceState.STARTING, ServiceState.RUNNING):
-            self._stopping.request(replica, Ending.UPGRADE, "its successor is ready")
-        self._queue.recheck()
-
-    def _call_off(self, replica: Replica, now: float, reason: str) -> None:
-        """No successor is wanted any more."""
-        successor = replica.successor
-        if successor is not None:
-            replica.successor = successor.incumbent = None
-            successor.removed = True
-            self._stop(successor, now, reason)
-
-    # -- after an end -------------------------------------------------------------------------------------------------
-
-    def _vacate(self, replica: Replica, step: Step, now: float, reason: str, exit: ServiceExit | None = None) -> None:
-        """A replica has no process any more; ``step`` follows unless it is down, or its group restarts."""
-        why = replica.why
-        self._stopping.gone(replica)
-        self._adoption.gone(replica)
-        replica.pid = replica.pulse = replica.ready_at = replica.due = None
-        if not replica.up:
-            self._changes.move(replica, Step.DOWN, now, why or reason, exit)
-            self._drop_if_removed(replica)
-        elif replica.hold is not None:
-            self._changes.move(replica, Step.END, now, reason, exit)
-            self._delay(replica, replica.hold)
-        else:
-            self._changes.move(replica, step, now, reason, exit)
-        self._groups.gone(replica)
-        self._queue.recheck()
-
-    def _delay(self, replica: Replica, due: float) -> None:
-        replica.due = due
-        self._changes.touched.add(replica.service)
-        self._timers.cancel(replica.id)
-        self._timers.set(replica.id, due)
-
-    def _finish(self, replica: Replica, error: str | None, why: str, now: float) -> None:
-        """The restart policy does not start a replica again."""
-        when = replica.spec.restart.when
-        if error is None and when != "always" and not why:
-            replica.up = False
-            self._changes.move(replica, Step.COMPLETE, now)
-            return
-        last = replica.exits[-1].describe()
-        if not why and when == "never":
-            why = f"{last}; its policy is never to restart it"
-        elif not why:
-            runs = replica.record.exits
-            why = f"its restart policy is exhausted after {runs} run{'s' * (runs != 1)}; the last one: {last}"
-        self._fail(replica, why, now)
-        if replica.spec.on_give_up == "stop-fleet":
-            self._changes.command(Collapse(f"service {replica.name} has failed: {why}"))
-
-    def _fail(self, replica: Replica, reason: str, now: float) -> None:
-        replica.up = False
-        self._timers.cancel(replica.id)
-        self._changes.move(replica, Step.GIVE_UP, now, reason)
-
-    # -- groups -------------------------------------------------------------------------------------------------------
-
-    def _take_along(self, verdict: GroupVerdict, group: Group, cause: Replica, due: float, now: float) -> None:
-        """Restart those that share the fate of ``cause``."""
-        for replica in _replicas_of(verdict):
-            if replica is cause:
-                continue
-            if replica.state.has_process:
-                self._call_off(replica, now, f"{cause.name} restarts")
-                replica.hold = max(due, replica.hold or due)
-                self._changes.touched.add(replica.service)
-                group.leaving.add(replica)
-                if replica.spec.restart.when == "never" and self._groups.of(replica.service) is group:
-                    replica.up = False  # as OTP's temporary children, who do not come back with their siblings
-                if replica.state is not ServiceState.STOPPING:
-                    self._stopping.request(replica, Ending.GROUP, f"{cause.name} restarts")
-            elif replica.state is ServiceState.BACKOFF and replica.due is None:  # its own policy is still being asked
-                replica.hold = due
-            elif replica.state is ServiceState.BACKOFF and replica.due is not None:
-                self._delay(replica, max(due, replica.due))
-
-    def _give_up(self, verdict: GroupVerdict, cause: Replica, now: float) -> None:
-        """The outermost group has failed: all that is in it goes down."""
-        group, reason = verdict.failed[-1]
-        self._fail(cause, reason, now)
-        for service in verdict.along:
-            service.wanted = False
-        for replica in _replicas_of(verdict):
-            if not replica.state.at_rest:
-                self._stop(replica, now, reason)
-        if group.spec.on_give_up == "stop-fleet":
-            self._changes.command(Collapse(reason))
-
-    # -- book-keeping -------------------------------------------------------------------------------------------------
-
-    def _new_replica(self, service: Service, number: int) -> Replica:
-        replica = Replica(self._next_id, service, number)
-        self._next_id += 1
-        self._replicas[replica.id] = replica
-        return replica
-
-    def _add_replica(self, service: Service, number: int) -> Replica:
-        replica = self._new_replica(service, number)
-        service.replicas.append(replica)
-        service.replicas.sort(key=lambda replica: replica.number)
-        return replica
-
-    def _drop_if_removed(self, replica: Replica) -> None:
-        if replica.removed and replica.state.at_rest and replica.id in self._replicas:
-            del self._replicas[replica.id]
-            service = replica.service
-            (service.extras if replica in service.extras else service.replicas).remove(replica)
-            self._timers.cancel(replica.id)
-            self._queue.recheck()
-
-
-def _needed(service: Service) -> list[Service]:
-    """Return all that ``service`` is after, near and far, and that does not stand firm: those farthest away first."""
-    needed: dict[Service, None] = {}
-    todo = list(service.after)
-    while todo:
-        other = todo.pop()
-        firm = other.satisfied and all(one.up or one.state is ServiceState.COMPLETED for one in other.replicas)
-        if other not in needed and not firm:
-            needed[other] = None
-            todo.extend(other.after)
-    return list(reversed(needed))
-
-
-def _replicas_of(verdict: GroupVerdict) -> Iterator[Replica]:
-    for service in verdict.along:
-        yield from list(service.replicas)

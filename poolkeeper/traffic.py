@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import CancelledError
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from .commands import Fail, Failure, Feed, Settle
 from .core import Core
-from .delivery import Delivery
-from .futures import TaskFuture, Unread, settle_quietly
-from .ledger import Chunk, Segment, Task
+from .futures import TaskFuture, Unread
+from .ledger import Chunk, Task
 from .link import FDS_LIMIT
 from .messages import Code, Kind
 from .payload import Large, map_large
+from .peer import Peer
+from .settlement import Settlement
 from .spool import Counted, Spilled, Stowage
 from .store import claim_of
-from .switchboard import Peer, Switchboard
+from .switchboard import Switchboard
 from .workforce import WorkerPeer, Workforce
 
 if TYPE_CHECKING:
@@ -26,29 +26,17 @@ if TYPE_CHECKING:
     from .postmortem import Postmortem
     from .recording import Recorder
 
-__all__ = ["Job", "Traffic"]
+__all__ = ["Traffic"]
 
 _LIGHT = frozenset({tuple, bytes, type(None)})
 """Payloads that are sent as they are."""
 
 
-class Job(Protocol):
-    """Who gathers the pieces of a map."""
-
-    withdrawn: bool
-
-    def settle(self, chunk: Chunk, codes: Any, values: Any) -> bool:
-        """Take a piece in, under the keeper's lock; return whether somebody waits for it."""
-
-    def fail(self, piece: Chunk | Segment, error: BaseException) -> bool:
-        """Take in that a piece has failed; as ``settle``."""
-
-    def announce(self) -> None:
-        """Wake who waits."""
-
-
 class Traffic:
-    """Carries tasks to workers and outcomes to futures and maps; runs under the keeper's lock."""
+    """Carries tasks to workers and their answers back; runs under the keeper's lock.
+
+    ``place`` tells this keeper's maps from those of all others: what their items save is found by that.
+    """
 
     def __init__(
         self,
@@ -56,12 +44,14 @@ class Traffic:
         board: Switchboard,
         workforce: Workforce,
         stowage: Stowage,
+        settlement: Settlement,
         postmortem: Postmortem,
+        recorder: Recorder | None,
         wake_if_sleeping: Callable[[], None],
-        birth: str,
+        place: str,
     ) -> None:
-        self._birth = birth
-        self.recorder: Recorder | None = None
+        self._place = place
+        self._recorder = recorder
         self.adoption: Adoption | None = None
         self._unrecorded: list[tuple[Peer, int]] = []
         self._recorded: deque[list[tuple[Peer, int]]] = deque()
@@ -69,10 +59,9 @@ class Traffic:
         self._board = board
         self._workforce = workforce
         self._stowage = stowage
+        self._settlement = settlement
         self._postmortem = postmortem
         self._wake_if_sleeping = wake_if_sleeping
-        self._jobs: list[Job] = []
-        self.delivery = Delivery()
         workforce.hear_tasks = self.hear
 
     # -- to workers ---------------------------------------------------------------------------------------------------
@@ -91,7 +80,7 @@ class Traffic:
             return
         payloads = [task.payload for task in tasks]
         infos: list[Any] | None = None
-        if self.recorder is not None:
+        if self._recorder is not None:
             infos = [(task.key, task.attempts + task.deaths, task.first_place, _claim(task)) for task in tasks]
         elif len(tasks) == 1:
             attempt = first.attempts + first.deaths
@@ -113,7 +102,7 @@ class Traffic:
         if not segment.plain:
             items = [self._outbound(peer, item) for item in items]
         attempt = chunk.attempts + chunk.deaths
-        place = (f"{self._birth}.{segment.job.number}", chunk.start)
+        place = (f"{self._place}.{segment.job.number}", chunk.start)
         message = (
             Kind.CHUNK, index, chunk.call.id, items, segment.plain, segment.starred, chunk.careful, attempt, place
         )  # fmt: skip
@@ -145,7 +134,7 @@ class Traffic:
         """A worker has said something."""
         worker = peer.worker
         kind = message[0]
-        if self.recorder is not None and kind == Kind.RESULTS:
+        if self._recorder is not None and kind == Kind.RESULTS:
             self._unrecorded.append((peer, peer.session.withhold()))
         if kind == Kind.RESULTS:
             _, first, codes, values, seconds = message
@@ -169,9 +158,9 @@ class Traffic:
                 peer.session.release(sequence)
                 self._board.mark(peer)
         if self._unrecorded:
-            assert self.recorder is not None
+            assert self._recorder is not None
             unrecorded, self._unrecorded = self._unrecorded, []
-            self.recorder.when_recorded(partial(self._recorded.append, unrecorded))
+            self._recorder.when_recorded(partial(self._recorded.append, unrecorded))
 
     def _map_results(self, peer: WorkerPeer, codes: list[int], values: list[Any], fds: list[int]) -> None:
         released = partial(self._released, peer)
@@ -191,7 +180,7 @@ class Traffic:
         """Give futures and maps their results."""
         tasks, codes, values = command.tasks, command.codes, command.values
         if type(tasks[0]) is Chunk:
-            self._settle_chunk(tasks[0], codes, values)
+            self._settlement.settle_chunk(tasks[0], codes, values)
             return
         if codes is not None:
             values = [Unread(code, value) if code else value for code, value in zip(codes, values, strict=True)]
@@ -208,24 +197,9 @@ class Traffic:
             future.payload = None
         if self.adoption is not None and self.adoption.hears_answers:
             futures, values = self.adoption.answered(futures, values)
-        if self.recorder is not None:
-            futures, values = self.recorder.settle(futures, values)
-        self.deliver(futures, values)
-
-    def deliver(self, futures: list[TaskFuture], values: Sequence[Any]) -> None:
-        """Resolve futures; from any thread."""
-        for future, value in settle_quietly(futures, values):
-            self.tell(future, future.settle(value))
-
-    def deliver_failure(self, future: TaskFuture, error: BaseException) -> None:
-        """Resolve a future with an exception; from any thread."""
-        self.tell(future, future.settle_exception(error))
-
-    def _settle_chunk(self, chunk: Chunk, codes: Any, values: Any) -> None:
-        job: Any = chunk.segment.job
-        if job.settle(chunk, codes, values):
-            self._jobs.append(job)
-        self._drop_items(chunk)
+        if self._recorder is not None:
+            futures, values = self._recorder.settle(futures, values)
+        self._settlement.deliver(futures, values)
 
     def fail(self, command: Fail) -> None:
         """Tell a future or map that its task has ended without an outcome of its own."""
@@ -235,66 +209,13 @@ class Traffic:
         error = self._postmortem.explain(command)
         # That no worker can be started is no outcome of the task.
         if isinstance(task, TaskFuture) and task.entry is not None and command.failure is not Failure.NO_WORKERS:
-            assert self.recorder is not None
-            self.drop_payload(task)
+            assert self._recorder is not None
+            self._settlement.drop_payload(task)
             if self.adoption is not None:
                 self.adoption.ended(task)
-            self.recorder.fail(task, error)
+            self._recorder.fail(task, error)
         else:
-            self.fail_task(task, error)
-
-    def fail_task(self, task: Task | Segment, error: BaseException) -> None:
-        """Settle ``task`` with ``error``."""
-        if isinstance(task, TaskFuture):
-            self.tell(task, task.settle_exception(error))
-            self.drop_payload(task)
-            return
-        job: Any = task.segment.job if isinstance(task, Chunk) else task.job  # type: ignore[union-attr]
-        if job.fail(task, error):
-            self._jobs.append(job)
-        self._drop_items(task)
-
-    def _drop_items(self, piece: Any) -> None:
-        """Give back what the items of a chunk, or those left in a segment, take up."""
-        if isinstance(piece, Chunk):
-            items, plain = piece.payload, piece.segment.plain
-        else:
-            items, plain = piece.items[piece.position :], piece.plain
-            piece.position = len(piece.items)
-        if not plain:
-            for item in items:
-                self._stowage.drop(item)
-
-    def forget(self, segments: Iterable[Segment]) -> None:
-        """A map has ended early: what was not cut from these will not be run."""
-        for segment in segments:
-            self._drop_items(segment)
-
-    def withdraw(self, task: Task | Segment) -> None:
-        """Settle ``task`` as cancelled."""
-        if isinstance(task, TaskFuture):
-            task.withdrawn = True
-            self.tell(task, task.settle_cancelled())
-            self.drop_payload(task)
-        else:
-            self.fail_task(task, CancelledError())
-
-    def drop_payload(self, task: Task) -> None:
-        """Give back what the arguments of an ended task take up."""
-        self._stowage.drop(task.payload)
-        task.payload = None
-
-    def tell(self, future: TaskFuture, has_callbacks: bool) -> None:
-        """Have the callbacks of a settled future run, if it has any."""
-        if has_callbacks:
-            self.delivery.post(future.run_callbacks)
-
-    def announce(self) -> None:
-        """Wake the readers of maps; not under the lock."""
-        if self._jobs:
-            jobs, self._jobs = self._jobs, []
-            for job in jobs:
-                job.announce()
+            self._settlement.fail_task(task, error)
 
 
 def _claim(task: Task) -> tuple[Any, ...] | None:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .arena import ReleaseQueue
+from .children import Child, Parent
 from .commands import Kill, Nudge, Retire, Spawn
 from .core import Core
 from .errors import ProtocolError
@@ -21,14 +22,14 @@ from .holdings import Held
 from .ledger import Task
 from .lifecycle import WorkerState
 from .messages import Kind, Progress
-from .nursery import UNKNOWN, Child, Nursery, Parent
+from .nursery import UNKNOWN, Nursery
 from .page import Executing, KeeperPage, find_page
 from .payload import Large
 from .process_identity import ProcessIdentity
 from .reporting import report
-from .roster import Exit, Told, Worker
+from .roster import Exit, KillReason, Told, Worker
 from .settings import Settings
-from .sources import changed_sources
+from .sources import SourceCheck
 from .spool import Stowage
 from .switchboard import Switchboard
 
@@ -81,6 +82,7 @@ class Workforce:
     ) -> None:
         self._birth = birth
         self._survivors: dict[int, WorkerPeer] = {}  # the dead among them, too: a fork server may tell of them later
+        self._unseen: set[str] = set()
         self.adoption: Adoption | None = None
         """Takes what the workers of an earlier keeper hold."""
         self.collect: Callable[[Worker, str], object] = lambda *_: None
@@ -94,13 +96,14 @@ class Workforce:
         self._stowage = stowage
         self._board: Switchboard
         self._peers: dict[int, WorkerPeer] = {}
+        self._sources = SourceCheck()
         self.hear_tasks: Callable[[WorkerPeer, tuple[Any, ...], list[int]], None]
         """Takes every message of a worker, and gives back to ``hear_worker`` what is not about tasks."""
 
     def open(self, board: Switchboard) -> None:
         """Speak to the workers through ``board``."""
         self._board = board
-        board.disown = self._disown
+        board.on_wrong_key(self._disown)
 
     def __iter__(self) -> Iterator[WorkerPeer]:
         return iter(self._peers.values())
@@ -131,10 +134,15 @@ class Workforce:
 
     def kill(self, command: Kill) -> None:
         """Kill a worker; the fork server kills what it has started."""
-        self._peers[command.worker.id].signal(signal.SIGKILL)
+        worker = command.worker
+        if worker.kill is not None and worker.kill[0] is KillReason.UNREACHABLE:
+            report("WARNING", f"worker {worker.id} {worker.kill[0].value}: it is killed", worker=worker.id)
+        self._peers[worker.id].signal(signal.SIGKILL)
 
     def nudge(self, command: Nudge) -> None:
-        """Make a worker send what it holds back."""
+        """Make a worker send what it holds back, or call."""
+        if command.worker.absence is not None:
+            self._board.mend()
         self._peers[command.worker.id].signal(signal.SIGURG)
 
     def kill_all(self) -> None:
@@ -159,25 +167,34 @@ class Workforce:
         if peer is not None and peer.gone:
             raise ProtocolError(f"worker {id} has ended")
         if peer is None:
-            if self.adoption is None:
+            if self.adoption is None and f"worker-{id}" not in self._unseen:
                 raise ProtocolError(f"worker {id} belongs to another keeper")
             peer = self._take_over(id, id, f"worker-{id}", pid)
-            self.adoption.expect(peer.worker)
+            self._expect(peer)
         peer.worker.birth = birth
         return peer
 
     def expect(self, id: int, slot: int, tag: str, identity: ProcessIdentity) -> Worker | None:
-        """Look after a worker of an earlier keeper, and have it call; return None if it is gone."""
+        """Look after a worker of an earlier keeper; return None if it is gone."""
         peer = self._take_over(id, slot, tag, identity.pid)
         if _has_ended(identity):  # looked at behind the pidfd: it cannot be anybody else's now
             self._gone(peer, UNKNOWN)
             return None
-        peer.signal(signal.SIGURG)
         return peer.worker
 
-    def found(self, id: int, tag: str, pid: int) -> Worker | None:
-        """Look after a worker that its fork server tells of; return None for one that is known, perhaps to be dead."""
-        return None if pid in self._survivors else self._take_over(id, id, tag, pid).worker
+    def summon(self, worker: Worker) -> None:
+        """Have a worker of an earlier keeper call, also if it is busy."""
+        self._peers[worker.id].signal(signal.SIGURG)
+
+    def found(self, id: int, tag: str, pid: int) -> None:
+        """Look after a worker that its fork server tells of, unless it is known, perhaps to be dead."""
+        if pid not in self._survivors:
+            self._expect(self._take_over(id, id, tag, pid))
+
+    def _expect(self, peer: WorkerPeer) -> None:
+        """A worker will call of whom nothing was known; it may hold something unless we had it made ourselves."""
+        if self.adoption is not None and peer.tag not in self._unseen:
+            self.adoption.expect(peer.worker)
 
     def _take_over(self, id: int, slot: int, tag: str, pid: int) -> WorkerPeer:
         worker = self._core.take_over(id, slot, "")
@@ -214,9 +231,36 @@ class Workforce:
         peer.revoked_behind = page.revoke_rest()
         return page.executing()
 
+    # -- from one loop to the next ------------------------------------------------------------------------------------
+
+    def part(self) -> list[WorkerPeer]:
+        """Let go of the links, and return who there is."""
+        for peer in self._peers.values():
+            self._board.detach(peer)
+            for large in peer.arenas.values():
+                self._stowage.forsake(large)
+            peer.arenas.clear()
+        return list(self._peers.values())
+
+    def hand_over(self, left: WorkerPeer, worker: Worker) -> None:
+        """Look after ``worker``, who was another workforce's as ``left``, and have it call."""
+        assert left.pid is not None
+        peer = self._survivors[left.pid] = self._peers[worker.id] = WorkerPeer(self, worker)
+        peer.take_over(left, self._selector, partial(self._ended, peer))
+        peer.started = left.started
+        self._nursery.expect(peer)
+        if self.adoption is not None and not left.attached:
+            self.adoption.expect(worker)
+        peer.signal(signal.SIGURG)
+
+    def await_unseen(self, left: WorkerPeer) -> None:
+        """A worker of another workforce may exist, for it was asked for; if so, it calls."""
+        self._unseen.add(left.tag)
+
+    # -- what survivors say -------------------------------------------------------------------------------------------
+
     def attached(self, peer: WorkerPeer, content: dict[str, Any], fds: list[int]) -> None:
         """A worker of an earlier keeper tells what it holds."""
-        assert self.adoption is not None
         worker = peer.worker
         worker.slot = content["slot"]
         if fds:
@@ -225,13 +269,19 @@ class Workforce:
             peer.page = KeeperPage(fds.pop(0))
             peer.page.close_fd()
         worker.page = peer.page
-        held = self.adoption.take_in(worker, content["base"], content["held"], peer.revoked_behind)
+        # What it was fed by ourselves needs no claim.
+        claims = [
+            None if index < worker.fed_before else what for index, what in enumerate(content["held"], content["base"])
+        ]
+        held: list[Task | None] = [None] * len(claims)
+        if self.adoption is not None:
+            held = self.adoption.take_in(worker, content["base"], claims, peer.revoked_behind)
         self._core.attached(worker, peer.page, content["base"], held)
         if peer.page is not None:
             peer.page.allow(worker.next_index)
         if content["started"]:
             self._core.hello(worker)
-        changed = changed_sources(content["sources"])
+        changed = self._sources.changed(content["sources"])
         if changed:
             report("INFO", f"worker {worker.id} is replaced: {changed[0]} has changed", worker=worker.id)
         if changed or content["recycling"]:
@@ -248,12 +298,12 @@ class Workforce:
     def leaving(self, peer: WorkerPeer, content: dict[str, Any]) -> None:
         """It tells what it has begun, which nobody else shall run; the outcomes are found when it has gone."""
         worker = peer.worker
-        if peer.attached or isinstance(worker.page, Told):
+        if peer.attached or peer.gone or isinstance(worker.page, Told):
             return
         held = [None if one is None else Held(str(one[0]), int(one[1]), tuple(one[2])) for one in content["holds"]]
         progress = Progress(len(held), len(held) - bool(content.get("executing")), 0, float(content.get("since", 0.0)))
         worker.page = told = Told(progress)
-        begun = [None] * len(held) if self.adoption is None else self.adoption.take_in(worker, 1, held)
+        begun = [None] * len(held) if self.adoption is None else self.adoption.take_in(worker, 1, held, None)
         self._core.leaving(worker, told, begun)
 
     def connected(self, peer: WorkerPeer, hello: dict[str, Any]) -> None:
@@ -267,14 +317,14 @@ class Workforce:
         worker.pid = pid
         peer.here(pid, self._selector, partial(self._ended, peer))
         if worker.state is WorkerState.READY:
-            self._core.link_lost(worker)  # it has called again before the end of its link was seen
+            self._core.link_lost(worker, time.monotonic())  # it has called again before the end of its link was seen
         if self._settings.initializer is None or worker.state is not WorkerState.STARTING:
             self._core.hello(worker)
 
     def disconnected(self, peer: WorkerPeer) -> None:
         """A link is gone: a worker that lives calls back."""
         if peer.worker.state not in (WorkerState.STARTING, WorkerState.DEAD):
-            self._core.link_lost(peer.worker)
+            self._core.link_lost(peer.worker, time.monotonic())
 
     def message(self, peer: WorkerPeer, message: tuple[Any, ...], fds: list[int]) -> None:
         """A worker has said something."""
@@ -340,8 +390,7 @@ class Workforce:
         worker = peer.worker
         if self._peers.get(worker.id) is not peer:
             return
-        while self._board.read(peer):
-            pass
+        self._board.hear_out(peer)
         self.collect(worker, f"{worker.birth}-{peer.tag.rpartition('-')[2]}")
         if worker.adopted and self.adoption is not None:
             self.adoption.gone(worker)

@@ -197,9 +197,9 @@ class Promises:
         hold(supervisor.next_deadline() is None, "there is a deadline, and nothing to do")
         known = {replica for service in supervisor.services.values() for replica in service.replicas}
         hold(not any(service.extras for service in supervisor.services.values()), "somebody is still to be replaced")
-        for replica in supervisor._replicas.values():
+        for replica in supervisor._replicas.all():
             self.seen.update(f"exit: {exit.reason.value}" for exit in replica.exits)
-        hold(set(supervisor._replicas.values()) == known, "a replica of no service is left")
+        hold(set(supervisor._replicas.all()) == known, "a replica of no service is left")
         for group in supervisor._groups._by_name.values():
             hold(not group.leaving, "somebody is still leaving")
 

@@ -506,7 +506,7 @@ class ServiceSimulation(Promises):
     def _justify(self, event: Any) -> None:
         """An end that was asked for, or by a group, is a reason to start again; so is code that has changed."""
         if event.state == "waiting" and event.reason == CHANGED:
-            self.may_start.update(one for one in self.supervisor._replicas.values() if one.name == event.name)
+            self.may_start.update(one for one in self.supervisor._replicas.all() if one.name == event.name)
         for replica in self.processes:
             if replica.name == event.name and event.state in ("waiting", "backoff") and replica.exits:
                 reason = replica.exits[-1].reason

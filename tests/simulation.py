@@ -203,7 +203,7 @@ class Simulation:
         self._tell(f"worker {process.worker.id} loses its link")
         if self.random.random() < 0.8:
             process.linked = False
-            self.core.link_lost(process.worker)
+            self.core.link_lost(process.worker, self.now)
             self.after(self.latency(), lambda: self.connected(process))
         else:
             self.connected(process)
@@ -256,7 +256,7 @@ class Simulation:
         self._drain(process)
         if process.linked and process.worker.id in self.core.workers:
             process.linked = False
-            self.core.link_lost(process.worker)
+            self.core.link_lost(process.worker, self.now)
 
     def _drain(self, process: Process) -> None:
         while process.linked and process.outbox:

@@ -31,9 +31,12 @@ def survivors_in(home: Path) -> tuple[ChildRecord, ...]:
 
 
 def end_survivors(home: Path) -> None:
-    """Kill what lives on, as a power failure would."""
+    """Kill what lives on, as a power failure would.
+
+    Fork servers end by themselves, with all that they have made: the pidfile may not tell of all of it yet.
+    """
     for child in survivors_in(home):
-        child.identity.signal(signal.SIGKILL)
+        child.identity.signal(signal.SIGTERM if child.role == "forkserver" else signal.SIGKILL)
     wait_until(lambda: not survivors_in(home))
 
 
@@ -86,16 +89,16 @@ class Lost:
         lines = [path.read_text().split() for path in self.folder.glob("ran-*")]
         return Counter(word for words in lines for word in words)
 
+    def worker_at(self, item: object) -> int:
+        """The pid of the only worker that has executed ``item``."""
+        (path,) = [path for path in self.folder.glob("ran-*") if str(item) in path.read_text().split()]
+        return int(path.name.removeprefix("ran-"))
+
     @property
     def recorded(self) -> int:
         """How many outcomes the journal has."""
         with closing(sqlite3.connect(self.home / "journal.db")) as journal:
             return sum(count for (count,) in journal.execute("SELECT count FROM groups"))
-
-    def worker_at(self, item: object) -> int:
-        """The pid of the only worker that has executed ``item``."""
-        (path,) = [path for path in self.folder.glob("ran-*") if str(item) in path.read_text().split()]
-        return int(path.name.removeprefix("ran-"))
 
     @property
     def workers(self) -> list[int]:

@@ -651,6 +651,21 @@ def no_deaths() -> RetryPolicy:
     return RetryPolicy(deaths=1)
 
 
+def cut_off(where: str, item: object, *, for_good: bool) -> object:
+    """Write down that ``item`` is executed; the first time lose the link, and the keeper's socket as well."""
+    folder = Path(where)
+    first = not list(folder.glob("ran-*"))
+    with open(folder / f"ran-{os.getpid()}", "a") as ran:
+        ran.write(f"{item}\n")
+    if first:
+        (path,) = folder.glob("home/*/*/keeper.sock")
+        path.unlink()
+        if for_good:
+            path.mkdir()  # none can be made in its place
+        os.closerange(3, 4096)
+    return item
+
+
 def note_and_return(where: str, item: object) -> object:
     """Write down that ``item`` is executed, and return it after a while."""
     with open(Path(where) / f"ran-{os.getpid()}", "a") as ran:

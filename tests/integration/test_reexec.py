@@ -28,7 +28,7 @@ from poolkeeper.handover import VARIABLE
 from poolkeeper.homes import KeeperHome
 from poolkeeper.steering import reload_keeper
 from tests.helpers import PATIENCE, wait_until
-from tests.survivors import end_survivors
+from tests.keeper_program import end_all
 
 ROOT = Path(poolkeeper.__file__).parent.parent
 
@@ -103,8 +103,7 @@ Start = Callable[..., Any]
 def _what_survives_ends(tmp_path: Path) -> Iterator[None]:
     """Kill what a program leaves for another one, which these tests do not start."""
     yield
-    for pidfile in (tmp_path / "home").glob("*/*/keeper.pid"):
-        end_survivors(pidfile.parent)
+    end_all(tmp_path / "home")  # the pidfile may not tell of all of them yet
 
 
 @pytest.fixture
@@ -637,7 +636,7 @@ def later():
     from poolkeeper.living import KEEPERS
     while True:
         for runtime in list(KEEPERS):
-            if runtime._control is not None:
+            if runtime.incarnation.control is not None:
                 runtime.call_soon(lambda: 1 / 0)
                 return
         time.sleep(0.01)

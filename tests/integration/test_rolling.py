@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -220,3 +221,66 @@ def test_what_runs_ends_on_its_code_and_what_waits_runs_on_the_new(mill: Shop) -
     assert values == "[2, 1, 1, 2, 2]", "what had ended is not of this code"
     at_work = list(accumulate(1 if "by" in line else -1 for line in notes))
     assert max(at_work) == 2
+
+
+def poolkeeper(shop: Shop, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "poolkeeper", *words],
+        env={**os.environ, "POOLKEEPER_HOME": str(shop.folder / "home")},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def test_a_restart_by_hand_runs_the_code_on_disk_and_one_by_policy_that_which_is_loaded(shop: Shop) -> None:
+    before = shop.reach(base="version 1", web="version 1")
+    shop.write(SHOP.replace("VERSION = 1", "VERSION = 2").replace("on_failure(0)", "on_failure(5, delay=0.01)"))
+    done = poolkeeper(shop, "restart", "web")
+    assert (done.returncode, done.stdout) == (0, "web: running (version 2)\n")
+    after = shop.reach(base="version 1", web="version 2")
+    assert after["base"]["pid"] == before["base"]["pid"]
+    os.kill(after["web"]["pid"], signal.SIGKILL)
+    wait_until(lambda: shop.rows()["web"]["restarts"] == 1)
+    shop.reach(web="version 2")
+    shop.write(SHOP.replace("VERSION = 1", "VERSION = 3"))
+    os.kill(shop.rows()["web"]["pid"], signal.SIGKILL)
+    wait_until(lambda: shop.rows()["web"]["restarts"] == 2)
+    assert shop.reach(base="version 1", web="version 2")["web"]["exits"][-1]["reason"] == "signal"
+    poolkeeper(shop, "restart", "base")
+    shop.reach(base="version 3", web="version 2")
+
+
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [
+        pytest.param(SHOP.replace("VERSION = 1", "VERSION = ("), "SyntaxError", marks=pytest.mark.soak),
+        (SHOP.replace("def web()", "def shop_window()"), "web"),
+    ],
+)
+def test_a_restart_by_hand_is_refused_where_the_code_on_disk_cannot_be_loaded(
+    shop: Shop, broken: str, why: str
+) -> None:
+    before = shop.reach(base="version 1", web="version 1")
+    shop.write(broken)
+    done = poolkeeper(shop, "restart", "web")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "service web goes on as it is: the code on disk cannot be loaded" in done.stderr
+    assert why in done.stderr
+    after = shop.rows()
+    assert [after[name]["pid"] for name in ("base", "web")] == [before[name]["pid"] for name in ("base", "web")]
+    shop.write(SHOP.replace("VERSION = 1", "VERSION = 2"))
+    assert poolkeeper(shop, "restart", "web").returncode == 0
+    shop.reach(base="version 1", web="version 2")
+
+
+@pytest.mark.soak
+def test_what_was_restarted_by_hand_is_not_replaced_again_by_a_reload(shop: Shop) -> None:
+    shop.reach(base="version 1", web="version 1")
+    shop.write(SHOP.replace("VERSION = 1", "VERSION = 2"))
+    assert poolkeeper(shop, "restart", "web").returncode == 0
+    before = shop.reach(base="version 1", web="version 2")
+    reload_keeper(shop.home)
+    after = shop.reach(base="version 2", web="version 2")
+    assert after["web"]["pid"] == before["web"]["pid"]

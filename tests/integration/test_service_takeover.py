@@ -48,7 +48,7 @@ def test_a_service_goes_on_under_the_next_keeper(start: Start, tmp_path: Path) -
     again = other.reach("running", but=after["pid"])
     assert (again["attempt"], again["restarts"]) == (2, 1)
     assert again["exits"][-1][:2] == ["signal", -9]
-    assert len(notes(tmp_path, "started")) == 2
+    wait_until(lambda: len(notes(tmp_path, "started")) == 2)
     other.end()
     assert not is_running(again["pid"])
 

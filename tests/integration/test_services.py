@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -20,6 +22,7 @@ from poolkeeper import (
     PayloadError,
     PoolkeeperError,
     RestartPolicy,
+    RestartRefused,
     ServiceState,
     stop_after_burst,
 )
@@ -348,6 +351,30 @@ def test_handles_by_name_and_rows(keeper: Keeper) -> None:
     assert (row.state, row.pid, row.restarts, row.last_exit) == (ServiceState.RUNNING, handle.pid, 0, None)
     assert row.uptime is not None
     assert handle.name in repr(handle)
+
+
+def test_a_restart_by_hand_takes_the_code_on_disk_if_it_can_be_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "from poolkeeper import context\n\ndef serve():\n    context().ready('one')\n    context().wait(600)\n"
+    (tmp_path / "sold_here.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    module = importlib.import_module("sold_here")
+    monkeypatch.delitem(sys.modules, "sold_here")
+    monkeypatch.setitem(sys.modules, "sold_here", module)
+    with Keeper(1, preload=["sold_here"]) as keeper:
+        handle = reach(keeper.service(module.serve, name="shop", ready="notify"))
+        pid = handle.pid
+        (tmp_path / "sold_here.py").write_text("raise OSError('sold out')")
+        with pytest.raises(RestartRefused, match="sold out"):
+            handle.restart()
+        assert (handle.pid, handle.exits) == (pid, ())
+        (tmp_path / "sold_here.py").write_text(source.replace("one", "another"))
+        handle.restart()
+        wait_until(lambda: handle.replicas[0].detail == "another")
+        assert [exit.reason for exit in handle.exits] == [ExitReason.RESTARTED]
 
 
 # -- events -----------------------------------------------------------------------------------------------------------

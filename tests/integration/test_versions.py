@@ -13,7 +13,7 @@ import pytest
 from tests.helpers import is_running, wait_for_exit, wait_until
 from tests.keeper_program import KeeperProgram, keepers
 from tests.survivors import survivors_in
-from tests.versions import next_version
+from tests.versions import copy_of_this_version, next_version, upgrade
 
 Start = Callable[..., KeeperProgram]
 
@@ -157,4 +157,21 @@ def test_services_are_stopped_and_started_anew(start: Start, other: Path) -> Non
     assert not is_running(before)
     (exit,) = keeper.row()["exits"]
     assert exit[0] == "upgraded"
+    keeper.end()
+
+
+@pytest.mark.parametrize("start_method", ["forkserver", "loky"])
+def test_who_replaces_poolkeeper_under_a_running_program_is_told_so(
+    start: Start, tmp_path: Path, start_method: str
+) -> None:
+    (tmp_path / "copy").mkdir()
+    keeper = start(version=copy_of_this_version(tmp_path / "copy"), options=f"start_method={start_method!r}")
+    assert keeper("keeper.submit(tasks.square, 3).result(20)") == 9
+    upgrade(tmp_path / "copy")
+    for pid in (*pids(keeper, "worker"), *(pids(keeper, "forkserver") if start_method == "forkserver" else ())):
+        os.kill(pid, signal.SIGKILL)
+        wait_for_exit(pid)
+    error = keeper("str(keeper.submit(tasks.square, 3).exception(20))")
+    assert "has protocol" in error
+    assert "what is on disk has changed since this program began" in error
     keeper.end()

@@ -85,3 +85,15 @@ def test_a_pool_knows_which_descriptors_are_its_own(pool: ArenaPool, tmp_path: P
     assert not pool.holds(fds)
     assert pool.holds({arenas[0].fd})
     os.close(arenas[1].fd)
+
+
+def test_what_another_receiver_may_still_read_is_not_used_again() -> None:
+    pool = ArenaPool()
+    gone, needed = (pool.write([memoryview(bytes([number]) * 100)])[0] for number in range(2))
+    for arena in (gone, needed):
+        pool.lend(arena)
+    pool.reclaim({needed.fd})
+    assert gone.fd == -1
+    pool.released(needed.id)
+    assert needed.fd == -1
+    pool.close()

@@ -11,6 +11,7 @@ from poolkeeper.adoption import Adoption
 from poolkeeper.core import Core
 from poolkeeper.futures import TaskFuture
 from poolkeeper.holdings import Held, digest_of
+from poolkeeper.page import Executing
 from poolkeeper.roster import Worker
 from poolkeeper.store import Entry, claim_of
 from tests.scripted import KILLED, Page, call
@@ -53,8 +54,10 @@ class Taken:
         self.core = Core(2)
         self.worker = self.core.take_over(1, 0, "")
         recorder: Any = Shelves()
-        self.seen: tuple[int, tuple[int, int]] | None = None
-        self.adoption = Adoption(self.core, recorder, NOBODY, NOBODY, 100.0, look_at=lambda _: self.seen)
+        self.seen: Executing | None = None
+        self.adoption = Adoption(
+            self.core, recorder, NOBODY, NOBODY, 100.0, lambda _: None, lambda: False, lambda _: self.seen
+        )
         self.adoption.expect(self.worker)
         self.page = Page()
         self.page.started, self.page.finished = FIRST + 1, FIRST
@@ -135,7 +138,7 @@ def test_another_function_is_not_taken_for_it(early: bool) -> None:
 def test_it_is_no_different_for_a_silent_one() -> None:
     taken = Taken()
     running, waits = task("b"), task("c")
-    taken.seen = FIRST + 1, digest_of(claim(running))
+    taken.seen = Executing(FIRST + 1, digest_of(claim(running)))
     taken.worker.page = taken.page
     assert taken.adoption.sift([running, waits], 99.0) == []
     taken.adoption.tend(100.0)

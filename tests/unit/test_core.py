@@ -11,9 +11,9 @@ from poolkeeper.core import REPORT_WAIT
 from poolkeeper.dispatch import LATE
 from poolkeeper.errors import ProtocolError
 from poolkeeper.ledger import Task
-from poolkeeper.lifecycle import WorkerState
-from poolkeeper.messages import Code
-from poolkeeper.roster import FIRST_BACKOFF, UNEXPLAINED_ATTEMPTS, Exit, Worker
+from poolkeeper.lifecycle import LEAVE_SECONDS, WorkerState
+from poolkeeper.messages import Code, Progress
+from poolkeeper.roster import FIRST_BACKOFF, UNEXPLAINED_ATTEMPTS, Exit, Told, Worker
 from tests.scripted import Job, Page, Script, call, keys, segment, tasks
 
 FAST, LONG = 1e-5, 10.0
@@ -130,7 +130,7 @@ def test_a_worker_that_answers_what_it_was_not_asked_is_killed(first: int) -> No
     assert script.killed() == [worker.id]
     with pytest.raises(ProtocolError):
         script.core.chunk_result(worker, 7, None, [None], 0.0)
-    script.core.link_lost(worker)
+    script.core.link_lost(worker, script.now)
     script.replace(script.die(worker))
     assert script.feeds()[-1][1] == ["0"], "the task goes elsewhere"
     assert script.killed() == [worker.id], "once"
@@ -442,7 +442,7 @@ def test_the_time_of_a_task_counts_from_its_start_though_it_was_fed_long_before(
 def test_the_time_of_a_task_counts_over_a_lost_link() -> None:
     script = Script(1)
     worker = one_running(script, one_task(timeout=3.0))
-    script.core.link_lost(worker)
+    script.core.link_lost(worker, script.now)
     script.decide(after=3.0)
     assert script.killed() == [worker.id]
 
@@ -835,7 +835,7 @@ def test_closing_retires_workers_in_whatever_state_they_are(state: WorkerState) 
     if state is not WorkerState.STARTING:
         script.hello(worker)
     if state is WorkerState.DETACHED:
-        script.core.link_lost(worker)
+        script.core.link_lost(worker, script.now)
     assert worker.state is state
     script.core.close()
     script.decide()
@@ -885,3 +885,117 @@ def test_commands_are_given_once() -> None:
     script = Script(1)
     assert [type(command) for command in script.submit(one_task())] == [Feed]
     assert script.decide() == []
+
+
+# -- workers that are away --------------------------------------------------------------------------------------------
+
+
+def look_until(script: Script, done: Callable[[], object]) -> float:
+    """Let time pass, from one deadline to the next; return how much."""
+    began = script.now
+    while not done():
+        deadline = script.core.next_deadline()
+        assert deadline is not None
+        script.decide(after=max(0.0, deadline - script.now))
+    return script.now - began
+
+
+def test_what_a_worker_that_is_away_has_finished_runs_again_without_blame_when_it_is_given_up() -> None:
+    script = Script(1)
+    (worker,) = script.workers
+    script.submit(*tasks(call(FAST), 3))
+    script.run(worker)
+    script.core.link_lost(worker, script.now)
+    assert look_until(script, script.killed) == pytest.approx(60.0)
+    assert len(script.all(Nudge)) > 5
+    assert script.fed(worker) == ["0", None, None], "what it has not begun was taken back"
+    script.die(worker)
+    heir = script.replace(script.all(Spawn))
+    assert sorted(script.fed(heir)) == ["0", "1", "2"]
+    assert all(task is not None and task.deaths == 0 and not hasattr(task, "returns") for task in heir.inflight)
+
+
+def test_a_worker_that_is_away_and_at_work_is_left_alone_until_it_has_finished() -> None:
+    script = Script(1)
+    (task,) = tasks(call(LONG), 1)
+    worker = one_running(script, task)
+    script.core.link_lost(worker, script.now)
+    look_until(script, lambda: len(script.all(Nudge)) == 1000)
+    assert script.killed() == []
+    script.pages[worker.id].finished += 1
+    assert look_until(script, script.killed) == pytest.approx(60.0, abs=11)
+
+
+def test_one_that_comes_back_is_not_looked_for_any_more() -> None:
+    script = Script(1)
+    worker = one_running(script, one_task())
+    script.core.link_lost(worker, script.now)
+    script.hello(worker)
+    script.decide(after=1000.0)
+    assert script.all(Nudge) == []
+    assert script.core.next_deadline() is None
+
+
+def test_an_end_waits_less_for_one_that_is_away() -> None:
+    script = Script(1)
+    (worker,) = script.workers
+    script.submit(one_task())
+    script.run(worker)
+    script.core.link_lost(worker, script.now)
+    script.decide(after=1.0)
+    script.core.close()
+    assert look_until(script, script.killed) == pytest.approx(LEAVE_SECONDS - 1.0)
+
+
+def test_at_most_once_holds_for_what_one_that_is_given_up_had_finished() -> None:
+    script = Script(1)
+    (worker,) = script.workers
+    script.submit(one_task(deaths=0))
+    script.run(worker)
+    script.core.link_lost(worker, script.now)
+    look_until(script, script.killed)
+    script.die(worker)
+    assert script.failures() == [("0", "lost")]
+
+
+# -- workers that leave unheard ---------------------------------------------------------------------------------------
+
+
+def leaving(script: Script, *held: Task | None, executing: bool) -> Worker:
+    """A worker of an earlier keeper says what it has begun."""
+    worker = script.core.take_over(7, 0, "before")
+    script.core.leaving(worker, Told(Progress(len(held), len(held) - executing, 0, script.now)), held)
+    script.decide()
+    return worker
+
+
+def test_what_a_leaving_worker_has_begun_is_waited_for_and_then_another_takes_its_place() -> None:
+    script = Script(1, ready=0)
+    first, second = tasks(call(LONG), 2)
+    worker = leaving(script, first, second, executing=True)
+    assert script.core.outstanding
+    (other,) = tasks(call(LONG), 1, "other")
+    assert script.submit(other) == []
+    assert not script.core.cancel(second)
+    script.core.results(worker, 1, [Code.VALUE, Code.SKIPPED], [7, None], 1.0)
+    heir = script.replace(script.die(worker, None))
+    assert script.settled() == ["0"]
+    assert script.fed(heir) == ["1"], "it was not begun after all"
+    assert list(script.core.queue.tasks()) == [other]
+
+
+def test_one_that_dies_as_it_leaves_is_blamed_for_what_it_executed_alone() -> None:
+    script = Script(1, ready=0)
+    done, running = tasks(call(LONG), 2)
+    script.die(leaving(script, done, None, running, executing=True))
+    assert (done.deaths, running.deaths) == (0, 1)
+
+
+def test_the_timeout_of_what_a_leaving_worker_executes_counts() -> None:
+    script = Script(1, ready=0)
+    task, found = one_task(timeout=3.0), one_task()
+    worker = leaving(script, found, executing=True)
+    script.core.claim(found, task, script.now)
+    assert look_until(script, script.killed) == pytest.approx(3.0)
+    script.die(worker)
+    assert script.failures() == [("0", "timeout")]

@@ -89,7 +89,7 @@ def test_each_feed_is_of_one_call() -> None:
 def test_nothing_is_fed_over_a_lost_link() -> None:
     script = Script(2)
     first, second = script.workers
-    script.core.link_lost(first)
+    script.core.link_lost(first, script.now)
     script.submit(*tasks(call(LONG), 2))
     assert script.feeds() == [(second.id, ["0"])]
     script.hello(first)

@@ -33,6 +33,7 @@ PUBLIC = {
     "RateLimit",
     "Recovered",
     "ReexecRefused",
+    "RestartRefused",
     "RemoteError",
     "RemoteTraceback",
     "RestartPolicy",
@@ -105,8 +106,11 @@ SLOW = {
 
 
 def loaded(program: str, names: list[str]) -> list[str]:
-    """Return which of ``names`` are loaded when ``program`` has run."""
-    program = f"import sys; {program}; print(*[name for name in sys.argv[1:] if name in sys.modules])"
+    """Return which of ``names`` are loaded by ``program``, and not by what some Python itself needs for a traceback."""
+    program = (
+        f"import sys, traceback; known = set(sys.modules); {program}; "
+        "print(*[name for name in sys.argv[1:] if name in sys.modules and name not in known])"
+    )
     result = subprocess.run([sys.executable, "-c", program, *names], capture_output=True, text=True, check=True)
     return result.stdout.split()
 

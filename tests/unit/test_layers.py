@@ -16,11 +16,11 @@ PACKAGE = Path(poolkeeper.__file__).parent
 LAYERS = {
     "words": "errors losses recovered service_model model messages",
     "pure": "fields ratelimit strategies policy lifecycle ledger backlog roster commands timers backoff "
-    "connection dispatch blame core versions frames session remarks refusals holdings service_states service_spec "
-    "replica service_commands service_groups service_exits service_handover launch_queue service_changes "
-    "service_stopping service_watch service_adoption service_rolling supervisor notification hazards "
-    "loglines since origins shapes fingerprint checkpoint_format outcomes store handover reexec_pace "
-    "invocation",
+    "connection dispatch blame remains core versions frames session remarks refusals holdings service_states "
+    "service_spec replica service_commands service_groups service_exits service_handover launch_queue "
+    "service_changes service_stopping service_watch service_adoption service_rolling service_replicas "
+    "service_starting service_departures service_ends supervisor notification hazards loglines since "
+    "origins shapes fingerprint checkpoint_format outcomes store handover reexec_pace invocation",
     "io": "descriptors sources limits rotation logbuffer logreader logmirror logs reporting keeper_log output "
     "process_identity filesystems places file_locking lock_file instance pidfile checkpoint startup "
     "living inheritance home page arena payload spool link postmortem process_setup orphans families "
@@ -28,10 +28,11 @@ LAYERS = {
     "logprocess logwriter event_log register control_client homes journal_file journal_runs run_outcome "
     "sealed_file result_files left_behind journal recall",
     "runtime": "settings cancellation interrupts init_process resumption task_context program worker_config belonging "
-    "worker_line worker_session worker service_line service_worker forking keeper_line forkserver "
-    "delivery retrying switchboard futures calls recording launching nursery adoption workforce recovery "
-    "traffic driving loop status control program_notices service_peer service_news service_survivors "
-    "supervision keeper configuration inline",
+    "worker_line worker_session worker service_line service_context service_worker forking keeper_line "
+    "forkserver delivery retrying peer reception switchboard futures settlement calls recording launching "
+    "service_preflight children nursery adoption workforce recovery traffic driving loop status "
+    "program_notices service_peer service_restart control service_news service_policies service_survivors "
+    "service_processes supervision foundation incarnation departure mainloop keeper configuration inline",
     "faces": "services mapping feed batch fleet loading fleet_services runner progress bars summary view pool "
     "display steering tables attachment background watching cli_control fleet_run cli __main__",
 }

@@ -6,7 +6,15 @@ import itertools
 
 import pytest
 
-from poolkeeper.lifecycle import IllegalTransition, WorkerEvent, WorkerState, advance
+from poolkeeper.lifecycle import (
+    FIRST_LOOK,
+    LONGEST_LOOK,
+    Absence,
+    IllegalTransition,
+    WorkerEvent,
+    WorkerState,
+    advance,
+)
 
 HELLO, LINK_LOST, RETIRE, KILL, EXIT = WorkerEvent
 STARTING, READY, DETACHED, RETIRING, KILLED, DEAD = WorkerState
@@ -50,3 +58,20 @@ def test_who_leaves_takes_no_more_tasks(state: WorkerState) -> None:
     for _ in WorkerState:
         reachable |= {advance(seen, event) for seen in reachable - {DEAD} for event in WorkerEvent}
     assert not reachable & {STARTING, READY, DETACHED}
+
+
+def test_an_absence_is_looked_at_less_and_less_often_and_last_when_it_has_lasted_too_long() -> None:
+    absence, now, looks = Absence(100.0), 100.0, []
+    while not absence.is_too_long(now, 60.0, at_work=False):
+        now = absence.next_look(now, 60.0)
+        looks.append(now - 100.0)
+    assert looks[0] == pytest.approx(FIRST_LOOK)
+    assert looks[-1] == 60.0
+    assert max(after - before for before, after in itertools.pairwise(looks)) == pytest.approx(LONGEST_LOOK)
+
+
+def test_time_at_work_is_no_absence() -> None:
+    absence = Absence(100.0)
+    assert not absence.is_too_long(1000.0, 60.0, at_work=True)
+    assert not absence.is_too_long(1059.0, 60.0, at_work=False)
+    assert absence.is_too_long(1060.0, 60.0, at_work=False)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from poolkeeper.nursery import Child
+from poolkeeper.children import Child
 
 NOBODY: Any = None
 

@@ -296,6 +296,21 @@ def test_updates_are_written_together(tmp_path: Path, writer: PidfileWriter) -> 
     assert made == ["first", "99"]
 
 
+def test_one_write_that_waits_does_not_hold_up_the_next(tmp_path: Path, writer: PidfileWriter) -> None:
+    """A busy disk or machine must not make the file a stale one for many times as long."""
+    began, go_on = threading.Event(), threading.Event()
+
+    def document() -> PidfileDocument:
+        began.set()
+        go_on.wait(1.5)
+        return a_document("slow")
+
+    writer.update(document)
+    assert began.wait(PATIENCE)
+    writer.update(a_document("next"))
+    wait_until(lambda: written_name(tmp_path) == "next")
+
+
 def test_a_failed_write_is_tried_again(tmp_path: Path, writer: PidfileWriter) -> None:
     (tmp_path / "keeper.pid").mkdir()  # nothing can replace a directory
     tried = threading.Semaphore(0)

@@ -59,6 +59,28 @@ def test_survivors_stay_in_the_pidfile_until_somebody_cares_for_them(tmp_path: P
     assert not path.exists()
 
 
+def test_a_loop_that_is_rebuilt_finds_what_the_one_before_it_had(tmp_path: Path) -> None:
+    home = a_home(tmp_path / "home")
+    path = home.path / "keeper.pid"
+    register = Register(home, "etl", "1")
+    assert register.inherited is None
+    with a_program() as lives:
+        with a_program() as dead:
+            register.born("worker-1", "worker", "worker 1", dead.pid, 0)
+            register.born("web#1", "service", "web", lives.pid, 0, 1)
+            register.describe(HANDOVER)
+        register.renew()
+        assert [child.id for child in register.survivors] == ["web#1"]
+        assert register.inherited is not None
+        assert register.inherited.services == HANDOVER
+        assert register.has_services
+        register.gone("web#1")  # it was let go of, and lives
+        register.born("worker-2", "worker", "worker 2", os.getpid(), 0)
+        wait_until(lambda: {child.id for child in read_pidfile(path).children} == {"web#1", "worker-2"})
+        register.lost(lives.pid)
+    register.close()
+
+
 def test_the_dead_are_no_survivors(tmp_path: Path) -> None:
     home = a_home(tmp_path / "home")
     with a_program() as process:

@@ -339,6 +339,18 @@ def test_nobody_waits_longer_than_for_the_roll_call() -> None:
     assert driver.log == "+web"
 
 
+def test_a_keeper_that_has_slept_through_the_roll_call_listens_first() -> None:
+    driver = Driver()
+    driver.add("web")
+    driver.supervisor.hold(2.0)
+    driver.start()
+    driver.now = 1000.0
+    driver.settle()
+    assert driver.log == ""
+    driver.wait(2)
+    assert driver.log == "+web"
+
+
 def test_a_record_that_is_older_than_the_process() -> None:
     one = Driver()
     one.add("web", restart=RestartPolicy.on_failure(0))

@@ -12,6 +12,7 @@ from poolkeeper.core import Core
 from poolkeeper.futures import TaskFuture
 from poolkeeper.holdings import Held, digest_of
 from poolkeeper.messages import Progress
+from poolkeeper.page import Executing
 from poolkeeper.roster import Told, Worker
 from poolkeeper.store import Entry, claim_of
 from tests.scripted import Page, call
@@ -37,14 +38,14 @@ class Silence:
     def __init__(self, task: TaskFuture) -> None:
         self.core = Core(2)
         self.worker = self.core.take_over(1, 0, "")
-        self.adoption = Adoption(self.core, NOBODY, NOBODY, NOBODY, 100.0, look_at=self.look_at)
+        self.adoption = Adoption(self.core, NOBODY, NOBODY, NOBODY, 100.0, lambda _: None, lambda: False, self.look_at)
         self.adoption.expect(self.worker)
         self.digest = digest_of(claim(task))
 
-    def look_at(self, worker: Worker) -> tuple[int, tuple[int, int]]:
+    def look_at(self, worker: Worker) -> Executing:
         page = worker.page = Page()
         page.started, page.finished = 5, 4
-        return 5, self.digest
+        return Executing(5, self.digest)
 
     @property
     def queued(self) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import selectors
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +14,9 @@ import pytest
 
 from poolkeeper.link import PYTHON, Link, TurnedAway, call_keeper
 from poolkeeper.messages import Kind, pack
+from poolkeeper.peer import Peer
 from poolkeeper.session import Session
-from poolkeeper.switchboard import Peer, Switchboard
+from poolkeeper.switchboard import Switchboard
 from poolkeeper.versions import PROTOCOL, Versions
 from tests.helpers import PATIENCE, wait_until
 
@@ -51,6 +53,11 @@ class Board:
     def leaving(self, peer: Peer, content: dict[str, Any]) -> None:
         self.heard.append(content)
 
+    def end(self) -> None:
+        self.board.detach(self.peer)
+        self.board.close()
+        self.selector.close()
+
     def until(self, condition: Callable[[], bool]) -> None:
         def step() -> bool:
             for key, mask in self.selector.select(0.01):
@@ -72,9 +79,7 @@ class Board:
 def board(tmp_path: Path) -> Iterator[Board]:
     board = Board(tmp_path / "socket")
     yield board
-    board.board.detach(board.peer)
-    board.board.close()
-    board.selector.close()
+    board.end()
 
 
 def say(link: Link, session: Session, numbers: range) -> None:
@@ -143,3 +148,30 @@ def test_one_that_cannot_say_what_it_leaves_is_turned_away_all_the_same(board: B
 def test_a_client_of_another_python_is_heard(board: Board) -> None:
     board.call(Session(), role="control", cloudpickle="2.0").close()
     assert board.events == ["connected"]
+
+
+def test_a_socket_that_somebody_has_removed_is_made_again_when_a_link_is_lost(board: Board) -> None:
+    session = Session()
+    link = board.call(session)
+    Path(board.path).unlink()
+    link.close()
+    board.until(lambda: board.events == ["connected", "disconnected"])
+    board.call(session).close()
+
+
+def test_a_folder_that_is_gone_is_not_made_again(board: Board) -> None:
+    """It may be the home, and what else was in it is missed by others."""
+    folder = Path(board.path).parent
+    shutil.rmtree(folder)
+    board.board.mend()
+    assert not folder.exists()
+    folder.mkdir()
+    board.board.mend()
+    board.call(Session()).close()
+
+
+def test_what_one_that_was_refused_has_said_is_heard_before_its_end_is(board: Board) -> None:
+    with pytest.raises(TurnedAway):
+        board.call(Session(), lambda: {"holds": []}, cloudpickle="2.0")
+    board.board.hear_out(board.peer)
+    assert board.heard == [{"holds": []}]

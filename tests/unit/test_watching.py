@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from poolkeeper.sources import changed_sources, current_sources
+from poolkeeper.sources import SourceCheck, changed_sources, current_sources
 from poolkeeper.watching import Change
+from tests.helpers import wait_until
 
 
 def test_nothing_has_changed() -> None:
@@ -45,3 +46,14 @@ def test_files_are_told_by_time_and_size(tmp_path: Path) -> None:
     os.utime(other, ns=(1, 1))
     assert changed_sources(known) == [str(other), str(gone)]
     assert current_sources([str(gone)]) == {str(gone): (-1, -1)}
+
+
+def test_many_processes_may_ask_about_the_same_files(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.py", tmp_path / "other.py"
+    for path in (one, other):
+        path.write_text("x = 1\n")
+    check, known = SourceCheck(), current_sources([str(one)])
+    assert check.changed(known) == []
+    assert check.changed({**known, **current_sources([str(other)])}) == []
+    one.write_text("x = 12\n")
+    wait_until(lambda: check.changed(known) == [str(one)], "the next look")
