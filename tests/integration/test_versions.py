@@ -137,6 +137,7 @@ def test_one_that_dies_while_it_leaves_is_blamed_for_what_it_ran(start: Start, o
     keeper = start(version=other)
     await_drained(keeper, [worker])
     submit(keeper, tmp_path, 0)
+    wait_until(lambda: keeper("futures[0].running()"), "it has said so")
     os.kill(worker, signal.SIGKILL)
     (tmp_path / "gate-0").touch()
     assert keeper("futures[0].result(20)") == 0
