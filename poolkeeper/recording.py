@@ -84,7 +84,7 @@ class Recorder:
         self._open: dict[int, str] = {}
         self._keyed: dict[str | None, KeptShelf] = {}
         self._by_call: dict[int, KeptShelf] = {}
-        self._adopted: dict[tuple[str, str], KeptShelf] = {}
+        self._adopted: dict[tuple[str, str, str], KeptShelf] = {}
         self._taken = count()
         self._answered = 0
         self._reason: str | None = None
@@ -130,7 +130,7 @@ class Recorder:
             self._names[name] += 1
             if self._names[name] > 1:
                 name = f"{name}#{self._names[name]}"
-            shelf = self._new_shelf(name, _fingerprint(function, name))
+            shelf = self._new_shelf(name, _fingerprint(function, name), "")
             self._open[shelf.number] = name
         return shelf
 
@@ -144,15 +144,15 @@ class Recorder:
         with self._lock:
             shelf = self._keyed.get(code)
             if shelf is None:
-                shelf = self._keyed[code] = self._new_shelf("", code)
+                shelf = self._keyed[code] = self._new_shelf("", code, _kin_of(function) or code or "")
             if len(self._by_call) >= 1000:
                 self._by_call.clear()
             self._by_call[call.id] = shelf
         return shelf
 
-    def _new_shelf(self, name: str, code: str | None) -> KeptShelf:
+    def _new_shelf(self, name: str, code: str | None, kin: str) -> KeptShelf:
         number = next(self._numbers)
-        shelf = KeptShelf(self, number, name, code, self._taken.__next__)
+        shelf = KeptShelf(self, number, name, code, kin, self._taken.__next__)
         self._journal.execute(
             "INSERT OR IGNORE INTO batches (id, run, name, code, began) VALUES (?, ?, ?, ?, ?)",
             (number, self._run.id, name, code, time.time()),
@@ -209,12 +209,12 @@ class Recorder:
         """A task that was submitted has the outcome of one that nobody had asked for."""
         self._answered += 1
 
-    def adopted(self, name: str, code: str) -> KeptShelf:
-        """Return a shelf for outcomes that nobody has asked for in this run."""
-        shelf = self._adopted.get((name, code))
+    def adopted(self, name: str, code: str, kin: str) -> KeptShelf:
+        """Return a shelf for outcomes that nobody has asked for in this run, or of code that is another by now."""
+        shelf = self._adopted.get((name, code, kin))
         if shelf is None:
             with self._lock:
-                shelf = self._adopted[name, code] = self._new_shelf(name, code)
+                shelf = self._adopted[name, code, kin] = self._new_shelf(name, code, kin)
         return shelf
 
     # -- the end ------------------------------------------------------------------------------------------------------
@@ -255,14 +255,15 @@ class Recorder:
 class KeptShelf:
     """The record of one batch, or of what is submitted by key to one function.
 
-    ``number`` is that of its row in the journal; ``code`` the fingerprint of the function, None: it has none.
-    ``expect`` is to be called for each task that goes to a worker.
+    ``number`` is that of its row in the journal; ``code`` the fingerprint of the function, None: it has none; ``kin``
+    what, with the name, tells the function from others when its code has changed. ``expect`` is to be called for each
+    task that goes to a worker.
     """
 
-    __slots__ = ("_recorder", "_warned", "code", "expect", "name", "number")
+    __slots__ = ("_recorder", "_warned", "code", "expect", "kin", "name", "number")
 
     def __init__(
-        self, recorder: Recorder, number: int, name: str, code: str | None, expect: Callable[[], object]
+        self, recorder: Recorder, number: int, name: str, code: str | None, kin: str, expect: Callable[[], object]
     ) -> None:
         self._recorder = recorder
         self.expect = expect
@@ -270,6 +271,7 @@ class KeptShelf:
         self.number = number
         self.name = name
         self.code = code
+        self.kin = kin
 
     def entry(self, identity: str | int, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Entry:
         """Return what one task is recorded under: its key or position, and its arguments. Never raises."""
@@ -429,6 +431,12 @@ def _fingerprint(function: Callable[..., Any], name: str) -> str | None:
             "when the run is resumed",
         )
     return code
+
+
+def _kin_of(function: Callable[..., Any]) -> str | None:
+    """Return what is the same for a function of a module whatever its code; None where its name does not tell."""
+    name = getattr(function, "__qualname__", "<")
+    return None if "<" in name else f"{function.__module__}.{name}"
 
 
 def _announce(run: Run, recall: Recall, resume: Resume) -> None:

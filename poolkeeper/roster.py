@@ -83,12 +83,12 @@ class Worker:
     None for any number, and ``target`` how many it may hold. ``stuck`` says that it has been seen to make no headway
     since its last answer, when ``checked`` was the index started last. ``birth`` is the incarnation of the keeper that
     has made it. What has an index below ``fed_before`` was fed by this keeper, before its loop was rebuilt. ``absence``
-    counts while its link is broken.
+    counts while its link is broken; ``silent`` is one of an earlier keeper that has not called in time.
     """
 
     __slots__ = (
         "absence", "alone", "base", "birth", "budget", "checked", "exit", "fed_before", "id", "inflight", "kill",
-        "known", "mourned", "page", "pid", "slot", "start_round", "state", "stuck", "target",
+        "known", "mourned", "page", "pid", "silent", "slot", "start_round", "state", "stuck", "target",
     )  # fmt: skip
 
     def __init__(self, id: int, slot: int, budget: int | None = None, start_round: int = 0, birth: str = "") -> None:
@@ -107,6 +107,7 @@ class Worker:
         self.budget = budget
         self.target = 1
         self.stuck = False
+        self.silent = False
         self.checked = 0
         self.kill: tuple[KillReason, int] | None = None
         self.exit: Exit | None = None
@@ -138,6 +139,12 @@ class Worker:
             return None
         return self.inflight[index - self.base]
 
+    def keeps_at(self, index: int) -> bool:
+        """Return whether the worker is in the midst of ``index``, which it does not start if it has not."""
+        if self.page is None:
+            return True
+        return not self.page.revoke(index) and self.page.observe().finished < index
+
     def revoke(self, index: int) -> Task | None:
         """Take back the task fed as ``index``; return it unless the worker has started it."""
         task = self.task_at(index)
@@ -150,9 +157,10 @@ class Worker:
 class Roster:
     """All workers that are not dead, and when there may be more of them.
 
-    ``max_workers`` bounds those that take tasks (``alive``); ``max_tasks`` is how many each may be fed, None for no
-    bound. Workers are started in rounds: a round ends with the first of its workers that fails to start, so that many
-    which fail for one reason at one time count once.
+    ``max_workers`` bounds those that take tasks (``alive``) and those that finish their last ones (``leaving``); not
+    those that are silent. ``max_tasks`` is how many each may be fed, None for no bound. Workers are started in rounds:
+    a round ends with the first of its workers that fails to start, so that many which fail for one reason at one time
+    count once.
     """
 
     def __init__(self, max_workers: int, max_tasks: int | None = None, birth: str = "") -> None:
@@ -164,6 +172,7 @@ class Roster:
         self.open: dict[int, Worker] = {}
         self.ahead: dict[int, Worker] = {}
         self.alive = 0
+        self.leaving: set[Worker] = set()
         self.starting = 0
         self.failed_rounds = 0
         self.spawn_after = 0.0
@@ -173,9 +182,14 @@ class Roster:
         self._inherited: set[int] = set()
 
     @property
+    def room(self) -> int:
+        """How many more workers there may be; negative where there are too many."""
+        return self.max_workers - self.alive - len(self.leaving)
+
+    @property
     def full(self) -> bool:
         """Whether there may be no more workers."""
-        return self.alive >= self.max_workers
+        return self.room <= 0
 
     def recruit(self, number: int) -> list[Worker]:
         """Return ``number`` new workers to be started, fewer where the bound is reached."""
@@ -183,7 +197,7 @@ class Roster:
         taken = {worker.slot for worker in self.workers.values()}
         slot = 0
         self._first_own = min(self._first_own, self.next_id)
-        for _ in range(min(number, self.max_workers - self.alive)):
+        for _ in range(min(number, self.room)):
             while slot in taken:
                 slot += 1
             taken.add(slot)
@@ -214,7 +228,9 @@ class Roster:
         """Take note of what has happened to ``worker``; raises IllegalTransition."""
         before, after = worker.state, advance(worker.state, event)
         worker.state = after
-        self.alive += (after in _TAKES_TASKS) - (before in _TAKES_TASKS)
+        if not worker.silent:
+            self.alive += (after in _TAKES_TASKS) - (before in _TAKES_TASKS)
+        self._note_whether_leaving(worker)
         self.starting += (after is WorkerState.STARTING) - (before is WorkerState.STARTING)
         if after is not WorkerState.READY:
             self.idle.pop(worker.id, None)
@@ -223,6 +239,26 @@ class Roster:
             self.ahead.pop(worker.id, None)
             del self.workers[worker.id]
 
+    def silence(self, worker: Worker) -> None:
+        """Take note that ``worker`` does not call: another one may be in its place until it does."""
+        if not worker.silent:
+            self.alive -= worker.state in _TAKES_TASKS
+            worker.silent = True
+            self._note_whether_leaving(worker)
+
+    def heard(self, worker: Worker) -> None:
+        """Take note that ``worker`` has called."""
+        if worker.silent:
+            worker.silent = False
+            self.alive += worker.state in _TAKES_TASKS
+            self._note_whether_leaving(worker)
+
+    def _note_whether_leaving(self, worker: Worker) -> None:
+        if worker.state is WorkerState.RETIRING and worker.inflight and not worker.silent:
+            self.leaving.add(worker)
+        else:
+            self.leaving.discard(worker)
+
     def file(self, worker: Worker) -> None:
         """Put a worker where it belongs by what it holds; its window opens again when it is half empty."""
         held = len(worker.inflight)
@@ -230,6 +266,7 @@ class Roster:
             self.ahead.pop(worker.id, None)
         if not held:
             worker.alone = False
+            self.leaving.discard(worker)
         if worker.state is not WorkerState.READY or worker.alone:
             return
         if not held:

@@ -419,7 +419,9 @@ class Simulation:
         _hold(roster.starting == states.count(WorkerState.STARTING), "the count of starting workers is wrong")
         takes = (WorkerState.STARTING, WorkerState.READY, WorkerState.DETACHED)
         _hold(roster.alive == sum(map(states.count, takes)), "the count of workers is wrong")
-        _hold(roster.alive <= self.max_workers, "there are too many workers")
+        at_work = {one for one in roster.workers.values() if one.state is WorkerState.RETIRING and one.inflight}
+        _hold(roster.leaving == at_work, "the count of workers that leave is wrong")
+        _hold(roster.room >= 0, "there are too many workers")
         slots = [worker.slot for worker in roster.workers.values()]
         _hold(len(set(slots)) == len(slots), "two workers have one slot")
         suspects = 0
@@ -435,7 +437,7 @@ class Simulation:
         _hold(suspects <= 1, "two suspects run at once")
         if core.queue.runnable:
             _hold(not roster.idle, "an idle worker, and there is work")
-            waits = roster.alive or core._dispatcher.waits_to_spawn
+            waits = roster.alive or roster.leaving or core._dispatcher.waits_to_spawn
             _hold(bool(waits), "there is work, and nobody is coming to do it")
         _hold(len(core.queue) >= 0, "less than nothing waits")
 

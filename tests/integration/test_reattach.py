@@ -300,3 +300,14 @@ def test_another_configuration_has_a_fork_server_of_its_own(lost: Lost) -> None:
         wait_until(lambda: lost.servers - {server})
     assert lost.ran == Counter({"0": 1, "1": 1})
     wait_for_exit(server)
+
+
+def test_a_worker_that_knows_another_key_is_ended_and_what_it_runs_runs_again(lost: Lost) -> None:
+    lost.kill(lost.begin([0, 1]))
+    workers = lost.workers
+    (lost.home / "authkey").unlink()
+    with lost.again() as keeper:
+        lost.open(0, 1)
+        assert results(lost.submit(keeper, [0, 1])) == [0, 1]
+        wait_until(lambda: not any(map(is_running, workers)))
+    assert lost.ran == Counter({"0": 2, "1": 2})
