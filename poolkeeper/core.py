@@ -190,7 +190,7 @@ class Core:
             return
         if page is None or spent or worker.state is WorkerState.RETIRING:
             self._replace(worker)
-        elif self._roster.room < 0:
+        elif self._roster.alive > self._roster.max_workers:
             self._replace(self._superfluous(worker))
 
     def _superfluous(self, worker: Worker) -> Worker:

@@ -157,10 +157,10 @@ class Worker:
 class Roster:
     """All workers that are not dead, and when there may be more of them.
 
-    ``max_workers`` bounds those that take tasks (``alive``) and those that finish their last ones (``leaving``); not
-    those that are silent. ``max_tasks`` is how many each may be fed, None for no bound. Workers are started in rounds:
-    a round ends with the first of its workers that fails to start, so that many which fail for one reason at one time
-    count once.
+    ``max_workers`` bounds those that take tasks (``alive``), and those at work together with those that finish their
+    last tasks (``leaving``): who is to replace one of these is started, and waits. Who is silent does not count.
+    ``max_tasks`` is how many each may be fed, None for no bound. Workers are started in rounds: a round ends with the
+    first of its workers that fails to start, so that many which fail for one reason at one time count once.
     """
 
     def __init__(self, max_workers: int, max_tasks: int | None = None, birth: str = "") -> None:
@@ -182,14 +182,15 @@ class Roster:
         self._inherited: set[int] = set()
 
     @property
-    def room(self) -> int:
-        """How many more workers there may be; negative where there are too many."""
-        return self.max_workers - self.alive - len(self.leaving)
-
-    @property
     def full(self) -> bool:
         """Whether there may be no more workers."""
-        return self.room <= 0
+        return self.alive >= self.max_workers
+
+    @property
+    def vacancies(self) -> int:
+        """How many of the idle workers may be given work."""
+        at_work = self.alive - self.starting - len(self.idle) + len(self.leaving)
+        return max(0, min(len(self.idle), self.max_workers - at_work))
 
     def recruit(self, number: int) -> list[Worker]:
         """Return ``number`` new workers to be started, fewer where the bound is reached."""
@@ -197,7 +198,7 @@ class Roster:
         taken = {worker.slot for worker in self.workers.values()}
         slot = 0
         self._first_own = min(self._first_own, self.next_id)
-        for _ in range(min(number, self.room)):
+        for _ in range(min(number, self.max_workers - self.alive)):
             while slot in taken:
                 slot += 1
             taken.add(slot)

@@ -792,13 +792,13 @@ def test_a_worker_that_asks_to_be_replaced_finishes_what_it_runs() -> None:
     script.submit(*tasks(call(FAST), 3))
     script.start(worker)
     script.core.recycle(worker)
-    script.decide()
+    successor = script.replace(script.decide())
     assert script.fed(worker) == ["0", None, None]
     assert [command.worker for command in script.all(Retire)] == [worker]
     script.core.recycle(worker)
-    assert script.decide() == [], "once, and its successor comes when it has finished"
+    assert script.decide() == [], "once, and its successor waits until it has finished"
     script.pages[worker.id].finished = 4
-    successor = script.replace(script.answer(worker))
+    script.answer(worker)
     assert script.fed(successor) == ["1", "2"]
 
 
@@ -984,16 +984,17 @@ def leaving(script: Script, *held: Task | None, executing: bool) -> Worker:
     return worker
 
 
-def test_what_a_leaving_worker_has_begun_is_waited_for_and_then_another_takes_its_place() -> None:
+def test_what_a_leaving_worker_has_begun_is_waited_for_and_then_another_works_in_its_place() -> None:
     script = Script(1, ready=0)
     first, second = tasks(call(LONG), 2)
     worker = leaving(script, first, second, executing=True)
     assert script.core.outstanding
     (other,) = tasks(call(LONG), 1, "other")
-    assert script.submit(other) == []
+    heir = script.replace(script.submit(other))
+    assert script.fed(heir) == []
     assert not script.core.cancel(second)
     script.core.results(worker, 1, [Code.VALUE, Code.SKIPPED], [7, None], 1.0)
-    heir = script.replace(script.die(worker, None))
+    script.die(worker, None)
     assert script.settled() == ["0"]
     assert script.fed(heir) == ["1"], "it was not begun after all"
     assert list(script.core.queue.tasks()) == [other]

@@ -300,11 +300,14 @@ def test_a_worker_is_fed_no_more_than_its_budget_and_then_replaced() -> None:
     assert script.fed(worker) == ["0", "1", "2"]
     assert [command.worker for command in script.all(Retire)] == [worker]
     assert worker.state is WorkerState.RETIRING
+    assert len(script.all(Spawn)) == 2, "its successor starts while it works"
+    successor = script.workers[-1]
+    script.hello(successor)
     script.run(worker, 2)
     script.answer(worker)
-    assert len(script.all(Spawn)) == 1, "its place is taken as long as it works"
+    assert script.fed(successor) == [], "only one may be at work"
     script.run(worker)
-    successor = script.replace(script.answer(worker))
+    script.answer(worker)
     assert script.fed(successor) == ["3", "4"]
     assert successor.state is WorkerState.READY
 
