@@ -26,4 +26,4 @@ def test_workers_are_called_a_few_at_a_time() -> None:
     adoption.tend(1.001)
     adoption.tend(1.002)
     assert called == workers[:SUMMONED_AT_ONCE] + workers[SUMMONED_AT_ONCE + 1 :], "each once, but for the dead"
-    assert adoption.next_deadline() is None
+    assert adoption.next_deadline() == 100.0, "then those that have not called are silent"
