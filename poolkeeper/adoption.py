@@ -4,6 +4,10 @@ Its workers call, and tell what they hold: claims, by which a task is known acro
 submits is looked up among them. As long as not all survivors have called, recorded tasks wait, for one of them may be
 at work on it; but not for long, for a survivor may also be silent for hours (stopped, or within a long call of C code).
 Of such a one the page says what it executes, by the digest of the claim; that alone is waited for.
+
+Where the code of a task has changed, what a worker is in the midst of comes to its end with the code that it has
+loaded. That is the outcome of the task for this run, and recorded as one of the old code. What has not begun runs with
+the new code.
 """
 
 from __future__ import annotations
@@ -12,11 +16,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from .core import Core
 from .futures import Keeps, TaskFuture, Unread
-from .holdings import Held, digest_of
+from .holdings import Held, digest_of, exactly, work_of
 from .ledger import Call, Options, Task
 from .left_behind import Left
 from .messages import Code
@@ -62,6 +66,21 @@ class _Foundling(TaskFuture):
         return False
 
 
+class _Older(NamedTuple):
+    """What a worker runs with code that has changed since: what to record it under, and which execution that is."""
+
+    entry: Entry
+    worker: int
+    attempts: int
+    deaths: int
+
+
+def _names_of(task: TaskFuture) -> tuple[Claim, ...]:
+    """Return what a task is found by: with its code and without."""
+    claim = claim_of(task.entry)
+    return () if claim is None else (exactly(claim), work_of(claim))
+
+
 class Adoption:
     """What the workers of an earlier keeper hold; under the keeper's lock, but for ``recorded`` and what is counted.
 
@@ -99,8 +118,9 @@ class Adoption:
         self._deadline: float | None = deadline
         self._awaited: set[Worker] = set()
         self._waiting: dict[TaskFuture, None] = {}
-        self._asked: dict[Claim, TaskFuture] = {}
         self._found: dict[Claim, _Foundling] = {}
+        self._begun: dict[Claim, _Foundling] = {}  # those not answered yet, by their work
+        self._older: dict[TaskFuture, _Older] = {}
         self._executed: dict[tuple[int, int], tuple[Worker, int]] = {}  # by silent workers, and nobody has asked for it
         self._failed: dict[_Foundling, Unread] = {}
         self._settled: set[Claim] = set()
@@ -169,8 +189,8 @@ class Adoption:
         tasks: list[Task | None] = []
         asked = self._asked_for()
         for task in worker.inflight:  # its page has told of it
-            if isinstance(task, TaskFuture) and (claim := claim_of(task.entry)) is not None:
-                asked[claim] = task
+            if isinstance(task, TaskFuture):
+                asked.update(dict.fromkeys(_names_of(task), task))
         for index, what in enumerate(held, base):
             task = None
             if what is not None and what[2] is not None and (revoked_behind is None or index <= revoked_behind):
@@ -186,48 +206,74 @@ class Adoption:
         """
         if self._known is not None:
             return self._known
-        asked = self._known = dict(self._asked)
-        for task in self._core.tasks():
+        asked = self._known = {}
+        for task in (*self._waiting, *self._core.tasks()):
             if isinstance(task, TaskFuture) and type(task) is not _Foundling and not task.withdrawn:
-                claim = claim_of(task.entry)
-                if claim is not None:
-                    asked[claim] = task
+                asked.update(dict.fromkeys(_names_of(task), task))
         return asked
 
     def _task(self, worker: Worker, index: int, held: Held, asked: dict[Claim, TaskFuture]) -> Task | None:
         claim = held.claim
         assert claim is not None
-        wanted = asked.get(claim)
+        exact, work = exactly(claim), work_of(claim)
+        wanted = asked.get(exact, asked.get(work))
         if wanted is not None and wanted.worker == worker.id:
-            del asked[claim]
-            wanted.attempts = held.attempt
+            for name in (exact, work):
+                asked.pop(name, None)
+            self._is_at(worker, wanted, claim, held.attempt)
             return wanted
-        if claim in self._found or claim in self._settled or self._recorder.knows(*claim):
+        if exact in self._found or exact in self._settled or self._recorder.knows(*exact):
             return None  # it has an outcome, or another worker is at it
-        if wanted is not None:
-            if wanted.withdrawn or wanted.worker is not None:
+        has_finished = index <= worker.observe().finished
+        is_same = wanted is not None and exact in _names_of(wanted)
+        if wanted is not None and (is_same or not has_finished):
+            if not ((is_same or worker.keeps_at(index)) and self._take_out(wanted)):
                 return None
-            if self._asked.pop(claim, None) is wanted:
-                del self._waiting[wanted]
-            elif not self._core.queue.take_out(wanted):
-                return None
-            wanted.attempts = held.attempt
+            self._is_at(worker, wanted, claim, held.attempt)
             return wanted
         found = self._new(claim, held.name, held.attempt)
         found.worker, found.index = worker.id, index
+        if not has_finished:
+            self._begun[work] = found
         return found
 
+    def _take_out(self, task: TaskFuture) -> bool:
+        """Have ``task`` wait no more; return whether it did."""
+        if task.withdrawn or task.worker is not None:
+            return False
+        if task not in self._waiting:
+            return self._core.queue.take_out(task)
+        del self._waiting[task]
+        return True
+
+    def _is_at(self, worker: Worker, task: TaskFuture, claim: Claim, attempt: int) -> None:
+        """What a worker runs by the name of ``claim`` is ``task``, though its code may have changed since."""
+        task.attempts = attempt
+        if exactly(claim) not in _names_of(task):
+            self._older[task] = _Older(self._entry(claim), worker.id, attempt, task.deaths)
+
     def _new(self, claim: Claim, name: str, attempt: int) -> _Foundling:
-        batch, code, identity, arguments = claim
-        found = self._found[claim] = _Foundling(self, name, self._keeper)
-        found.entry = Entry(self._recorder.adopted(batch, code), identity, arguments)
+        found = self._found[exactly(claim)] = _Foundling(self, name, self._keeper)
+        found.entry = self._entry(claim)
         found.attempts = attempt
         return found
+
+    def _entry(self, claim: Claim) -> Entry:
+        batch, code, identity, arguments = exactly(claim)
+        return Entry(self._recorder.adopted(batch, code, work_of(claim)[1]), identity, arguments)
+
+    def runs_as(self, task: Task | None) -> Claim:
+        """Return what the outcome is known by of a task that a worker of an earlier keeper runs; () for nothing."""
+        if not isinstance(task, TaskFuture):
+            return ()
+        older = self._older.get(task)
+        return exactly(claim_of(task.entry if older is None else older.entry) or ())
 
     def inherit(self, left: Iterable[Left]) -> None:
         """Take in what workers have left behind that are gone."""
         for claim, attempt, code, payload, seconds in left:
-            if code == Code.SKIPPED or claim in self._found or self._recorder.knows(*claim):
+            exact = exactly(claim)
+            if code == Code.SKIPPED or exact in self._found or self._recorder.knows(*exact):
                 continue
             found = self._new(claim, "", attempt)
             found.run_seconds = seconds
@@ -235,12 +281,12 @@ class Adoption:
             futures, values = self.answered([found], [value])
             if futures:
                 self._recorder.settle(futures, values)
-            self._give_to_who_waits(claim, found)
+            self._give_to_who_waits(exact, found)
 
-    def _give_to_who_waits(self, claim: Claim, found: _Foundling) -> None:
-        task = self._asked.pop(claim, None)
-        if task is not None:
-            del self._waiting[task], self._found[claim]
+    def _give_to_who_waits(self, exact: Claim, found: _Foundling) -> None:
+        task = self._asked_for().get(exact)
+        if task is not None and task in self._waiting:
+            del self._waiting[task], self._found[exact]
             rest: list[Any] = []
             self._hand_over(found, task, rest, 0.0)
             self._core.submit(rest)
@@ -261,7 +307,7 @@ class Adoption:
         """Return when ``tend`` has to be called."""
         if self._unsummoned:
             return self._summon_at
-        return self._deadline if self._waiting else None
+        return self._deadline if self._waiting or self._awaited else None
 
     def tend(self, now: float) -> None:
         """Let what has waited for survivors go its way, when they have all called or it has been long enough."""
@@ -271,6 +317,7 @@ class Adoption:
         if self._deadline is not None and now >= self._deadline:
             self._deadline = None
             for worker in self._awaited:
+                self._core.unheard(worker)
                 seen = self._look_at(worker)
                 if seen is not None:
                     self._executed[seen.digest] = worker, seen.task
@@ -287,15 +334,14 @@ class Adoption:
     def give_out(self, now: float) -> None:
         """Have all that waits run."""
         waiting, self._waiting = self._waiting, {}
-        asked, self._asked = self._asked, {}
         if self._executed:
-            for claim, task in asked.items():
-                if not task.withdrawn and self._is_executed(claim, task, now):
-                    del waiting[task]
+            waiting = {task: None for task in waiting if task.withdrawn or not self._is_executed(task, now)}
         self._core.submit(waiting)
 
-    def _is_executed(self, claim: Claim, task: TaskFuture, now: float) -> bool:
+    def _is_executed(self, task: TaskFuture, now: float) -> bool:
         """Whether a silent worker is at ``task``, which is to wait for it then."""
+        claim = claim_of(task.entry)
+        assert claim is not None
         seen = self._executed.pop(digest_of(claim), None) if self._executed else None
         if seen is None:
             return False
@@ -312,15 +358,28 @@ class Adoption:
             if claim is None:
                 rest.append(task)
                 continue
-            found = self._found.pop(claim, None)
+            found = self._found.pop(exactly(claim), None)
             if found is not None and (found.answered or found in self._failed or found.worker is not None):
                 self._hand_over(found, task, rest, now)
+            elif self._is_begun(claim, task, now):
+                pass
             elif self.is_open:
-                self._asked[claim] = task
                 self._waiting[task] = None
-            elif not self._is_executed(claim, task, now):
+            elif not self._is_executed(task, now):
                 rest.append(task)
         return rest
+
+    def _is_begun(self, claim: Claim, task: TaskFuture, now: float) -> bool:
+        """Whether a worker is in the midst of ``task`` with code that has changed since; it begins no more of that."""
+        found = self._begun.pop(work_of(claim), None) if self._begun else None
+        if found is None or not self._core.overtake(found, task, now):
+            return False
+        was = claim_of(found.entry)
+        assert was is not None
+        assert found.worker is not None
+        self._found.pop(exactly(was), None)
+        self._is_at(self._core.workers[found.worker], task, was, found.attempts)
+        return True
 
     def _hand_over(self, found: _Foundling, task: TaskFuture, rest: list[Any], now: float) -> None:
         failure = self._failed.pop(found, None)
@@ -354,7 +413,7 @@ class Adoption:
     @property
     def hears_answers(self) -> bool:
         """Whether ``answered`` has to be told of what is answered."""
-        return bool(self._found) or bool(self._settled_until)
+        return bool(self._found) or bool(self._older) or bool(self._settled_until)
 
     def abandon(self) -> list[Task]:
         """Return what somebody works on and nobody has asked for: the keeper ends."""
@@ -367,6 +426,9 @@ class Adoption:
 
         A failure that nobody has asked for is kept as it is: whether it is final is for those to say who ask.
         """
+        if self._older:
+            for future in futures:
+                self.ended(future)
         if self._settled_until:
             self._remember(futures)
         if not any(type(future) is _Foundling for future in futures):
@@ -384,12 +446,22 @@ class Adoption:
             kept_values.append(value)
         return kept, kept_values
 
+    def ended(self, future: TaskFuture) -> None:
+        """A task is to be recorded: that which ran on old code as what it was then."""
+        older = self._older.pop(future, None)
+        if older is None:
+            return
+        is_still_that = (future.attempts, future.deaths) == (older.attempts, older.deaths)
+        if future.worker == older.worker or (future.worker is None and is_still_that):
+            future.entry = older.entry
+
     def _remember(self, futures: list[TaskFuture]) -> None:
         if time.monotonic() >= self._settled_until:
             self._settled_until = 0.0
             self._settled.clear()
             return
-        self._settled.update(claim for future in futures if (claim := claim_of(future.entry)) is not None)
+        claims = [claim_of(future.entry) for future in futures]
+        self._settled.update(exactly(claim) for claim in claims if claim is not None)
 
     def recorded(self, found: _Foundling, value: Any) -> None:
         """The outcome of a foundling is recorded; on the journal's thread."""

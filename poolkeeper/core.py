@@ -53,6 +53,7 @@ class Core:
         self._mourning: dict[int, Worker] = {}
         self._deciding: dict[Task, Decide] = {}
         self._start_error = ""
+        self._is_short = False
         self._overdue = False  # a worker has died since the last decision
 
     @property
@@ -145,6 +146,8 @@ class Core:
         elif left.state is WorkerState.KILLED:
             self._roster.move(worker, WorkerEvent.KILL)
             self._commands.append(Kill(worker))
+        if left.silent:
+            self._roster.silence(worker)
         self._timers.set(worker.id, now)
         return worker
 
@@ -173,6 +176,7 @@ class Core:
         fed (``hand_over``) that counts, and what has never reached it goes elsewhere. ``page`` is None where the worker
         has lost it; it is fed nothing more then.
         """
+        self._roster.heard(worker)
         tasks = [worker.task_at(at) if at < worker.fed_before else task for at, task in enumerate(held, base)]
         self._hold(worker, page, base, tasks)
         if page is not None:
@@ -182,14 +186,29 @@ class Core:
         if worker.budget is not None:
             worker.budget -= worker.next_index - 1
         spent = worker.budget is not None and worker.budget <= 0
-        too_many = self._roster.alive > self._roster.max_workers
-        leaves = worker.state is WorkerState.RETIRING
-        if worker.state is not WorkerState.KILLED and (page is None or spent or too_many or leaves):
-            self._dispatcher.take_back(worker)
-            self._dispatcher.retire(worker)
+        if worker.state is WorkerState.KILLED:
+            return
+        if page is None or spent or worker.state is WorkerState.RETIRING:
+            self._replace(worker)
+        elif self._roster.alive > self._roster.max_workers:
+            self._replace(self._superfluous(worker))
+
+    def _superfluous(self, worker: Worker) -> Worker:
+        """Return who is to leave where ``worker`` is one too many: one that is idle, if there is any."""
+        return next(iter(self._roster.idle.values()), worker) if worker.inflight else worker
+
+    def _replace(self, worker: Worker) -> None:
+        """Have a worker leave; what it has not started goes elsewhere."""
+        self._dispatcher.take_back(worker)
+        self._dispatcher.retire(worker)
+
+    def unheard(self, worker: Worker) -> None:
+        """A worker of an earlier keeper has not called in time: another one may be in its place until it does."""
+        self._roster.silence(worker)
 
     def leaving(self, worker: Worker, told: Told, begun: Iterable[Task | None]) -> None:
         """A worker that cannot be heard has told what it has begun, from index 1 on; it leaves when that is done."""
+        self._roster.heard(worker)
         self._hold(worker, told, 1, begun)
         if worker.state is not WorkerState.KILLED:
             self._roster.move(worker, WorkerEvent.RETIRE)
@@ -224,6 +243,22 @@ class Core:
         task.attempts = found.attempts
         if task.call.options.timeout is not None:
             self._timers.set(worker.id, now + task.call.options.timeout)
+
+    def overtake(self, found: Task, task: Task, now: float) -> bool:
+        """Somebody waits for what a worker of an earlier keeper holds as ``found``, but with the code of today.
+
+        If the worker is in the midst of it, it is ``task`` from now on; if not it does not start it, and this is False.
+        """
+        worker = self.workers.get(found.worker) if found.worker is not None else None
+        if worker is None or worker.task_at(found.index) is not found:
+            return False
+        if worker.revoke(found.index) is not None:
+            found.worker = None
+            return False
+        if worker.observe().finished >= found.index:
+            return False
+        self.claim(found, task, now)
+        return True
 
     def tasks(self) -> Iterator[Task]:
         """Return every task that waits or that a worker holds."""
@@ -283,12 +318,17 @@ class Core:
     def recycle(self, worker: Worker) -> None:
         """The worker asks to be replaced (its memory has grown); what it has not started goes elsewhere."""
         if worker.state is WorkerState.READY:
-            self._dispatcher.take_back(worker)
-            self._dispatcher.retire(worker)
+            self._replace(worker)
 
     def start_failed(self, worker: Worker, why: str) -> None:
-        """The worker's initializer raised, or it could not be forked; ``why`` says so to a person."""
+        """The worker cannot start, as its initializer raised; ``why`` says so to a person."""
         self._start_error = why
+        self._is_short = False
+
+    def refused(self, worker: Worker, why: str) -> None:
+        """The system has no process or descriptor for it, as it may have soon; ``why`` says so to a person."""
+        self._start_error = why
+        self._is_short = True
 
     def died(self, worker: Worker, now: float, exit: Exit | None = None) -> None:
         """The worker's process is gone and its link is drained. ``exit`` is what is known of its end.
@@ -312,7 +352,7 @@ class Core:
             self._timers.set(worker.id, now + REPORT_WAIT)
         else:
             self._bury(worker)
-        if never_began and self._roster.is_hopeless(explained=bool(self._start_error)):
+        if never_began and self._roster.is_hopeless(explained=bool(self._start_error) and not self._is_short):
             self._give_up(worker)
 
     def decided(self, decision: Decide, delay: float | None, now: float) -> None:

@@ -46,7 +46,7 @@ class Dispatcher:
         """Give what is queued to the workers that can take it; have workers started for what is left."""
         backlog, roster = self._backlog, self._roster
         self.waits_to_spawn = False
-        if not backlog.runnable and roster.idle and roster.ahead:
+        if not backlog.runnable and roster.ahead and roster.vacancies:
             self._steal(now)
         if backlog.runnable:
             self._dispatch(now)
@@ -59,7 +59,7 @@ class Dispatcher:
             self._dispatch_suspect(now)
         live = max(1, roster.alive)
         share = -(-backlog.depth // live)
-        for worker in list(roster.idle.values()):
+        for worker in list(islice(roster.idle.values(), roster.vacancies)):
             self._fill(worker, share, live, now)
         for worker in list(roster.open.values()):
             self._fill(worker, share, live, now)
@@ -87,8 +87,8 @@ class Dispatcher:
     def _dispatch_suspect(self, now: float) -> None:
         """Feed a suspect to an empty worker; where none would become empty by itself, see to it that one does."""
         roster = self._roster
-        worker = next(iter(roster.idle.values()), None)
-        if worker is not None:
+        if roster.vacancies:
+            worker = next(iter(roster.idle.values()))
             suspect = self._backlog.take_suspect()
             if suspect is not None:
                 worker.alone = True
@@ -170,7 +170,7 @@ class Dispatcher:
             roster = self._roster
             worker.stuck = True
             roster.open.pop(worker.id, None)
-            if roster.idle or not roster.full:
+            if roster.vacancies or not roster.full:
                 self.take_back(worker)
         worker.checked = progress.started
 

@@ -26,6 +26,7 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import worker
+from .belonging import grace_of, has_home
 from .errors import ProtocolError
 from .forking import Forked, Spare, start
 from .keeper_line import KeeperLine
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 __all__ = ["ForkServer", "main"]
 
 LAST_WORDS_SECONDS = 2.0
+
+STOP_SECONDS = 30.0
+"""How long a service may take to stop that no keeper will ever look after again."""
 
 SPARE_SECONDS = 0.005
 """How long after a death, or after the last one was taken, the next spare process is forked: work comes first."""
@@ -78,6 +82,7 @@ class ForkServer:
         self._spare: Spare | None = None
         self._spare_at = math.inf
         self._ending = False
+        self._homeless: signal.Signals | None = None  # what services were ended by, for there can be no keeper
         # before the preload, so that the log writer stays small
         self._logs = LogWriter(config.logs) if not config.inherit_output and start_method == "forkserver" else None
         self._wake, self._woken = socket.socketpair()
@@ -125,8 +130,10 @@ class ForkServer:
                 self._orphans.sweep(self._known())
             self._keep_spare()
             self._listen()
-            if self._line.awaits is None and self._is_forsaken():
-                return
+            if self._line.awaits is None:
+                if self._is_forsaken():
+                    return
+                self._end_homeless()
             if self._line.call_if_due():
                 self._take(self._line.early())
                 self._rally()
@@ -168,7 +175,23 @@ class ForkServer:
         """Whether no keeper has come for long, or has use for this one, and no process is left."""
         if self._workers:
             return False
-        return self._line.refused or self._line.lost_for() >= (self._config.orphan_grace or 0.0)
+        return self._line.refused or self._line.lost_for() >= grace_of(self._config)
+
+    def _end_homeless(self) -> None:
+        """Stop services where there can be no keeper any more: the home is gone. Workers leave by themselves."""
+        services = [pid for pid, made in self._workers.items() if made.role != "worker"]
+        if not services or has_home(self._config):
+            return
+        over = self._line.lost_for() - grace_of(self._config)
+        if over >= 0 and self._homeless is None:
+            self._homeless = signal.SIGTERM
+        elif over >= STOP_SECONDS and self._homeless is signal.SIGTERM:
+            self._homeless = signal.SIGKILL
+        else:
+            return
+        for pid in services:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, self._homeless)
 
     def _asked_to_end(self, *_: object) -> None:
         self._ending = True
@@ -294,7 +317,9 @@ class ForkServer:
         if output is not None:
             redirect_output(output)
             config = config._replace(inherit_output=True)
-        self._roles[role].main(config, *arguments, page, link)
+        _role(role).main(
+            config, *arguments, page, link
+        )  # one that this process may not have heard of when it was forked
 
     def _keep_spare(self) -> None:
         """Fork a process ahead, once processes have begun to die: the next one will be missed, too."""

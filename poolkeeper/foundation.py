@@ -95,6 +95,7 @@ class Foundation:
             self.settlement.deliver,
             self.settlement.deliver_failure,
             host.wake,
+            survivors=len(self.register.survivors),
         )
         if self.recorder is not None:
             undo.callback(self.recorder.close)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from .messages import Kind
 from .session import Session
 
-__all__ = ["Held", "Holdings", "digest_of"]
+__all__ = ["Held", "Holdings", "digest_of", "exactly", "work_of"]
 
 _HALVES = Struct("<QQ")
 
@@ -28,13 +28,24 @@ class Held(NamedTuple):
     claim: tuple[Any, ...] | None
 
 
+def exactly(claim: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return what the outcome of a claim's task is reused by: batch, code, identity and arguments."""
+    return claim[:4]
+
+
+def work_of(claim: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return what stays of a claim when the code of its task changes; two tasks that share it do not run at once."""
+    batch, code, identity, arguments, *kin = claim
+    return (batch, kin[0] if kin else code, identity, arguments)
+
+
 def digest_of(claim: tuple[Any, ...]) -> tuple[int, int]:
-    """Return 128 bits that stand for a claim where there is no room for it; they are the same in every process."""
+    """Return 128 bits that stand for the work of a claim where there is no room for it, the same in every process."""
     from hashlib import blake2b  # slow to import, and for those alone that are asked for by key
 
-    name, code, identity, arguments = claim
+    name, kin, identity, arguments = work_of(claim)
     kind = "position" if type(identity) is int else "key"
-    text = f"{name}\0{code}\0{kind}\0{identity}\0{arguments}"
+    text = f"{name}\0{kin}\0{kind}\0{identity}\0{arguments}"
     low, high = _HALVES.unpack(blake2b(text.encode(errors="surrogatepass"), digest_size=_HALVES.size).digest())
     return low, high
 

@@ -213,7 +213,13 @@ def _socket_path(home: Path, *, ephemeral: bool) -> str:
     path = str(home / "keeper.sock")
     if len(os.fsencode(path)) > SOCKET_PATH_LIMIT:
         path = os.path.join(_short_directory(home, ephemeral=ephemeral), "keeper.sock")
-    Path(path).unlink(missing_ok=True)
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise HomeUnusable(
+            error.errno,
+            f"{path}, where the keeper is to listen, is taken and cannot be removed ({error.strerror}): move it away",
+        ) from error
     return path
 
 

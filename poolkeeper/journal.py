@@ -21,7 +21,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from .errors import PoolkeeperError
-from .journal_file import ACCIDENTS, Durability, is_damage, open_journal, replace_journal
+from .journal_file import ACCIDENTS, Durability, back_up, is_damage, open_journal, replace_journal
 from .outcomes import FILE_BYTES, Filed, Outcome, grouped, pack, weight
 from .reporting import report
 from .result_files import ResultFiles
@@ -80,6 +80,7 @@ class Journal:
         self._inode = self.path.stat().st_ino
         self._queue: SimpleQueue[Job | Statement | None] = SimpleQueue()
         self._standing: dict[object, Statement] = {}
+        self._wants_backup = False
         self._damage: Exception | None = None
         self._owed: deque[tuple[Statement, int, int]] = deque()
         self._owed_bytes = 0
@@ -94,9 +95,10 @@ class Journal:
         assert self._connection is not None
         return self._connection
 
-    def start(self, run: int) -> None:
-        """Begin to record outcomes as those of ``run``."""
+    def start(self, run: int, *, back_up: bool = False) -> None:
+        """Begin to record outcomes as those of ``run``; with ``back_up``, when there is a copy of what was recorded."""
         self.run = run
+        self._wants_backup = back_up
         self._thread.start()
 
     def record(self, job: Job) -> None:
@@ -139,6 +141,8 @@ class Journal:
     # -- the thread ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        if self._wants_backup:
+            self._back_up()
         closing = False
         while not closing:
             jobs, statements, closing = self._take()
@@ -156,6 +160,12 @@ class Journal:
             del jobs, statements
         self._say_what_is_lost()
         self._disconnect()
+
+    def _back_up(self) -> None:
+        try:
+            back_up(self.connection, self.path)
+        except ACCIDENTS as error:
+            report("WARNING", f"there is no new backup of the journal {self.path}: {error}")
 
     def _take(self) -> tuple[list[Job], list[Statement], bool]:
         """Wait for something to write, and return all that waits: jobs, statements, and whether this is the end."""

@@ -6,7 +6,17 @@ import sqlite3
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
-__all__ = ["Resume", "Run", "begin_run", "clock_time", "discarded_runs", "end_run", "insert_run", "leave_run"]
+__all__ = [
+    "Resume",
+    "Run",
+    "clock_time",
+    "discarded_runs",
+    "end_run",
+    "insert_run",
+    "leave_run",
+    "next_run",
+    "resume_run",
+]
 
 Resume = Literal["interrupted", "failed", "never"]
 
@@ -51,7 +61,7 @@ class Run(NamedTuple):
         return "which is finished"
 
 
-def begin_run(connection: sqlite3.Connection, resume: Resume, now: float) -> tuple[Run, Run | None]:
+def next_run(connection: sqlite3.Connection, resume: Resume, now: float) -> tuple[Run, Run | None]:
     """Return the run to work on and, if that is a new one, the run before it.
 
     Args:
@@ -65,16 +75,10 @@ def begin_run(connection: sqlite3.Connection, resume: Resume, now: float) -> tup
     ).fetchone()
     last = None if row is None else Run(*row)
     if last is None or resume == "never" or (resume == "interrupted" and last.state == "finished"):
-        run = Run(1 if last is None else last.id + 1, "new", now, None, 0)
-        connection.execute(*insert_run(run))
-        return run, last
+        return Run(1 if last is None else last.id + 1, "new", now, None, 0), last
     if resume == "failed":
         (newest,) = connection.execute("SELECT coalesce(max(id), 0) FROM groups").fetchone()
         last = last._replace(failures_void=newest)
-    connection.execute(
-        "UPDATE runs SET state = 'running', ended = NULL, reason = NULL, failures_void = ? WHERE id = ?",
-        (last.failures_void, last.id),
-    )
     return last, None
 
 
@@ -82,6 +86,12 @@ def insert_run(run: Run) -> Statement:
     """Return the statement that makes the row of ``run``, if there is none."""
     sql = "INSERT OR IGNORE INTO runs (id, state, began, failures_void) VALUES (?, 'running', ?, ?)"
     return sql, (run.id, run.began, run.failures_void)
+
+
+def resume_run(run: Run) -> Statement:
+    """Return the statement that marks ``run`` as one that goes on."""
+    sql = "UPDATE runs SET state = 'running', ended = NULL, reason = NULL, failures_void = ? WHERE id = ?"
+    return sql, (run.failures_void, run.id)
 
 
 def end_run(run: Run, reason: str | None, now: float) -> Statement:

@@ -22,6 +22,7 @@ __all__ = ["Left", "leave_results", "left_in", "left_results"]
 
 _TITLE = b"poolkeeper left behind 1"
 _PREFIX = "left-"
+_CORRUPT = ".corrupt"
 
 
 class Left(NamedTuple):
@@ -65,15 +66,24 @@ def leave_results(folder: Path, key: bytes, name: str, results: Sequence[Left]) 
 def left_results(folder: Path, key: bytes, name: str = "*") -> Iterator[tuple[Path, list[Left]]]:
     """Return each file in ``folder`` with what it holds, or that of ``name``.
 
-    What is damaged or not ours is said, and left where it is.
+    What is damaged or not ours is said, and set aside under another name: later keepers need not say it again.
     """
     for path in sorted(folder.glob(f"{_PREFIX}{name}")):
-        if path.suffix == PARTIAL:
+        if path.suffix in (PARTIAL, _CORRUPT):
             continue
         try:
             yield path, _read(path, key)
         except (OSError, Torn) as error:
-            emit("WARNING", f"the results that a worker has left in {path} are not used, its tasks run again: {error}")
+            where = _set_aside(path) if isinstance(error, Torn) else path
+            emit("WARNING", f"the results that a worker has left in {where} are not used, its tasks run again: {error}")
+
+
+def _set_aside(path: Path) -> Path:
+    """Return where the file is kept from now on: where it was, if it cannot be moved."""
+    try:
+        return path.rename(f"{path}{_CORRUPT}")
+    except OSError:
+        return path
 
 
 def _read(path: Path, key: bytes) -> list[Left]:

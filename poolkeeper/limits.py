@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -60,6 +61,6 @@ class Limits(NamedTuple):
         for kind, value in wanted.items():
             if value is not None:
                 hard = resource.getrlimit(kind)[1]
-                soft = value if hard == resource.RLIM_INFINITY else min(value, hard)
+                soft = min(value, sys.maxsize if hard == resource.RLIM_INFINITY else hard)
                 # memory is limited for good; the others a program may want to raise again
                 resource.setrlimit(kind, (soft, soft if kind == resource.RLIMIT_DATA else hard))

@@ -22,7 +22,7 @@ from .frames import Frame, FrameKind, FrameReader, decode_json, encode, encode_j
 from .session import Session
 from .versions import PROTOCOL, Verdict
 
-__all__ = ["FDS_LIMIT", "PYTHON", "Handshake", "Link", "TurnedAway", "call_keeper", "draw"]
+__all__ = ["FDS_LIMIT", "PYTHON", "Handshake", "Link", "TurnedAway", "WrongKey", "call_keeper", "draw"]
 
 RECEIVE_SIZE = 1 << 17
 FDS_LIMIT = 120
@@ -157,6 +157,10 @@ class TurnedAway(ProtocolError):
     """The keeper is the right one, and this process cannot work for it: their versions differ."""
 
 
+class WrongKey(ProtocolError):
+    """A caller could not prove that it knows the key."""
+
+
 class Handshake:
     """The keeper's side of opening a link: feed it frames until it returns what the caller says of itself."""
 
@@ -169,13 +173,13 @@ class Handshake:
         return encode(FrameKind.CHALLENGE, encode_json({"nonce": self._nonce.hex(), **_about_us()}))
 
     def verify(self, frame: Frame) -> dict[str, Any]:
-        """Return the caller's introduction (role, id, received); raises ProtocolError when it does not know the key."""
+        """Return the caller's introduction (role, id, received); raises WrongKey when it does not know the key."""
         if frame.kind is not FrameKind.HELLO:
             raise ProtocolError(f"{frame.kind.name} came before HELLO")
         hello = decode_json(frame.body)
         given = hello.pop("proof", None)
         if not isinstance(given, str) or not _same(given, proof(self._key, "caller", self._nonce, encode_json(hello))):
-            raise ProtocolError("a caller could not prove that it knows the key")
+            raise WrongKey("a caller could not prove that it knows the key")
         return hello
 
     def welcome(

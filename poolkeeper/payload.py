@@ -215,7 +215,10 @@ class _Rebuilt:
         self.error = error
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self.error), self.error.args, dict(self.error.__dict__))
+        error, args = self.error, self.error.args
+        if isinstance(error, BaseExceptionGroup):
+            args = (error.message, [_Rebuilt(each) for each in error.exceptions])
+        return _rebuild, (type(error), args, dict(error.__dict__))
 
 
 def _rebuild(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:

@@ -60,6 +60,9 @@ __all__ = [
 When = Literal["always", "on-failure", "never"]
 
 # tenacity's own default: exceptions that are no Exception (SystemExit, KeyboardInterrupt) are final
+FEWEST_FILES = 32
+"""What a worker needs to serve at all, and its interpreter to import something."""
+
 _ANY_EXCEPTION = named("retry_if_exception_type")
 _RETRY_WAIT = named("wait_exponential_jitter", multiplier=0.1, max=30.0, jitter=0.1)
 _RESTART_WAIT = named("wait_exponential_jitter", multiplier=0.1, max=30.0)  # and up to a second of jitter
@@ -323,7 +326,7 @@ class WorkerPolicy:
         max_memory: resident memory above which it is replaced, between two tasks.
         hard_memory: memory above which an allocation fails, or the worker is killed, in the middle of a task.
         cpu_seconds: processor time after which it is killed.
-        open_files: its limit of file descriptors.
+        open_files: its limit of file descriptors, at least 32: some are poolkeeper's own.
         nice: its niceness, -20 to 19.
         affinity: the cpus that it may run on.
         env: environment variables to set.
@@ -339,7 +342,7 @@ class WorkerPolicy:
     max_memory: Converted[int | str | None, int | None] = Converted(optional(memory_size), None)
     hard_memory: Converted[int | str | None, int | None] = Converted(optional(memory_size), None)
     cpu_seconds: Checked[float | None] = Checked(optional(positive_duration), None)
-    open_files: Checked[int | None] = Checked(optional(whole_number(1)), None)
+    open_files: Checked[int | None] = Checked(optional(whole_number(FEWEST_FILES)), None)
     nice: Checked[int | None] = Checked(optional(whole_number(-20, 19)), None)
     affinity: Converted[Iterable[int] | None, tuple[int, ...] | None] = Converted(optional(_cpus), None)
     env: Mapping[str, str] | None = field(default=None, hash=False)

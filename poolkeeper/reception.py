@@ -14,12 +14,14 @@ import socket
 import time
 from collections.abc import Callable
 from functools import partial
+from struct import Struct
 from typing import Any
 
 from .errors import ProtocolError
 from .frames import Frame, FrameKind, decode_json
-from .link import PYTHON, Handshake, Link
+from .link import PYTHON, Handshake, Link, WrongKey
 from .peer import Peer
+from .refusals import Refusals
 from .reporting import report
 from .versions import PROTOCOL, Verdict, Versions, judge
 
@@ -27,6 +29,8 @@ __all__ = ["OURS", "Caller", "Reception"]
 
 DEAF_SECONDS = 0.1
 """How long to wait with accepting when the process has no descriptor left."""
+
+_CREDENTIALS = Struct("3i")  # pid, user and group
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -72,6 +76,9 @@ class Reception:
         self._connect = connect
         self._callers: dict[Link, Caller] = {}
         self._is_gone = False
+        self._refusals = Refusals()
+        self.disown: Callable[[int], object] = lambda _: None
+        """Is told of processes that have called and do not know the key."""
         self.deaf_until: float | None = None
         self.socket = _listen(path) if listener is None else listener
         selector.register(self.socket, selectors.EVENT_READ, self._accept)
@@ -140,9 +147,15 @@ class Reception:
             if not alive and caller.link in self._callers:
                 self._drop(caller)
         except (ProtocolError, OSError, KeyError, ValueError, TypeError) as error:
-            report("WARNING", f"a connection to the keeper's socket is refused: {error}")
+            pid = _pid_of(caller.link.socket)
+            count = self._refusals.note(pid)
+            if count is not None:
+                often = f", for the {count}th time" if count > 1 else ""
+                report("WARNING", f"a connection of process {pid} to the keeper's socket is refused{often}: {error}")
             if caller.link in self._callers:
                 self._drop(caller)
+            if pid is not None and isinstance(error, WrongKey):
+                self.disown(pid)
 
     def _hear_hello(self, caller: Caller, frames: list[Frame]) -> None:
         hello = caller.handshake.verify(frames[0])
@@ -198,3 +211,14 @@ def _listen(path: str) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _pid_of(sock: socket.socket) -> int | None:
+    """Return the pid of the process that has connected, by the kernel's word; None where that cannot be known."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
+    try:
+        pid, _, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    except OSError:
+        return None
+    return int(pid) or None

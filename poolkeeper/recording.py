@@ -14,12 +14,22 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from .errors import PayloadError
+from .errors import PayloadError, PoolkeeperError
 from .fingerprint import fingerprint_of_arguments, fingerprint_of_code
 from .futures import TaskFuture, Unread
 from .journal import JOURNAL, Journal
-from .journal_file import ACCIDENTS, Durability, is_damage, open_for_reading, replace_journal
-from .journal_runs import Resume, Run, begin_run, clock_time, discarded_runs, end_run, insert_run, leave_run
+from .journal_file import ACCIDENTS, Durability, is_damage, lacks_room, open_for_reading, replace_journal
+from .journal_runs import (
+    Resume,
+    Run,
+    clock_time,
+    discarded_runs,
+    end_run,
+    insert_run,
+    leave_run,
+    next_run,
+    resume_run,
+)
 from .ledger import Call
 from .logs import emit
 from .messages import Code
@@ -74,7 +84,7 @@ class Recorder:
         self._open: dict[int, str] = {}
         self._keyed: dict[str | None, KeptShelf] = {}
         self._by_call: dict[int, KeptShelf] = {}
-        self._adopted: dict[tuple[str, str], KeptShelf] = {}
+        self._adopted: dict[tuple[str, str, str], KeptShelf] = {}
         self._taken = count()
         self._answered = 0
         self._reason: str | None = None
@@ -86,13 +96,15 @@ class Recorder:
             journal.close()
             raise
         self._numbers = count(number + 1)
-        journal.start(self._run.id)
+        journal.start(self._run.id, back_up=self._run.resumes)
 
     def _begin(self, resume: Resume, keep_runs: int) -> Run:
         journal = self._journal
-        run, last = begin_run(journal.connection, resume, time.time())
+        run, last = next_run(journal.connection, resume, time.time())
         journal.execute(*insert_run(run), standing="run")
-        old, statements = discarded_runs(journal.connection, keep_runs)
+        if run.resumes:
+            journal.execute(*resume_run(run))
+        old, statements = discarded_runs(journal.connection, keep_runs - (not run.resumes))
         for number in old:
             journal.files.forget(number)
         for sql, values in statements:
@@ -118,7 +130,7 @@ class Recorder:
             self._names[name] += 1
             if self._names[name] > 1:
                 name = f"{name}#{self._names[name]}"
-            shelf = self._new_shelf(name, _fingerprint(function, name))
+            shelf = self._new_shelf(name, _fingerprint(function, name), "")
             self._open[shelf.number] = name
         return shelf
 
@@ -132,15 +144,15 @@ class Recorder:
         with self._lock:
             shelf = self._keyed.get(code)
             if shelf is None:
-                shelf = self._keyed[code] = self._new_shelf("", code)
+                shelf = self._keyed[code] = self._new_shelf("", code, _kin_of(function) or code or "")
             if len(self._by_call) >= 1000:
                 self._by_call.clear()
             self._by_call[call.id] = shelf
         return shelf
 
-    def _new_shelf(self, name: str, code: str | None) -> KeptShelf:
+    def _new_shelf(self, name: str, code: str | None, kin: str) -> KeptShelf:
         number = next(self._numbers)
-        shelf = KeptShelf(self, number, name, code, self._taken.__next__)
+        shelf = KeptShelf(self, number, name, code, kin, self._taken.__next__)
         self._journal.execute(
             "INSERT OR IGNORE INTO batches (id, run, name, code, began) VALUES (?, ?, ?, ?, ?)",
             (number, self._run.id, name, code, time.time()),
@@ -197,12 +209,12 @@ class Recorder:
         """A task that was submitted has the outcome of one that nobody had asked for."""
         self._answered += 1
 
-    def adopted(self, name: str, code: str) -> KeptShelf:
-        """Return a shelf for outcomes that nobody has asked for in this run."""
-        shelf = self._adopted.get((name, code))
+    def adopted(self, name: str, code: str, kin: str) -> KeptShelf:
+        """Return a shelf for outcomes that nobody has asked for in this run, or of code that is another by now."""
+        shelf = self._adopted.get((name, code, kin))
         if shelf is None:
             with self._lock:
-                shelf = self._adopted[name, code] = self._new_shelf(name, code)
+                shelf = self._adopted[name, code, kin] = self._new_shelf(name, code, kin)
         return shelf
 
     # -- the end ------------------------------------------------------------------------------------------------------
@@ -243,14 +255,15 @@ class Recorder:
 class KeptShelf:
     """The record of one batch, or of what is submitted by key to one function.
 
-    ``number`` is that of its row in the journal; ``code`` the fingerprint of the function, None: it has none.
-    ``expect`` is to be called for each task that goes to a worker.
+    ``number`` is that of its row in the journal; ``code`` the fingerprint of the function, None: it has none; ``kin``
+    what, with the name, tells the function from others when its code has changed. ``expect`` is to be called for each
+    task that goes to a worker.
     """
 
-    __slots__ = ("_recorder", "_warned", "code", "expect", "name", "number")
+    __slots__ = ("_recorder", "_warned", "code", "expect", "kin", "name", "number")
 
     def __init__(
-        self, recorder: Recorder, number: int, name: str, code: str | None, expect: Callable[[], object]
+        self, recorder: Recorder, number: int, name: str, code: str | None, kin: str, expect: Callable[[], object]
     ) -> None:
         self._recorder = recorder
         self.expect = expect
@@ -258,6 +271,7 @@ class KeptShelf:
         self.number = number
         self.name = name
         self.code = code
+        self.kin = kin
 
     def entry(self, identity: str | int, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Entry:
         """Return what one task is recorded under: its key or position, and its arguments. Never raises."""
@@ -370,8 +384,17 @@ class _Milestone:
         self._call()
 
 
-def open_recorder(folder: Path, *args: Any) -> Recorder | None:
-    """Return a Recorder, or None where there can be no journal, which is said; takes the arguments of ``Recorder``."""
+def open_recorder(folder: Path, *args: Any, survivors: int) -> Recorder | None:
+    """Return a Recorder, or None while the disk is so full that there can be no journal, which is said.
+
+    Args:
+        folder: the keeper's home.
+        args: the further arguments of ``Recorder``.
+        survivors: how many processes an earlier keeper has left; without a journal they cannot be taken over.
+
+    Raises:
+        PoolkeeperError: when there can be no journal for another reason, or there are survivors.
+    """
     try:
         try:
             return Recorder(folder, *args)
@@ -381,7 +404,18 @@ def open_recorder(folder: Path, *args: Any) -> Recorder | None:
             replace_journal(folder / JOURNAL, error).close()  # it was found when the records were read
             return Recorder(folder, *args)
     except ACCIDENTS as error:
-        emit("ERROR", f"there is no journal, for it cannot be opened ({error}): nothing is recorded, all work runs")
+        why = f"the journal {folder / JOURNAL} cannot be opened ({error})"
+        if not lacks_room(error):
+            raise PoolkeeperError(
+                f"{why}, and what earlier runs have done is not known without it: make it accessible, or move it away "
+                "to have all work run again, or give another run_id"
+            ) from error
+        if survivors:
+            raise PoolkeeperError(
+                f"{why}, and {survivors} processes of an earlier keeper cannot be taken over without it; they go on: "
+                "make room on the disk and start again"
+            ) from error
+        emit("ERROR", f"{why}: nothing is recorded, all work runs")
         return None
 
 
@@ -397,6 +431,12 @@ def _fingerprint(function: Callable[..., Any], name: str) -> str | None:
             "when the run is resumed",
         )
     return code
+
+
+def _kin_of(function: Callable[..., Any]) -> str | None:
+    """Return what is the same for a function of a module whatever its code; None where its name does not tell."""
+    name = getattr(function, "__qualname__", "<")
+    return None if "<" in name else f"{function.__module__}.{name}"
 
 
 def _announce(run: Run, recall: Recall, resume: Resume) -> None:

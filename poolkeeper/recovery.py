@@ -6,12 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from .adoption import RECOVERY_SECONDS, Adoption
 from .core import Core
 from .futures import Keeps, TaskFuture
-from .ledger import Task
+from .holdings import exactly
 from .left_behind import Left, left_results
 from .messages import Code
 from .nursery import Nursery
@@ -20,7 +19,6 @@ from .recording import Recorder
 from .recovered import Recovered
 from .register import Register
 from .roster import Worker
-from .store import claim_of
 from .workforce import Workforce
 
 __all__ = ["Recovery"]
@@ -114,8 +112,8 @@ class Recovery:
         The rest has been heard, unless the worker has never told what it holds.
         """
         for left in self._left_by(name):
-            found = {one.claim: one for one in left}
-            begun = [found.pop(_claim(task), None) for task in worker.inflight]
+            found = {exactly(one.claim): one for one in left}
+            begun = [found.pop(self.adoption.runs_as(task), None) for task in worker.inflight]
             while begun and begun[-1] is None:
                 begun.pop()  # it has died of it
             if begun:
@@ -147,10 +145,6 @@ class Recovery:
             left=self._left,
             drained=tuple(self._workforce.drained),
         )
-
-
-def _claim(task: Task | None) -> Any:
-    return claim_of(task.entry) if isinstance(task, TaskFuture) else None
 
 
 def _children(document: PidfileDocument | None) -> tuple[ChildRecord, ...]:

@@ -1,8 +1,8 @@
 """What one running task or service saves and finds again: throttled, never fatal, forgotten after success.
 
 The worker writes by itself, so a checkpoint needs no keeper. A state that cannot be stored (the disk is full, the home
-is gone) costs the task nothing but the chance to resume from it, and is said once; one that cannot be pickled is a
-mistake in the task, and raises.
+is gone) costs the task nothing but the chance to resume from it, and each process says it once; one that cannot be
+pickled is a mistake in the task, and raises.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ OnError = Literal["raise", "default"]
 
 _STATE = "state"
 _TRACK = "track"
+
+_complaints: set[int | None] = set()
+"""Why this process cannot store checkpoints, by errno: each is said by the first task that meets it, not by all."""
 
 
 class _Loop:
@@ -66,7 +69,6 @@ class Resumption:
         self._tracks: set[str] = set()
         self._loops: list[_Loop] = []
         self._numbered = 0
-        self._complained = False
         self._ended = False
 
     # -- states -------------------------------------------------------------------------------------------------------
@@ -92,14 +94,14 @@ class Resumption:
                 self._store.write(self.identity, part, state, self._attempt, durable=durable)
             except OSError as error:
                 self._saved_at[part] = time.monotonic()
-                if not self._complained:
-                    self._complained = True
+                if error.errno not in _complaints:
+                    _complaints.add(error.errno)
                     self._notice(
                         f"a checkpoint cannot be stored: {error.strerror or error}; "
                         "the work goes on, and would have to begin at an earlier one"
                     )
                 return False
-            self._complained = False
+            _complaints.clear()
             self._saved_at[part] = time.monotonic()
             return True
 

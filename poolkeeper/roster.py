@@ -18,10 +18,10 @@ from .messages import Progress
 __all__ = ["Exit", "KillReason", "Page", "Roster", "Told", "Worker"]
 
 START_ATTEMPTS = 3
-"""Times in a row that starting workers may fail for a known reason before what is queued fails with it."""
+"""Times in a row that starting workers may fail for a reason that stays before what is queued fails with it."""
 
 UNEXPLAINED_ATTEMPTS = 7
-"""The same where new processes just end: perhaps somebody kills them, who will stop."""
+"""The same where new processes just end, for somebody may kill them who will stop, or where there is no room."""
 
 FIRST_BACKOFF = 0.05
 """Seconds after a failed start before the next; doubled by each further one, seven times at most."""
@@ -83,12 +83,12 @@ class Worker:
     None for any number, and ``target`` how many it may hold. ``stuck`` says that it has been seen to make no headway
     since its last answer, when ``checked`` was the index started last. ``birth`` is the incarnation of the keeper that
     has made it. What has an index below ``fed_before`` was fed by this keeper, before its loop was rebuilt. ``absence``
-    counts while its link is broken.
+    counts while its link is broken; ``silent`` is one of an earlier keeper that has not called in time.
     """
 
     __slots__ = (
         "absence", "alone", "base", "birth", "budget", "checked", "exit", "fed_before", "id", "inflight", "kill",
-        "known", "mourned", "page", "pid", "slot", "start_round", "state", "stuck", "target",
+        "known", "mourned", "page", "pid", "silent", "slot", "start_round", "state", "stuck", "target",
     )  # fmt: skip
 
     def __init__(self, id: int, slot: int, budget: int | None = None, start_round: int = 0, birth: str = "") -> None:
@@ -107,6 +107,7 @@ class Worker:
         self.budget = budget
         self.target = 1
         self.stuck = False
+        self.silent = False
         self.checked = 0
         self.kill: tuple[KillReason, int] | None = None
         self.exit: Exit | None = None
@@ -138,6 +139,12 @@ class Worker:
             return None
         return self.inflight[index - self.base]
 
+    def keeps_at(self, index: int) -> bool:
+        """Return whether the worker is in the midst of ``index``, which it does not start if it has not."""
+        if self.page is None:
+            return True
+        return not self.page.revoke(index) and self.page.observe().finished < index
+
     def revoke(self, index: int) -> Task | None:
         """Take back the task fed as ``index``; return it unless the worker has started it."""
         task = self.task_at(index)
@@ -150,9 +157,10 @@ class Worker:
 class Roster:
     """All workers that are not dead, and when there may be more of them.
 
-    ``max_workers`` bounds those that take tasks (``alive``); ``max_tasks`` is how many each may be fed, None for no
-    bound. Workers are started in rounds: a round ends with the first of its workers that fails to start, so that many
-    which fail for one reason at one time count once.
+    ``max_workers`` bounds those that take tasks (``alive``), and those at work together with those that finish their
+    last tasks (``leaving``): who is to replace one of these is started, and waits. Who is silent does not count.
+    ``max_tasks`` is how many each may be fed, None for no bound. Workers are started in rounds: a round ends with the
+    first of its workers that fails to start, so that many which fail for one reason at one time count once.
     """
 
     def __init__(self, max_workers: int, max_tasks: int | None = None, birth: str = "") -> None:
@@ -164,6 +172,7 @@ class Roster:
         self.open: dict[int, Worker] = {}
         self.ahead: dict[int, Worker] = {}
         self.alive = 0
+        self.leaving: set[Worker] = set()
         self.starting = 0
         self.failed_rounds = 0
         self.spawn_after = 0.0
@@ -176,6 +185,12 @@ class Roster:
     def full(self) -> bool:
         """Whether there may be no more workers."""
         return self.alive >= self.max_workers
+
+    @property
+    def vacancies(self) -> int:
+        """How many of the idle workers may be given work."""
+        at_work = self.alive - self.starting - len(self.idle) + len(self.leaving)
+        return max(0, min(len(self.idle), self.max_workers - at_work))
 
     def recruit(self, number: int) -> list[Worker]:
         """Return ``number`` new workers to be started, fewer where the bound is reached."""
@@ -214,7 +229,9 @@ class Roster:
         """Take note of what has happened to ``worker``; raises IllegalTransition."""
         before, after = worker.state, advance(worker.state, event)
         worker.state = after
-        self.alive += (after in _TAKES_TASKS) - (before in _TAKES_TASKS)
+        if not worker.silent:
+            self.alive += (after in _TAKES_TASKS) - (before in _TAKES_TASKS)
+        self._note_whether_leaving(worker)
         self.starting += (after is WorkerState.STARTING) - (before is WorkerState.STARTING)
         if after is not WorkerState.READY:
             self.idle.pop(worker.id, None)
@@ -223,6 +240,26 @@ class Roster:
             self.ahead.pop(worker.id, None)
             del self.workers[worker.id]
 
+    def silence(self, worker: Worker) -> None:
+        """Take note that ``worker`` does not call: another one may be in its place until it does."""
+        if not worker.silent:
+            self.alive -= worker.state in _TAKES_TASKS
+            worker.silent = True
+            self._note_whether_leaving(worker)
+
+    def heard(self, worker: Worker) -> None:
+        """Take note that ``worker`` has called."""
+        if worker.silent:
+            worker.silent = False
+            self.alive += worker.state in _TAKES_TASKS
+            self._note_whether_leaving(worker)
+
+    def _note_whether_leaving(self, worker: Worker) -> None:
+        if worker.state is WorkerState.RETIRING and worker.inflight and not worker.silent:
+            self.leaving.add(worker)
+        else:
+            self.leaving.discard(worker)
+
     def file(self, worker: Worker) -> None:
         """Put a worker where it belongs by what it holds; its window opens again when it is half empty."""
         held = len(worker.inflight)
@@ -230,6 +267,7 @@ class Roster:
             self.ahead.pop(worker.id, None)
         if not held:
             worker.alone = False
+            self.leaving.discard(worker)
         if worker.state is not WorkerState.READY or worker.alone:
             return
         if not held:

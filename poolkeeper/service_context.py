@@ -186,7 +186,8 @@ class ServiceContext:
         """In a fork of the service: its link and its stop signal are the parent's."""
         self.forked = True
         self._lock = threading.Lock()  # another thread may have held it
-        signal.signal(self._stop_signal, signal.SIG_DFL)
+        if self._stop_signal != signal.SIGKILL:
+            signal.signal(self._stop_signal, signal.SIG_DFL)
         self._line.close()
         self._new_pipe()
 

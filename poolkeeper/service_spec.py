@@ -20,6 +20,9 @@ OnGiveUp = Literal["ignore", "stop-fleet"]
 
 SIGTERM = 15
 
+_CANNOT_ASK = frozenset({19, 32, 33})
+"""SIGSTOP, and what the C library keeps to itself; the numbers of Linux."""
+
 
 class DeclarationError(PoolkeeperError, ValueError):
     """Services are declared in a way that cannot work; nothing has started."""
@@ -40,6 +43,13 @@ def _target(value: Any) -> Callable[..., Any]:
     if iscoroutinefunction(value) or iscoroutinefunction(getattr(value, "__call__", None)):  # noqa: B004 - its code is asked
         raise TypeError("is a coroutine function; give a plain one that calls asyncio.run")
     return value  # type: ignore[no-any-return]
+
+
+def _stop_signal(value: Any) -> int:
+    number = whole_number(1, 64)(value)
+    if number in _CANNOT_ASK:
+        raise ValueError("is no signal by which a process can be asked to end")
+    return number
 
 
 def _names(value: Any) -> tuple[str, ...]:
@@ -132,7 +142,7 @@ class ServiceSpec:
     priority: Checked[int] = Checked(whole_number(), 0)
     worker: WorkerPolicy = field(default_factory=WorkerPolicy)
     on_give_up: Checked[OnGiveUp] = Checked(_one_of("ignore", "stop-fleet"), "ignore")
-    stop_signal: Checked[int] = Checked(whole_number(1, 64), SIGTERM)
+    stop_signal: Checked[int] = Checked(_stop_signal, SIGTERM)
     group: ServiceGroup | None = None
     overlap: bool = False
 

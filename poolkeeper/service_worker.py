@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import traceback
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, NoReturn
 
 from . import task_context
@@ -46,7 +47,8 @@ def main(config: WorkerConfig, plain: tuple[Any, ...], page: int | str, link: in
     os.register_at_fork(after_in_child=service.leave_to_parent)
     task_context.enter(service)
     try:
-        signal.signal(definition.stop_signal, service.asked_to_stop)
+        if definition.stop_signal != signal.SIGKILL:
+            signal.signal(definition.stop_signal, service.asked_to_stop)
         if config.orphan_grace is not None and definition.stop_signal != signal.SIGURG:
             signal.signal(signal.SIGURG, service.summoned)
         unblock_signals()
@@ -54,7 +56,8 @@ def main(config: WorkerConfig, plain: tuple[Any, ...], page: int | str, link: in
         threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001 - threads that are no daemons are part of it
     except Asked:
         status, words = 0, (ExitReason.RETURNED, "", "")
-    signal.signal(definition.stop_signal, signal.SIG_IGN)
+    if definition.stop_signal != signal.SIGKILL:
+        signal.signal(definition.stop_signal, signal.SIG_IGN)
     _flush()
     if service.forked:
         os._exit(status)  # what was started before the fork is the parent's
@@ -102,7 +105,7 @@ def _run(service: ServiceContext, definition: ServiceDefinition) -> tuple[int, W
             _become(service, definition, target)
         service.started()
         try:
-            target(*args, **kwargs)
+            _require_ended(target(*args, **kwargs))
         except BaseException:
             if service.resumed is not None:
                 service.resumed.failed()
@@ -118,6 +121,16 @@ def _run(service: ServiceContext, definition: ServiceDefinition) -> tuple[int, W
             raise Asked(0) from None
         return 1, _raised(error)
     return 0, (ExitReason.RETURNED, "", "")
+
+
+def _require_ended(returned: object) -> None:
+    """Raise TypeError where the callable has only made what is still to be run."""
+    if isinstance(returned, CoroutineType | AsyncGeneratorType | GeneratorType):
+        if not isinstance(returned, AsyncGeneratorType):
+            returned.close()
+        kind = type(returned).__name__.replace("_", " ")
+        how = "for" if isinstance(returned, GeneratorType) else "asyncio.run"
+        raise TypeError(f"it has returned a {kind} that nobody runs: a service is to run it itself, by {how}")
 
 
 def _comes_of_asking(error: BaseException | None) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from .control_client import ControlClient, KeeperUnreachable
 from .errors import PoolkeeperError
 from .homes import KeeperHome
+from .instance import InstanceLock
 from .pidfile import ChildRecord, PidfileDocument, PidfileError, read_pidfile, survivors
 from .process_identity import cpu_seconds, process_state, resident_bytes
 from .process_setup import DUMP_SIGNAL
@@ -97,7 +98,10 @@ def reload_keeper(home: KeeperHome) -> Reloaded:
 
 
 def _status_of_next(home: KeeperHome, started: float, deadline: float) -> dict[str, Any] | None:
-    """Return the status of the keeper that has not been ``started`` then; it may have to start first."""
+    """Return the status of the keeper that has not been ``started`` then; it may have to start first.
+
+    Raises PoolkeeperError when the one that was has ended in good order.
+    """
     while True:
         try:
             with ControlClient(home.path) as client:
@@ -105,10 +109,17 @@ def _status_of_next(home: KeeperHome, started: float, deadline: float) -> dict[s
             if status["started"] != started:
                 return status
         except KeeperUnreachable:
-            pass
+            if _has_ended(home):
+                raise PoolkeeperError(f"{home.label} has ended before it was replaced") from None
         if time.monotonic() >= deadline:
             return None
         time.sleep(STACK_PAUSE)
+
+
+def _has_ended(home: KeeperHome) -> bool:
+    """Whether the last keeper has ended in good order: one that is replaced holds its lock, others leave a pidfile."""
+    lock = InstanceLock(home.name, home.run_id, home.path.parent.parent)
+    return not lock.is_locked() and not (home.path / "keeper.pid").exists()
 
 
 def _from_pidfile(home: KeeperHome) -> dict[str, Any]:

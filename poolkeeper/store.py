@@ -39,11 +39,14 @@ class Entry(NamedTuple):
     arguments: str | None
 
 
-def claim_of(entry: Entry | None) -> tuple[str, str, str | int, str] | None:
-    """Return what tells one recorded task from all others, in this keeper and later ones; None where nothing does."""
+def claim_of(entry: Entry | None) -> tuple[str, str, str | int, str, str] | None:
+    """Return what tells one recorded task from all others, in this keeper and later ones; None where nothing does.
+
+    The last of it stands for the code where that may be another (see ``holdings.work_of``).
+    """
     if entry is None or entry.arguments is None or entry.shelf.code is None:
         return None
-    return entry.shelf.name, entry.shelf.code, entry.identity, entry.arguments
+    return entry.shelf.name, entry.shelf.code, entry.identity, entry.arguments, entry.shelf.kin
 
 
 class Store(Protocol):

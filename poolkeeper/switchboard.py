@@ -48,6 +48,10 @@ class Switchboard:
         self._due: deque[Peer] = deque()
         self._reception = Reception(path, key, selector, introduce, self._connect, listener, versions)
 
+    def on_wrong_key(self, tell: Callable[[int], object]) -> None:
+        """Have ``tell`` called with the pid of each process that calls and does not know the key."""
+        self._reception.disown = tell
+
     @property
     def listener(self) -> socket.socket:
         """The listening socket, which a successor in this process may take over."""

@@ -211,6 +211,8 @@ class Traffic:
         if isinstance(task, TaskFuture) and task.entry is not None and command.failure is not Failure.NO_WORKERS:
             assert self._recorder is not None
             self._settlement.drop_payload(task)
+            if self.adoption is not None:
+                self.adoption.ended(task)
             self._recorder.fail(task, error)
         else:
             self._settlement.fail_task(task, error)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .arena import Arena, ArenaPool, ReleaseQueue
+from .belonging import grace_of, has_home
 from .frames import Frame
 from .holdings import Holdings
 from .left_behind import leave_results, left_in
@@ -207,11 +208,13 @@ class WorkerSession:
             return
         now = time.monotonic()
         self._idle_since = now if self._idle_since is None else self._idle_since
-        grace = 0.0 if self.line.leaving else self.config.orphan_grace or 0.0
+        grace = 0.0 if self.line.leaving else grace_of(self.config)
         if now - self._idle_since >= grace:
+            if not has_home(self.config):
+                raise Retired
             try:
                 self._leave_results(self._holdings)
-            except OSError:  # the disk is full, or the home is gone: perhaps that changes
+            except OSError:  # the disk is full: perhaps that changes
                 self._idle_since = now + LONGEST_RETRY
             else:
                 raise Retired

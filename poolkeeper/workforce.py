@@ -106,6 +106,7 @@ class Workforce:
     def open(self, board: Switchboard) -> None:
         """Speak to the workers through ``board``."""
         self._board = board
+        board.on_wrong_key(self._disown)
 
     def __iter__(self) -> Iterator[WorkerPeer]:
         return iter(self._peers.values())
@@ -208,6 +209,14 @@ class Workforce:
         self._nursery.expect(peer)
         return peer
 
+    def _disown(self, pid: int) -> None:
+        """A survivor does not know the key, for it is another by now: it can never be heard, and never hears us."""
+        peer = self._survivors.get(pid)
+        if peer is not None and not peer.attached and not peer.gone:
+            why = "it does not know the key of this home, so it cannot be taken over, and what it runs is run again"
+            report("WARNING", f"worker {peer.worker.id} (pid {pid}) is killed: {why}", worker=peer.worker.id)
+            peer.signal(signal.SIGKILL)
+
     def look_at(self, worker: Worker) -> Executing | None:
         """Return what a worker of an earlier keeper executes that does not call, None: nothing, or it cannot be seen.
 
@@ -262,6 +271,7 @@ class Workforce:
                 peer.page.close()
             peer.page = KeeperPage(fds.pop(0))
             peer.page.close_fd()
+        worker.page = peer.page
         # What it was fed by ourselves needs no claim.
         claims = [
             None if index < worker.fed_before else what for index, what in enumerate(content["held"], content["base"])
@@ -295,8 +305,9 @@ class Workforce:
             return
         held = [None if one is None else Held(str(one[0]), int(one[1]), tuple(one[2])) for one in content["holds"]]
         progress = Progress(len(held), len(held) - bool(content.get("executing")), 0, float(content.get("since", 0.0)))
+        worker.page = told = Told(progress)
         begun = [None] * len(held) if self.adoption is None else self.adoption.take_in(worker, 1, held, None)
-        self._core.leaving(worker, Told(progress), begun)
+        self._core.leaving(worker, told, begun)
 
     def connected(self, peer: WorkerPeer, hello: dict[str, Any]) -> None:
         """A worker has called again."""
@@ -354,7 +365,7 @@ class Workforce:
 
     def refused(self, peer: WorkerPeer, why: str) -> None:
         """The worker could not be made."""
-        self._core.start_failed(peer.worker, why)
+        self._core.refused(peer.worker, why)
         self._gone(peer, UNKNOWN)
 
     def exited(self, peer: WorkerPeer, exit: Exit) -> None:

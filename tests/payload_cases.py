@@ -145,6 +145,10 @@ def raise_group() -> NoReturn:
     raise ExceptionGroup("several", [ValueError("one"), KeyError("two")])
 
 
+def raise_group_of_unloadable() -> NoReturn:
+    raise ExceptionGroup("several", [ValueError("one"), ExceptionGroup("inner", [UnloadableError("two")])])
+
+
 def raise_local() -> NoReturn:
     class Local(Exception):
         pass

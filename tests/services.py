@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -267,6 +267,18 @@ def wait_with_asyncio(folder: Path) -> None:
         await asyncio.sleep(600)
 
     asyncio.run(forever())
+
+
+def makes_a_coroutine() -> object:
+    return coroutine()
+
+
+def generator() -> Iterator[None]:
+    yield
+
+
+async def asynchronous_generator() -> AsyncIterator[None]:
+    yield
 
 
 async def coroutine() -> None:

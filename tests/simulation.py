@@ -419,7 +419,11 @@ class Simulation:
         _hold(roster.starting == states.count(WorkerState.STARTING), "the count of starting workers is wrong")
         takes = (WorkerState.STARTING, WorkerState.READY, WorkerState.DETACHED)
         _hold(roster.alive == sum(map(states.count, takes)), "the count of workers is wrong")
+        at_work = {one for one in roster.workers.values() if one.state is WorkerState.RETIRING and one.inflight}
+        _hold(roster.leaving == at_work, "the count of workers that leave is wrong")
         _hold(roster.alive <= self.max_workers, "there are too many workers")
+        working = [worker for worker in roster.workers.values() if worker.inflight and worker.state in takes]
+        _hold(len(working) + len(at_work) <= self.max_workers, "too many workers are at work")
         slots = [worker.slot for worker in roster.workers.values()]
         _hold(len(set(slots)) == len(slots), "two workers have one slot")
         suspects = 0
@@ -434,7 +438,7 @@ class Simulation:
                 _hold(len(held) == 1, "a suspect does not run alone")
         _hold(suspects <= 1, "two suspects run at once")
         if core.queue.runnable:
-            _hold(not roster.idle, "an idle worker, and there is work")
+            _hold(not roster.vacancies, "an idle worker, and there is work")
             waits = roster.alive or core._dispatcher.waits_to_spawn
             _hold(bool(waits), "there is work, and nobody is coming to do it")
         _hold(len(core.queue) >= 0, "less than nothing waits")

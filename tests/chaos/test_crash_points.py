@@ -1,7 +1,8 @@
 """A keeper is killed at each point where that could hurt; the next one has every outcome once, and runs nothing twice.
 
 The script puts a SIGKILL before or after the n-th call of one function of the keeper's own process, and runs until that
-comes; then it runs without.
+comes; then it runs without. At the points of a re-exec it replaces itself half-way, and the SIGKILL may also be for
+those whom the keeper has made.
 """
 
 from __future__ import annotations
@@ -20,8 +21,19 @@ from tests.survivors import end_survivors
 
 SCRIPT = """
     import importlib, os, signal, sys
+    import psutil
     from poolkeeper import Keeper
+    from poolkeeper.inheritance import INHERITANCE
     from tests import tasks
+
+    def kill():
+        if victims == "keeper":
+            os.kill(os.getpid(), signal.SIGKILL)
+        servers = psutil.Process().children()
+        workers = [worker for server in servers for worker in server.children()]
+        assert servers and workers
+        for victim in {"workers": workers, "server": servers, "all": servers + workers}[victims]:
+            victim.kill()
 
     def crash(module, path, when, number):
         owner = importlib.import_module(f"poolkeeper.{module}")
@@ -33,19 +45,23 @@ SCRIPT = """
             nonlocal calls
             calls += 1
             if calls == number and when == "before":
-                os.kill(os.getpid(), signal.SIGKILL)
+                kill()
             result = function(*args, **kwargs)
-            if calls == number:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if calls == number and when == "after":
+                kill()
             return result
         setattr(owner, name, crashing)
 
-    folder, module, path, when, number = sys.argv[1:]
-    if number != "0":
+    folder, module, path, when, number, replace, victims = sys.argv[1:]
+    first = not INHERITANCE.history
+    if number != "0" and replace in ("never", "old" if first else "new"):
         crash(module, path, when, int(number))
     with Keeper(2, name="crash", home=folder + "/home") as keeper:
         view = keeper.options(key=lambda folder, item: str(item))
         futures = [view.submit(tasks.note_and_return, folder, item) for item in range(60)]
+        if replace != "never" and first:
+            futures[20].result()
+            keeper.reexec()
         results = [future.result() for future in futures]
         assert results == list(range(60)), results
     print("done")
@@ -59,18 +75,24 @@ POINTS = {
     "fork server": ("nursery", "launch"),
     "fork": ("nursery", "Nursery._order"),
     "pidfile": ("pidfile", "write_pidfile"),
-    "delivery": ("traffic", "Traffic.deliver"),
+    "delivery": ("settlement", "Settlement.deliver"),
     "take-over": ("adoption", "Adoption.take_in"),
     "claim": ("adoption", "Adoption.sift"),
     "lock": ("instance", "InstanceLock.acquire"),
     "end": ("nursery", "Nursery.close"),
+    "execv": ("reexec", "os.execve"),
+    "inheritance": ("inheritance", "Inheritance.claim"),
 }
 
+REPLACED = {"execv": "old", "inheritance": "new"}
+"""Points of a re-exec, and the program that passes them."""
 
-def run(folder: Path, point: str, when: str, number: int) -> int:
+
+def run(folder: Path, point: str, when: str, number: int, victims: str = "keeper") -> int:
     """Run the script; return its exit code."""
     module, path = POINTS[point]
-    with start_script(folder, SCRIPT, folder, module, path, when, number) as process:
+    words = (folder, module, path, when, number, REPLACED.get(point, "never"), victims)
+    with start_script(folder, SCRIPT, *words) as process:
         try:
             output, errors = process.communicate(timeout=PATIENCE)
         finally:
@@ -105,11 +127,16 @@ def check(folder: Path, *, workers_died: bool = False) -> None:
 SECOND = {"take-over", "claim"}
 """Points that only a keeper passes that is not the first."""
 
-NUMBERS = {"fork server": (1,), "lock": (1,), "end": (1,), "fork": (1, 2)}
+NUMBERS = {"fork server": (1,), "lock": (1,), "end": (1,), "fork": (1, 2), "execv": (1,), "inheritance": (1,)}
+
+PASSED = [(point, when) for point in POINTS for when in ("before", "after") if (point, when) != ("execv", "after")]
+"""After execv there is nothing: that is before the inheritance."""
 
 
-@pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.soak)])
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(
+    ("point", "when"),
+    [pytest.param(*case, marks=[pytest.mark.soak] if case[1] == "after" else []) for case in PASSED],
+)
 def test_the_next_keeper_has_every_outcome_once(tmp_path: Path, point: str, when: str) -> None:
     try:
         run_to_the_end(tmp_path, point, when, NUMBERS.get(point, (1, 3)))
@@ -119,11 +146,30 @@ def test_the_next_keeper_has_every_outcome_once(tmp_path: Path, point: str, when
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(("point", "when"), PASSED)
 def test_keepers_that_die_again_and_again(tmp_path: Path, point: str, when: str) -> None:
     try:
         run_to_the_end(tmp_path, point, when, (1, 2, 3, 5, 8, 13, 21, 34))
         check(tmp_path)
+    finally:
+        end_survivors(tmp_path / "home" / "crash" / "default")
+
+
+@pytest.mark.parametrize(
+    ("point", "victims"),
+    [
+        ("execv", "all"),
+        *(
+            pytest.param(point, victims, marks=pytest.mark.soak)
+            for point in REPLACED
+            for victims in ("workers", "server", "all")
+            if (point, victims) != ("execv", "all")
+        ),
+    ],
+)
+def test_what_a_keeper_has_made_is_killed_while_it_replaces_itself(tmp_path: Path, point: str, victims: str) -> None:
+    try:
+        assert run(tmp_path, point, "before", 1, victims) == 0
+        check(tmp_path, workers_died=True)
     finally:
         end_survivors(tmp_path / "home" / "crash" / "default")

@@ -206,6 +206,15 @@ def test_a_spare_process_takes_the_place_of_the_next_that_dies() -> None:
         assert keeper.submit(tasks.echo, bytes(2**20)).result(PATIENCE) == bytes(2**20)
 
 
+def test_a_spare_process_takes_any_role(tmp_path: Path) -> None:
+    with Keeper(1, preload=["tests.tasks", "tests.services"]) as keeper:
+        assert keeper.submit(tasks.die).exception(PATIENCE) is not None
+        spare = spare_of(keeper)
+        handle = keeper.service(services.serve, (tmp_path,), restart="never")
+        assert handle.wait("running", PATIENCE), handle.exits
+        assert handle.pid == spare.pid, "though it was forked before there were services"
+
+
 def test_a_spare_process_that_is_killed_is_no_loss() -> None:
     with Keeper(1, preload=["tests.tasks"]) as keeper:
         assert keeper.submit(tasks.die).exception(PATIENCE) is not None

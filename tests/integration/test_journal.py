@@ -33,7 +33,7 @@ from poolkeeper import (
 )
 from poolkeeper.program import Program
 from poolkeeper.reporting import flush
-from tests.disks import small_disk
+from tests.disks import fill, small_disk
 from tests.helpers import wait_until
 
 
@@ -437,6 +437,16 @@ class TestTrouble:
         flush()
         assert "is damaged" in "".join(said)
 
+    def test_a_run_that_goes_on_has_a_backup_of_what_it_found(self, open_keeper: Any) -> None:
+        for number in range(2):
+            with suppress(Interruption), open_keeper() as keeper:
+                keeper.options(key=str(number)).submit(abs, number).result()
+                interrupt()
+        (keeper.home / "journal.db").write_bytes(b"garbage" * 1000)
+        with open_keeper() as keeper:
+            reused = [keeper.options(key=str(number)).submit(abs, number).reused for number in range(2)]
+        assert reused == [True, False]
+
     def test_rows_that_were_tampered_with_are_not_used(self, open_keeper: Any, said: list[str]) -> None:
         with suppress(Interruption), open_keeper() as keeper:
             for number in range(3):
@@ -456,9 +466,7 @@ class TestTrouble:
         with small_disk(tmp_path) as disk:
             with Keeper(2, name="test", home=disk / "home") as keeper:
                 keeper.options(key="before").submit(abs, 1).result()
-                with open(disk / "ballast", "wb", buffering=0) as ballast, suppress(OSError):
-                    while True:
-                        ballast.write(bytes(4096))
+                fill(disk)
                 results = list(keeper.options(key=str).map(bytes, range(1, 400)))
                 assert list(map(len, results)) == list(range(1, 400))
                 flush()
@@ -513,15 +521,41 @@ class TestTrouble:
             keeper.options(key="after").submit(abs, 1).result()
             assert rows(keeper) == [(2,)]
 
-    def test_a_journal_that_cannot_be_opened(self, open_keeper: Any, said: list[str]) -> None:
+    def test_a_journal_that_cannot_be_opened(self, open_keeper: Any) -> None:
         with open_keeper() as keeper:
             pass
         (keeper.home / "journal.db").unlink()
         (keeper.home / "journal.db").mkdir()
+        with pytest.raises(PoolkeeperError, match=r"journal\.db cannot be opened .*directory.*move it away"):
+            open_keeper()
+        (keeper.home / "journal.db").rmdir()
         with open_keeper() as keeper:
             assert keeper.options(key="a").submit(abs, -1).result() == 1
-            assert keeper.batch(abs, [-1, -2]).result().values == [1, 2]
-        assert "there is no journal" in "".join(said)
+
+    def test_a_disk_that_is_full_from_the_start(self, tmp_path: Path, said: list[str]) -> None:
+        with small_disk(tmp_path) as disk:
+            with Keeper(2, name="test", home=disk / "home") as keeper:
+                pass
+            (keeper.home / "journal.db").unlink()
+            fill(disk)
+            with Keeper(2, name="test", home=disk / "home") as keeper:
+                assert keeper.options(key="a").submit(abs, -1).result() == 1
+                assert keeper.batch(abs, [-1, -2]).result().values == [1, 2]
+        flush()
+        assert "cannot be opened" in "".join(said)
+        assert "all work runs" in "".join(said)
+
+    def test_what_is_recorded_is_reused_on_a_disk_that_is_full_from_the_start(self, tmp_path: Path) -> None:
+        with small_disk(tmp_path) as disk:
+            with Keeper(2, name="test", home=disk / "home") as keeper:
+                keeper.options(key="a").submit(abs, -1).result()
+                keeper._runtime.leave_unfinished("test")
+            with closing(sqlite3.connect(keeper.home / "journal.db")) as reader:
+                reader.execute("SELECT count(*) FROM runs").fetchone()  # as if the keeper had died: its log is there
+                fill(disk)
+                with Keeper(2, name="test", home=disk / "home") as keeper:
+                    assert keeper.options(key="a").submit(abs, -1).reused
+                    assert keeper.options(key="b").submit(abs, -2).result() == 2
 
     def test_one_of_a_newer_poolkeeper_is_refused(self, open_keeper: Any) -> None:
         with open_keeper() as keeper:

@@ -222,6 +222,15 @@ def test_an_exception_that_cannot_be_unpickled_is_rebuilt(keeper: Keeper) -> Non
     assert error.args == ("the message",)
 
 
+def test_exceptions_of_a_group_that_cannot_be_unpickled_are_rebuilt(keeper: Keeper) -> None:
+    error = keeper.submit(cases.raise_group_of_unloadable).exception(PATIENCE)
+    assert isinstance(error, ExceptionGroup)
+    one, inner = error.exceptions
+    assert isinstance(one, ValueError)
+    assert isinstance(inner, ExceptionGroup)
+    assert isinstance(inner.exceptions[0], cases.UnloadableError)
+
+
 def test_an_exception_that_cannot_travel_is_told_about(keeper: Keeper) -> None:
     error = keeper.submit(cases.raise_error, cases.HoldsUnpicklable, "the message").exception(PATIENCE)
     assert isinstance(error, RemoteError)

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from poolkeeper import TaskQuarantined
+from poolkeeper import PoolkeeperError, TaskQuarantined
 from poolkeeper.link import call_keeper
 from poolkeeper.messages import Kind, pack
 from poolkeeper.process_identity import ProcessIdentity
 from poolkeeper.session import Session
 from tests import tasks
+from tests.disks import fill, small_disk
 from tests.helpers import PATIENCE, a_program, is_running, wait_for_exit, wait_until
 from tests.survivors import Lost, end_survivors, results, survivors_in
 
@@ -104,6 +105,37 @@ def test_survivors_are_found_without_a_pidfile(lost: Lost, damage: str) -> None:
     assert lost.ran == Counter({"0": 1, "1": 1})
     for pid in (*workers, server):
         wait_for_exit(pid)
+
+
+def test_without_the_journal_no_keeper_begins_and_survivors_wait_for_one_that_has_it(lost: Lost) -> None:
+    lost.kill(lost.begin([0, 1]))
+    workers = lost.workers
+    (lost.home / "journal.db").rename(lost.home / "elsewhere")
+    (lost.home / "journal.db").mkdir()
+    with pytest.raises(PoolkeeperError, match=r"journal\.db cannot be opened"), lost.again():
+        pass
+    assert lost.workers == workers
+    (lost.home / "journal.db").rmdir()
+    (lost.home / "elsewhere").rename(lost.home / "journal.db")
+    with lost.again() as keeper:
+        futures = lost.submit(keeper, [0, 1])
+        lost.open(0, 1)
+        assert results(futures) == [0, 1]
+    assert lost.ran == Counter({"0": 1, "1": 1})
+
+
+def test_on_a_disk_that_has_become_full_survivors_are_taken_over(tmp_path: Path) -> None:
+    with small_disk(tmp_path) as disk:
+        lost = Lost(disk)
+        try:
+            lost.kill(lost.begin([0, 1]))
+            lost.open(0, 1)
+            fill(disk)
+            with lost.again() as keeper:
+                assert results(lost.submit(keeper, [0, 1])) == [0, 1]
+            assert lost.ran == Counter({"0": 1, "1": 1})
+        finally:
+            end_survivors(lost.home)
 
 
 def test_a_stranger_with_a_recorded_pid_is_left_alone(lost: Lost) -> None:
@@ -268,3 +300,14 @@ def test_another_configuration_has_a_fork_server_of_its_own(lost: Lost) -> None:
         wait_until(lambda: lost.servers - {server})
     assert lost.ran == Counter({"0": 1, "1": 1})
     wait_for_exit(server)
+
+
+def test_a_worker_that_knows_another_key_is_ended_and_what_it_runs_runs_again(lost: Lost) -> None:
+    lost.kill(lost.begin([0, 1]))
+    workers = lost.workers
+    (lost.home / "authkey").unlink()
+    with lost.again() as keeper:
+        lost.open(0, 1)
+        assert results(lost.submit(keeper, [0, 1])) == [0, 1]
+        wait_until(lambda: not any(map(is_running, workers)))
+    assert lost.ran == Counter({"0": 2, "1": 2})

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -575,6 +576,27 @@ def test_reload_uses_the_code_on_disk(shop: Shop) -> None:
     wait_until(lambda: shop.is_up(3), "the service to be up again")
     assert shop.command("shutdown").returncode == 0
     assert shop.process.wait(PATIENCE) == 0
+
+
+def test_a_reload_of_a_fleet_that_ends_meanwhile_says_so(shop: Shop, tmp_path: Path) -> None:
+    loading, loaded = tmp_path / "loading", tmp_path / "loaded"
+    slow = f"""
+        import os, time
+        open({str(loading)!r}, "w").close()
+        while not os.path.exists({str(loaded)!r}):
+            time.sleep(0.01)
+    """
+    shop.file.write_text(textwrap.dedent(slow) + SHOP)
+    with ThreadPoolExecutor(1) as thread:
+        done = thread.submit(shop.command, "reload")
+        try:
+            wait_until(loading.exists, "the new code is loaded")
+            assert shop.command("shutdown").returncode == 0
+            assert shop.process.wait(PATIENCE) == 0
+            assert done.result(PATIENCE).returncode == 1
+        finally:
+            loaded.touch()
+    assert "/default has ended before it was replaced" in done.result().stderr
 
 
 @pytest.mark.parametrize(

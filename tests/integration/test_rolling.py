@@ -1,4 +1,4 @@
-"""Services are replaced one by one when their code has changed."""
+"""Services are replaced one by one when their code has changed; workers finish what they run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +50,41 @@ def web():
 """
 
 
+MILL = """
+import time
+from pathlib import Path
+from poolkeeper import Fleet, context
+
+fleet = Fleet("mill")
+HERE = Path(__file__).parent
+VERSION = 1
+
+def note(line):
+    with open(HERE / "notes", "a") as notes:
+        notes.write(line + "\\n")
+
+@fleet.batch(items=range(5), key=str)
+def grind(item):
+    note(f"{item} by {VERSION} from {context().restore(default=0)}")
+    context().checkpoint(VERSION)
+    while not (HERE / f"gate-{item}").exists():
+        time.sleep(0.01)
+    note(f"{item} ends")
+    return VERSION
+
+@fleet.step(after=grind)
+def tell(grind):
+    note(f"{list(grind.values)}")
+"""
+
+
 class Shop:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, fleet: str = SHOP, *options: str) -> None:
         self.folder = folder
-        self.write(SHOP)
+        self.write(fleet)
         with open(folder / "errors", "wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "poolkeeper", "run", "shop.py"],
+                [sys.executable, "-m", "poolkeeper", "run", "shop.py", *options],
                 env={**os.environ, "POOLKEEPER_HOME": str(folder / "home"), "PYTHONDONTWRITEBYTECODE": "1"},
                 cwd=folder,
                 stdout=subprocess.DEVNULL,
@@ -69,10 +99,13 @@ class Shop:
         (path,) = (self.folder / "home").glob("*/default")
         return KeeperHome(path, path.parent.name, "default", True)
 
+    def status(self) -> dict[str, Any]:
+        with ControlClient(self.home.path) as client:
+            return client.ask("status")
+
     def rows(self) -> dict[str, Any]:
         try:
-            with ControlClient(self.home.path) as client:
-                return {row["name"]: row for row in client.ask("status")["services"]}
+            return {row["name"]: row for row in self.status()["services"]}
         except (KeeperUnreachable, ValueError):
             return {}
 
@@ -97,18 +130,25 @@ class Shop:
         return seen[-1]
 
     def notes(self) -> list[str]:
-        return (self.folder / "notes").read_text().splitlines()
+        notes = self.folder / "notes"
+        return notes.read_text().splitlines() if notes.exists() else []
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        end_all(self.folder / "home")
 
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Iterator[Shop]:
-    shop = Shop(tmp_path)
-    try:
+    with closing(Shop(tmp_path)) as shop:
         yield shop
-    finally:
-        shop.process.kill()
-        shop.process.wait()
-        end_all(tmp_path / "home")
+
+
+@pytest.fixture
+def mill(tmp_path: Path) -> Iterator[Shop]:
+    with closing(Shop(tmp_path, MILL, "--workers", "2")) as mill:
+        yield mill
 
 
 def test_a_reload_replaces_what_has_changed_in_order(shop: Shop) -> None:
@@ -157,6 +197,30 @@ def test_an_upgrade_stops_at_the_first_that_fails(shop: Shop, tmp_path: Path) ->
     rows = shop.rows()
     assert (rows["web"]["pid"], rows["web"]["state"]) == (before["web"]["pid"], "running")
     assert rows["web"]["detail"] == "its code has changed, and the upgrade has stopped at base"
+
+
+def test_what_runs_ends_on_its_code_and_what_waits_runs_on_the_new(mill: Shop) -> None:
+    def gate(*items: int) -> None:
+        for item in items:
+            (mill.folder / f"gate-{item}").touch()
+
+    gate(0)
+    wait_until(lambda: len(mill.notes()) == 4, "one has ended, two run")
+    mill.write(MILL.replace("VERSION = 1", "VERSION = 2"))
+    reload_keeper(mill.home)
+    wait_until(lambda: mill.status()["queued"] == 2, "it has asked for four, and knows who is at what")
+    gate(1, 3, 4)
+    wait_until(lambda: "4 ends" in mill.notes(), "what is not at work any more makes room")
+    assert not [line for line in mill.notes() if line.startswith("2 by 2")]
+    gate(2)
+    assert mill.process.wait(PATIENCE) == 0
+    *notes, values = mill.notes()
+    assert sorted(line for line in notes if "by" in line) == [
+        "0 by 1 from 0", "0 by 2 from 0", "1 by 1 from 0", "2 by 1 from 0", "3 by 2 from 0", "4 by 2 from 0",
+    ]  # fmt: skip
+    assert values == "[2, 1, 1, 2, 2]", "what had ended is not of this code"
+    at_work = list(accumulate(1 if "by" in line else -1 for line in notes))
+    assert max(at_work) == 2
 
 
 def poolkeeper(shop: Shop, *words: str) -> subprocess.CompletedProcess[str]:

@@ -52,6 +52,13 @@ def test_files_and_processors(keeper: Keeper, tmp_path: Path) -> None:
     assert handle.exits == ()
 
 
+def test_more_than_there_is_limits_nothing(keeper: Keeper, tmp_path: Path) -> None:
+    worker = WorkerPolicy(hard_memory=10**30, cpu_seconds=1e15)
+    handle = reach(keeper.service(services.serve, (tmp_path,), worker=worker))
+    wait_until(lambda: tasks.notes(tmp_path, "started"))
+    assert handle.exits == ()
+
+
 @pytest.mark.parametrize(
     ("worker", "words"),
     [

@@ -71,6 +71,15 @@ def test_another_stop_signal(keeper: Keeper, tmp_path: Path) -> None:
         assert tasks.notes(folder, "started-ended")
 
 
+def test_a_stop_signal_that_ends_it_at_once(keeper: Keeper, tmp_path: Path) -> None:
+    handle = reach(keeper.service(services.serve, (tmp_path,), stop_signal=signal.SIGKILL))
+    (pid,) = wait_for_note(tmp_path)
+    handle.stop()
+    reach(handle, "stopped")
+    assert not is_running(pid)
+    assert not tasks.notes(tmp_path, "started-ended")
+
+
 @pytest.mark.parametrize("target", [services.ignore_stop, services.swallow_stop])
 def test_who_does_not_stop_is_killed_and_its_stacks_are_kept(
     keeper: Keeper, tmp_path: Path, target: Callable[[Path], None]

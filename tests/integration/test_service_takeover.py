@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ import pytest
 from poolkeeper.pidfile import read_pidfile
 from tests.helpers import is_running, wait_for_exit, wait_until
 from tests.keeper_program import KeeperProgram, keepers
+from tests.services import LAST_NOTE
+from tests.survivors import survivors_in
 from tests.tasks import notes
 
 Start = Callable[..., KeeperProgram]
@@ -253,3 +256,28 @@ def test_keeper_and_fork_server_are_killed(start: Start, tmp_path: Path) -> None
     os.kill(before["pid"], signal.SIGTERM)
     after = other.reach("running", but=before["pid"])
     assert (after["attempt"], after["restarts"]) == (2, 1)
+
+
+def test_who_has_lost_keeper_and_home_ends_in_order(start: Start, tmp_path: Path) -> None:
+    """No keeper could ever find it."""
+    keeper = start(options="orphan_grace=0.2")
+    keeper.service("serve", tmp_path)
+    keeper.reach("running")
+    keeper("(keeper.service(command('sleep', '600'), name='program'), None)[1]")
+    keeper.reach("running", "program")
+    keeper(f"futures.append(keeper.submit(tasks.note_and_pass_gate, {str(tmp_path)!r}, 0))")
+    wait_until(lambda: list(tmp_path.glob("ran-*")), "a task runs")
+    roles = {"forkserver", "worker", "service", "program"}
+    wait_until(lambda: {child.role for child in survivors_in(keeper.folder)} >= roles, "the pidfile says so")
+    pids = {child.identity.pid: child.role for child in survivors_in(keeper.folder)}
+    shutil.rmtree(keeper.home)
+    keeper.kill()
+    for pid, role in pids.items():
+        if role in ("service", "program"):
+            wait_for_exit(pid)
+    assert notes(tmp_path, f"started-{LAST_NOTE}"), "it was asked to stop"
+    assert not (tmp_path / "passed-0").exists(), "the task goes on"
+    (tmp_path / "gate-0").touch()
+    for pid in pids:
+        wait_for_exit(pid)
+    assert (tmp_path / "passed-0").exists()

@@ -442,6 +442,13 @@ def test_a_name_is_given_once(keeper: Keeper) -> None:
     reach(handle)
 
 
+@pytest.mark.parametrize("target", [services.makes_a_coroutine, services.generator, services.asynchronous_generator])
+def test_what_only_makes_something_to_be_run_has_not_completed(keeper: Keeper, target: Callable[[], object]) -> None:
+    handle = reach(keeper.service(target, name=name(), restart="never"), "failed")
+    (exit,) = handle.exits
+    assert "that nobody runs" in exit.message
+
+
 def test_what_cannot_travel_is_refused_at_once(keeper: Keeper) -> None:
     with pytest.raises(PayloadError, match="service 'unpicklable'"):
         keeper.service(services.serve, (threading.Lock(),), name="unpicklable")

@@ -55,6 +55,21 @@ def test_what_a_stopped_worker_executes_is_waited_for_and_nothing_else(lost: Los
     assert lost.ran == Counter(map(str, range(6)))
 
 
+def test_others_are_in_the_place_of_stopped_workers_until_these_go_on(lost: Lost) -> None:
+    lost.kill(lost.begin([0, 1]))
+    stopped = [stop(lost, item) for item in (0, 1)]
+    with lost.again() as keeper:
+        *waiting, other = lost.submit(keeper, [0, 1, 2])
+        lost.open(2)
+        assert results([other]) == [2]
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: {row.pid for row in keeper.status().workers} == set(stopped), "the others leave")
+        lost.open(0, 1)
+        assert results(waiting) == [0, 1]
+    assert lost.ran == Counter({"0": 1, "1": 1, "2": 1})
+
+
 def test_who_asks_later_waits_for_it_as_well(lost: Lost) -> None:
     lost.kill(lost.begin([0, 1]))
     stopped = stop(lost, 0)

@@ -573,6 +573,35 @@ def test_who_was_silent_and_calls_tells_more_than_its_page(right: bool) -> None:
     assert script.settled() == ["0"] * right
 
 
+@pytest.mark.parametrize("busy", [True, False])
+def test_another_worker_is_in_the_place_of_a_silent_one_until_that_calls(busy: bool) -> None:
+    script = Script(1, ready=0)
+    worker = script.core.take_over(1, 0, "")
+    page = script.pages[worker.id] = Page()
+    assert script.submit(one_task()) == []
+    script.core.unheard(worker)
+    other = script.replace(script.decide())
+    script.run(other)
+    script.answer(other)
+    page.started = busy
+    script.core.attached(worker, page, 1, [one_task()] * busy)
+    script.hello(worker)
+    assert [command.worker for command in script.all(Retire)] == [other if busy else worker]
+
+
+@pytest.mark.parametrize("max_tasks", [1, 2])
+def test_no_more_workers_are_at_work_than_there_may_be(max_tasks: int) -> None:
+    script = Script(2, max_tasks, ready=0)
+    script.submit(*tasks(call(LONG), 7))
+    come_up(script)
+    while script.core.queue:
+        busy = [worker for worker in script.workers if worker.inflight]
+        assert len(busy) == 2
+        script.run(busy[0])
+        script.answer(busy[0])
+        come_up(script)
+
+
 def test_a_task_cancelled_before_its_verdict_has_no_second_end() -> None:
     script = Script(1)
     task = one_task(deaths=1)
@@ -612,7 +641,8 @@ def test_a_suspect_that_was_fed_and_not_started_is_still_run_alone() -> None:
     assert script.fed(worker) == ["0"]
     script.submit(*tasks(call(FAST), 5, "other"))
     script.core.recycle(worker)
-    worker = script.replace(script.decide())
+    script.pages[worker.id].finished = 1
+    worker = script.replace(script.answer(worker))
     assert script.fed(worker) == ["0"]
     assert worker.alone
 
@@ -661,6 +691,21 @@ def test_when_no_worker_can_be_started_what_is_queued_fails_with_the_reason() ->
     assert [failure for _, failure in script.failures()] == ["no workers"] * 3
     assert {command.detail for command in script.all(Fail)} == {"the initializer raised"}
     assert not script.core.outstanding
+
+
+def test_where_the_system_is_short_of_room_for_a_worker_that_is_waited_for() -> None:
+    script = Script(1, ready=0)
+    script.submit(*tasks(call(), 2))
+    for _ in range(UNEXPLAINED_ATTEMPTS - 1):
+        script.decide(after=10.0)
+        script.core.refused(script.workers[0], "no descriptor left")
+        script.core.died(script.workers[0], script.now, None)
+    assert script.failures() == []
+    script.decide(after=10.0)
+    script.core.refused(script.workers[0], "no descriptor left")
+    script.core.died(script.workers[0], script.now, None)
+    script.decide()
+    assert {command.detail for command in script.all(Fail)} == {"no descriptor left"}
 
 
 def test_the_next_submission_tries_again() -> None:
@@ -749,10 +794,12 @@ def test_a_worker_that_asks_to_be_replaced_finishes_what_it_runs() -> None:
     script.core.recycle(worker)
     successor = script.replace(script.decide())
     assert script.fed(worker) == ["0", None, None]
-    assert script.fed(successor) == ["1", "2"]
     assert [command.worker for command in script.all(Retire)] == [worker]
     script.core.recycle(worker)
-    assert script.decide() == [], "once"
+    assert script.decide() == [], "once, and its successor waits until it has finished"
+    script.pages[worker.id].finished = 4
+    script.answer(worker)
+    assert script.fed(successor) == ["1", "2"]
 
 
 def test_closing_retires_workers_when_all_is_done() -> None:
@@ -937,19 +984,20 @@ def leaving(script: Script, *held: Task | None, executing: bool) -> Worker:
     return worker
 
 
-def test_what_a_leaving_worker_has_begun_is_waited_for_and_others_take_its_place() -> None:
+def test_what_a_leaving_worker_has_begun_is_waited_for_and_then_another_works_in_its_place() -> None:
     script = Script(1, ready=0)
     first, second = tasks(call(LONG), 2)
     worker = leaving(script, first, second, executing=True)
     assert script.core.outstanding
     (other,) = tasks(call(LONG), 1, "other")
     heir = script.replace(script.submit(other))
-    assert script.fed(heir) == ["other0"]
+    assert script.fed(heir) == []
     assert not script.core.cancel(second)
     script.core.results(worker, 1, [Code.VALUE, Code.SKIPPED], [7, None], 1.0)
     script.die(worker, None)
     assert script.settled() == ["0"]
-    assert list(script.core.queue.tasks()) == [second], "it was not begun after all"
+    assert script.fed(heir) == ["1"], "it was not begun after all"
+    assert list(script.core.queue.tasks()) == [other]
 
 
 def test_one_that_dies_as_it_leaves_is_blamed_for_what_it_executed_alone() -> None:

@@ -303,6 +303,11 @@ def test_a_worker_is_fed_no_more_than_its_budget_and_then_replaced() -> None:
     assert len(script.all(Spawn)) == 2, "its successor starts while it works"
     successor = script.workers[-1]
     script.hello(successor)
+    script.run(worker, 2)
+    script.answer(worker)
+    assert script.fed(successor) == [], "only one may be at work"
+    script.run(worker)
+    script.answer(worker)
     assert script.fed(successor) == ["3", "4"]
     assert successor.state is WorkerState.READY
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from poolkeeper.errors import HomeUnusable
 from poolkeeper.home import Home
 
 
@@ -66,3 +67,23 @@ def test_the_key_of_another_user_is_replaced(tmp_path: Path) -> None:
     before = key_of(tmp_path)
     os.chown(tmp_path / "etl" / "default" / "authkey", 12345, -1)
     assert key_of(tmp_path) != before
+
+
+@pytest.mark.parametrize("take", [Path.touch, lambda path: path.symlink_to("/nowhere"), os.mkfifo])
+def test_whatever_has_the_name_of_the_socket_is_removed(tmp_path: Path, take: Callable[[Path], object]) -> None:
+    key_of(tmp_path)
+    path = tmp_path / "etl" / "default" / "keeper.sock"
+    take(path)
+    key_of(tmp_path)
+    assert not os.path.lexists(path)
+
+
+def test_a_directory_with_the_name_of_the_socket_is_left_alone_and_named(tmp_path: Path) -> None:
+    key_of(tmp_path)
+    path = tmp_path / "etl" / "default" / "keeper.sock"
+    path.mkdir()
+    for _ in range(2):  # the lock is free again
+        with pytest.raises(HomeUnusable, match=r"default/keeper\.sock, where .* move it away"):
+            key_of(tmp_path)
+    path.rmdir()
+    key_of(tmp_path)

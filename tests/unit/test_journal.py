@@ -14,13 +14,31 @@ from hypothesis import strategies as st
 
 from poolkeeper.journal import Journal
 from poolkeeper.journal_file import open_for_reading
-from poolkeeper.journal_runs import Resume, Run, begin_run, discarded_runs, end_run, insert_run, leave_run
+from poolkeeper.journal_runs import (
+    Resume,
+    Run,
+    discarded_runs,
+    end_run,
+    insert_run,
+    leave_run,
+    next_run,
+    resume_run,
+)
 from poolkeeper.messages import Code
 from poolkeeper.outcomes import Outcome
 from poolkeeper.recall import Recall
 
 PATIENCE = 20.0
 KEY = bytes(32)
+
+
+def begin_run(connection: sqlite3.Connection, resume: Resume, now: float) -> tuple[Run, Run | None]:
+    """Begin the next run, or go on with the last, as a keeper does."""
+    run, last = next_run(connection, resume, now)
+    connection.execute(*insert_run(run))
+    if run.resumes:
+        connection.execute(*resume_run(run))
+    return run, last
 
 
 class Task:

@@ -13,9 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loguru import logger
 
+from poolkeeper import journal_file
 from poolkeeper.errors import PoolkeeperError
-from poolkeeper.journal_file import MIGRATIONS, VERSION, open_journal
+from poolkeeper.journal_file import MIGRATIONS, VERSION, back_up, open_journal
 from poolkeeper.reporting import flush
+from tests.disks import small_disk
 
 
 @pytest.fixture
@@ -39,6 +41,26 @@ def filled(path: Path, groups: int = 50) -> bytes:
         )
     assert not path.with_name(f"{path.name}-wal").exists()
     return path.read_bytes()
+
+
+def torn(path: Path) -> bytes:
+    """Make a journal with an index that cannot be read, and return its bytes."""
+    content = bytearray(filled(path, groups=200))
+    with closing(sqlite3.connect(path)) as connection:
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'groups_of_run'").fetchone()
+    at = (page - 1) * 4096
+    content[at : at + 200] = b"x" * 200
+    path.write_bytes(content)
+    return bytes(content)
+
+
+def backed_up(folder: Path) -> Path:
+    """Make a journal of which there is a backup, and return its path."""
+    path = folder / "journal.db"
+    filled(path)
+    with closing(open_journal(path)) as connection:
+        back_up(connection, path)
+    return path
 
 
 def count(path: Path) -> int:
@@ -149,12 +171,64 @@ class TestDamage:
         flush()
         assert "outcomes that could still be read" in said[0]
 
+    def test_no_room_for_what_can_be_read_of_it(self, tmp_path: Path) -> None:
+        content = torn(tmp_path / "journal.db")
+        with small_disk(tmp_path) as disk:
+            path = disk / "journal.db"
+            path.write_bytes(content)
+            filling = disk / "filling"
+            filling.write_bytes(bytes((2 << 20) - len(content) - (64 << 10)))
+            for _ in range(2):
+                with pytest.raises(sqlite3.OperationalError, match=r"full|I/O"):
+                    open_journal(path)
+                assert path.read_bytes() == content
+                assert not aside(path)
+            filling.unlink()
+            assert count(path) == 200
+            assert aside(path)[0].read_bytes() == content
+
     def test_two_on_one_day_have_two_names(self, tmp_path: Path) -> None:
         path = tmp_path / "journal.db"
         for _ in range(3):
             path.write_bytes(b"garbage" * 1000)
             open_journal(path).close()
         assert len(aside(path)) == 3
+
+    @pytest.mark.parametrize("content", [b"garbage" * 1000, b""], ids=["garbage", "empty"])
+    def test_its_backup_has_what_was_recorded_before(self, tmp_path: Path, content: bytes) -> None:
+        path = backed_up(tmp_path)
+        path.write_bytes(content)
+        assert count(path) == 50
+        assert aside(path)[0].read_bytes() == content
+        assert len(list(tmp_path.iterdir())) == 3, list(tmp_path.iterdir())  # with the backup
+
+    def test_what_is_in_both_is_there_once(self, tmp_path: Path) -> None:
+        path = backed_up(tmp_path)
+        with closing(open_journal(path)) as connection:
+            connection.execute("UPDATE runs SET state = 'finished'")
+            connection.execute("DELETE FROM groups WHERE id = 7")
+            connection.execute("INSERT INTO groups (run, recorded, count, head, body) VALUES (1, 2.0, 3, x'', x'')")
+            connection.execute("DROP INDEX groups_of_run")
+            connection.execute("DROP TABLE batches")
+        assert count(path) == 51
+        with closing(open_journal(path)) as connection:
+            assert connection.execute("SELECT state FROM runs").fetchall() == [("finished",)]
+            assert connection.execute("SELECT name FROM batches").fetchall() == [("work",)]
+
+    def test_a_backup_goes_with_its_journal(self, tmp_path: Path) -> None:
+        path = backed_up(tmp_path)
+        path.unlink()
+        assert count(path) == 0
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_of_a_large_one_no_backup_is_made(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = backed_up(tmp_path)
+        before = (tmp_path / "journal.db.bak").stat()
+        monkeypatch.setattr(journal_file, "BACKUP_BYTES", 1000)
+        with closing(open_journal(path)) as connection:
+            back_up(connection, path)
+        assert (tmp_path / "journal.db.bak").stat().st_ino == before.st_ino
+        assert before.st_mode & 0o777 == 0o600
 
     @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())

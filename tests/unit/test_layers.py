@@ -16,7 +16,7 @@ PACKAGE = Path(poolkeeper.__file__).parent
 LAYERS = {
     "words": "errors losses recovered service_model model messages",
     "pure": "fields ratelimit strategies policy lifecycle ledger backlog roster commands timers backoff "
-    "connection dispatch blame remains core versions frames session remarks holdings service_states "
+    "connection dispatch blame remains core versions frames session remarks refusals holdings service_states "
     "service_spec replica service_commands service_groups service_exits service_handover launch_queue "
     "service_changes service_stopping service_watch service_adoption service_rolling service_replicas "
     "service_starting service_departures service_ends supervisor notification hazards loglines since "
@@ -27,7 +27,7 @@ LAYERS = {
     "sdnotify preflight_answer preflight preflight_program reexec notify_socket stand_in survey "
     "logprocess logwriter event_log register control_client homes journal_file journal_runs run_outcome "
     "sealed_file result_files left_behind journal recall",
-    "runtime": "settings cancellation interrupts init_process resumption task_context program worker_config "
+    "runtime": "settings cancellation interrupts init_process resumption task_context program worker_config belonging "
     "worker_line worker_session worker service_line service_context service_worker forking keeper_line "
     "forkserver delivery retrying peer reception switchboard futures settlement calls recording launching "
     "service_preflight children nursery adoption workforce recovery traffic driving loop status "

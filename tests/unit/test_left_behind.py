@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from loguru import logger
 
 from poolkeeper.holdings import Held
 from poolkeeper.left_behind import Left, leave_results, left_in, left_results
@@ -25,10 +26,30 @@ def test_what_is_left_comes_back(tmp_path: Path) -> None:
     assert [other for other in path.parent.iterdir() if other != path] == []
 
 
-def test_who_has_another_key_finds_nothing_and_the_file_stays(tmp_path: Path) -> None:
+def test_who_has_another_key_finds_nothing_and_the_file_is_kept(tmp_path: Path) -> None:
     leave_results(tmp_path, KEY, "worker", [LEFT])
     assert list(left_results(tmp_path, b"x" * 32)) == []
-    assert len(list(tmp_path.iterdir())) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["left-worker.corrupt"]
+
+
+def test_what_is_torn_is_said_once_and_set_aside(tmp_path: Path) -> None:
+    leave_results(tmp_path, KEY, "one", [LEFT])
+    leave_results(tmp_path, KEY, "two", [LEFT])
+    path = tmp_path / "left-one"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{message}")
+    logger.enable("poolkeeper")
+    try:
+        for _ in range(2):
+            assert [left for _, left in left_results(tmp_path, KEY)] == [[LEFT]]
+    finally:
+        logger.disable("poolkeeper")
+        logger.remove(sink)
+    (line,) = lines
+    assert "left-one.corrupt are not used" in line
+    assert (tmp_path / "left-one.corrupt").read_bytes() == content[:-1]
 
 
 def test_of_an_outbox_the_answers_of_known_tasks_are_left() -> None:

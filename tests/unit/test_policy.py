@@ -320,7 +320,7 @@ NAN, INF = float("nan"), float("inf")
         (WorkerPolicy, {"max_memory": "lots"}),
         (WorkerPolicy, {"hard_memory": 0}),
         (WorkerPolicy, {"cpu_seconds": NAN}),
-        (WorkerPolicy, {"open_files": 0}),
+        (WorkerPolicy, {"open_files": 31}),
         (WorkerPolicy, {"nice": 20}),
         (WorkerPolicy, {"nice": -21}),
         (WorkerPolicy, {"affinity": []}),

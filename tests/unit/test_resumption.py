@@ -161,6 +161,17 @@ def test_trouble_is_said_once_and_ends_nothing() -> None:
     attempts.store.full = True
     first.checkpoint(1, None, durable=False)
     assert len(attempts.notices) == 2
+    attempts.store.full = False
+    assert first.checkpoint(1, None, durable=False)
+
+
+def test_trouble_is_said_by_the_first_task_that_meets_it() -> None:
+    attempts = Attempts(Troubled())
+    for _ in range(3):
+        attempts.next().checkpoint(1, None, durable=False)
+    assert len(attempts.notices) == 1
+    attempts.store.full = False
+    assert attempts.next().checkpoint(1, None, durable=False)
 
 
 def test_what_cannot_be_read_raises_or_starts_afresh() -> None:

@@ -57,6 +57,41 @@ def test_who_is_counted(events: list[WorkerEvent], alive: int, starting: int) ->
     assert (worker.id in roster.workers) == (worker.state is not WorkerState.DEAD)
 
 
+def test_who_replaces_one_that_finishes_its_last_tasks_waits_until_then() -> None:
+    roster = Roster(1)
+    worker = ready(roster)
+    worker.inflight.extend(tasks(call(), 2))
+    roster.idle.pop(worker.id)
+    roster.move(worker, WorkerEvent.RETIRE)
+    assert (roster.alive, roster.full) == (0, False)
+    successor = ready(roster)
+    assert (list(roster.idle.values()), roster.full, roster.vacancies) == ([successor], True, 0)
+    worker.inflight.popleft()
+    roster.file(worker)
+    assert roster.vacancies == 0
+    worker.inflight.popleft()
+    roster.file(worker)
+    assert roster.vacancies == 1
+    roster.move(worker, WorkerEvent.EXIT)
+    assert roster.vacancies == 1
+
+
+@pytest.mark.parametrize("end", [None, WorkerEvent.RETIRE, WorkerEvent.KILL, WorkerEvent.EXIT])
+def test_who_is_silent_has_no_place_until_it_is_heard(end: WorkerEvent | None) -> None:
+    roster = Roster(2)
+    worker = roster.take_over(1, 0, "")
+    worker.inflight.extend(tasks(call(), 1))
+    roster.silence(worker)
+    roster.silence(worker)
+    assert roster.alive + len(roster.leaving) == 0
+    if end is not None:
+        roster.move(worker, end)
+    assert roster.alive + len(roster.leaving) == 0
+    roster.heard(worker)
+    roster.heard(worker)
+    assert roster.alive + len(roster.leaving) == (1 if end in (None, WorkerEvent.RETIRE) else 0)
+
+
 def test_a_worker_that_is_taken_over_keeps_its_id_unless_another_has_it_or_has_had_it() -> None:
     roster = Roster(9)
     ids = [roster.take_over(id, 0, "").id for id in (5, 2, 5)]

@@ -54,6 +54,8 @@ def test_arguments_are_kept_as_given_once() -> None:
         ({"worker": WorkerPolicy(max_tasks=3)}, ValueError, "a service has none"),
         ({"on_give_up": "panic"}, ValueError, "stop-fleet"),
         ({"stop_signal": 0}, ValueError, "stop_signal"),
+        ({"stop_signal": 19}, ValueError, "asked to end"),
+        ({"stop_signal": 32}, ValueError, "asked to end"),
         ({"group": "web"}, TypeError, "must be a ServiceGroup"),
     ],
 )

@@ -22,7 +22,7 @@ NOBODY: Any = None
 
 def asked_for(key: str) -> TaskFuture:
     task = TaskFuture(call(), (), key, NOBODY)
-    task.entry = Entry(SimpleNamespace(name="", code="code"), key, "()")
+    task.entry = Entry(SimpleNamespace(name="", code="code", kin="m.f"), key, "()")
     return task
 
 

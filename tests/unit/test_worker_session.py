@@ -329,6 +329,7 @@ def test_an_orphan_that_reports_progress_for_hours_stays_small(tmp_path: Path) -
 def test_one_that_is_told_to_leave_says_what_it_has_begun_and_leaves_that_behind(
     keeper: Answering, tmp_path: Path
 ) -> None:
+    (tmp_path / "authkey").write_bytes(KEY)
     config = WorkerConfig(str(tmp_path / "socket"), KEY, str(tmp_path), arena_directory=str(tmp_path), orphan_grace=300)
     orphan = WorkerSession(config, 7, "birth")
     orphan.describe = lambda: ({}, ())
