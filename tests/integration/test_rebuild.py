@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from poolkeeper import Keeper, PoolkeeperError, RetryPolicy, WorkerLost
-from poolkeeper.errors import ReexecRefused
+from poolkeeper.errors import FleetStopping, ReexecRefused
 from tests import services, tasks
 from tests.helpers import PATIENCE, is_running, wait_until
 
@@ -205,6 +207,33 @@ def test_services_keep_their_processes_and_their_counts(durable: Keeper, tmp_pat
     assert stopped.wait("running", PATIENCE)
     steady.restart()
     wait_until(lambda: steady.pid not in (None, pid), "another process")
+
+
+def test_what_ends_with_its_fleet_is_not_started_afterwards_either(durable: Keeper, tmp_path: Path) -> None:
+    quick = durable.service(services.serve, (tmp_path, "quick"), name="quick")
+    deaf = durable.service(services.ignore_stop, (tmp_path,), name="deaf", stop_timeout=8)
+    by_hand = durable.service(services.serve, (tmp_path, "third"), name="by_hand")
+    wait_until(lambda: tasks.notes(tmp_path, "started") and tasks.notes(tmp_path, "quick"))
+    by_hand.stop()
+    assert by_hand.wait("stopped", PATIENCE)
+    for handle in (quick, deaf, by_hand):
+        handle.end_with_fleet()
+    assert quick.wait("stopped", PATIENCE)
+    rebuild(durable)
+    for handle in (quick, deaf, by_hand):
+        with pytest.raises(FleetStopping):
+            handle.start()
+        with pytest.raises(FleetStopping):
+            handle.scale(2)
+    assert [handle.state.value for handle in (quick, by_hand)] == ["stopped", "stopped"]
+    pid = deaf.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    assert deaf.wait("stopped", PATIENCE)
+    quick.readmit()
+    rebuild(durable)
+    quick.start()
+    assert quick.wait("running", PATIENCE)
 
 
 def test_services_can_be_declared_afterwards(durable: Keeper, tmp_path: Path) -> None:
