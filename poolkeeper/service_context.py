@@ -90,6 +90,7 @@ class ServiceContext:
         self._stop_signal = definition.stop_signal
         self._speaker = 0
         self.forked = False
+        self._fork = threading.local()
         self._pipe = os.pipe()
         self._pipe_identity = identity(self._pipe[0])
         self.resumed: Resumption | None = None
@@ -182,12 +183,23 @@ class ServiceContext:
         for end in self._pipe:
             os.close(end)
 
+    def about_to_fork(self) -> None:
+        """Hold the stop signal back: one that is meant for the child would be lost, for Python forgets it there."""
+        self._fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, [self._stop_signal])
+
+    def has_forked(self) -> None:
+        """In the parent: let the stop signal through; from here nothing can be raised."""
+        speaker, self._speaker = self._speaker, threading.get_ident()
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._fork.mask)
+        self._speaker = speaker
+
     def leave_to_parent(self) -> None:
         """In a fork of the service: its link and its stop signal are the parent's."""
         self.forked = True
         self._lock = threading.Lock()  # another thread may have held it
         if self._stop_signal != signal.SIGKILL:
             signal.signal(self._stop_signal, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._fork.mask)
         self._line.close()
         self._new_pipe()
 

@@ -44,7 +44,9 @@ def main(config: WorkerConfig, plain: tuple[Any, ...], page: int | str, link: in
         problem = error
     os.environ.update(definition.environment)
     service = ServiceContext(config, definition, os.open(page, os.O_RDWR) if isinstance(page, str) else page, link)
-    os.register_at_fork(after_in_child=service.leave_to_parent)
+    os.register_at_fork(
+        before=service.about_to_fork, after_in_parent=service.has_forked, after_in_child=service.leave_to_parent
+    )
     task_context.enter(service)
     try:
         if definition.stop_signal != signal.SIGKILL:

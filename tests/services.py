@@ -239,6 +239,31 @@ def fork_and_return(folder: Path) -> None:
         serve(folder)
 
 
+_struck = False
+
+
+def _strike() -> None:
+    if _struck:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+os.register_at_fork(after_in_child=_strike)
+
+
+def fork_under_fire(folder: Path) -> None:
+    """Have a child that is asked to end before anything of it has run."""
+    global _struck  # noqa: PLW0603
+    look()
+    _struck = True
+    child = os.fork()
+    if child == 0:
+        time.sleep(600)
+        os._exit(1)
+    _struck = False
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+    note(folder, "started")
+
+
 def terminate_pool(folder: Path) -> None:
     """Use a pool of multiprocessing, whose end is a SIGTERM to its workers."""
     import multiprocessing

@@ -583,6 +583,12 @@ def test_a_child_that_returns_is_not_the_service(keeper: Keeper, tmp_path: Path)
     reach(handle, "stopped")
 
 
+def test_a_fork_of_a_service_that_is_ended_at_once_ends(keeper: Keeper, tmp_path: Path) -> None:
+    handle = keeper.service(services.fork_under_fire, (tmp_path,), name=name(), restart="never")
+    reach(handle, "completed")
+    assert tasks.notes(tmp_path, "started")
+
+
 def test_a_service_may_use_pools_of_multiprocessing(keeper: Keeper, tmp_path: Path) -> None:
     handle = keeper.service(services.terminate_pool, (tmp_path,), name=name(), restart="never")
     wait_until(lambda: tasks.notes(tmp_path, "started"))
