@@ -154,14 +154,14 @@ def test_an_item_of_a_map_that_kills_the_worker_on_its_way(keeper: Keeper) -> No
         assert seen == items[:bad]
 
 
-def test_an_item_of_a_map_whose_result_kills_the_worker(keeper: Keeper) -> None:
-    for bad in (0, 11, 19):
-        results = keeper.map(cases.make_if, range(20), [bad] * 20, [cases.DiesWhenPickled] * 20, chunksize=20)
-        seen = []
-        with pytest.raises(TaskQuarantined):
-            for result in results:
-                seen.append(result)  # noqa: PERF402
-        assert seen == list(range(bad))
+@pytest.mark.parametrize("bad", [pytest.param(0, marks=pytest.mark.soak), 11, pytest.param(19, marks=pytest.mark.soak)])
+def test_an_item_of_a_map_whose_result_kills_the_worker(keeper: Keeper, bad: int) -> None:
+    results = keeper.map(cases.make_if, range(20), [bad] * 20, [cases.DiesWhenPickled] * 20, chunksize=20)
+    seen = []
+    with pytest.raises(TaskQuarantined):
+        for result in results:
+            seen.append(result)  # noqa: PERF402
+    assert seen == list(range(bad))
 
 
 @pytest.mark.parametrize("how", ["submit", "map"])
