@@ -201,7 +201,7 @@ class WorkerLine:
             if link.blocked and not self._wait_to_receive(link):
                 return True
             frames, alive = link.receive()
-            self.undisturbed(lambda: self._take_in(link, frames))
+            self.undisturbed(lambda: self._take_in_from(link, frames))
         except (OSError, ProtocolError):
             self.reconnect(link)
             return True
@@ -210,6 +210,11 @@ class WorkerLine:
                 raise Retired
             self.reconnect(link)
         return True
+
+    def _take_in_from(self, link: Link, frames: list[Frame]) -> None:
+        """Take in what has come, unless a signal's handler has called meanwhile: then it was told as not received."""
+        if self.link is link:
+            self._take_in(link, frames)
 
     def await_summons(self, seconds: float) -> None:
         """Wait until a call is due, a signal says that a keeper may be there, or for ``seconds``."""

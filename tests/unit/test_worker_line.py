@@ -12,6 +12,7 @@ import pytest
 from poolkeeper.frames import Frame, FrameKind
 from poolkeeper.link import Link
 from poolkeeper.messages import Kind, pack, unpack
+from poolkeeper.session import Session
 from poolkeeper.worker_config import WorkerConfig
 from poolkeeper.worker_line import Retired, WorkerLine
 from tests.answering import KEY, Answering
@@ -144,3 +145,30 @@ def test_another_thread_waits_for_who_speaks(tmp_path: Path) -> None:
     owner.line.undisturbed(speak)
     other.join(PATIENCE)
     assert order == ["first", "other"]
+
+
+@pytest.mark.parametrize("calls", [False, True])
+def test_what_a_call_in_the_midst_of_receiving_told_as_not_received_is_not_taken_in(
+    keeper: Answering, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: bool
+) -> None:
+    """A signal's handler may find the link broken between two bytecodes, and tell the next keeper what there is."""
+    owner = Owner(tmp_path / "socket", 300.0)
+    owner.line.reconnect(None)
+    line, lost = owner.line, owner.line.link
+    assert lost is not None
+    other = keeper.link()
+    receive = lost.receive
+
+    def interrupted() -> tuple[list[Frame], bool]:
+        frames, alive = receive()
+        if calls:
+            line.summoned()
+        return frames, alive
+
+    monkeypatch.setattr(lost, "receive", interrupted)
+    other.send(keeper.session.send(pack([(Kind.STARTED,)]), ()))
+    other.close()
+    keeper.session = Session()  # the next keeper knows nothing of that
+    line.receive()
+    assert owner.taken == ([] if calls else [(Kind.STARTED,)])
+    line.leave_to_parent()
