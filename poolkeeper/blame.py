@@ -94,7 +94,7 @@ def _blame_afterwards(task: Task, judgement: Judgement) -> None:
 
 
 def _pass_sentence(task: Task, judgement: Judgement) -> None:
-    if task.deaths < task.call.options.deaths:
+    if task.call.options.allows_death(task.deaths):
         judgement.suspects.append(task)
     else:
         judgement.ended.append(task)

@@ -100,13 +100,6 @@ class Foundation:
         if self.recorder is not None:
             undo.callback(self.recorder.close)
 
-    def rest(self) -> None:
-        """Have everything written down for a new program."""
-        if self.recorder is not None:
-            self.recorder.close()
-        if self.register is not None:
-            self.register.close(keep=True)
-
     def part(self) -> None:
         """Write down, for a later keeper, all that goes on; from now on nothing that is let go of counts as gone."""
         if self.register is not None:

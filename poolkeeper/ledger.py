@@ -64,7 +64,11 @@ class Options(NamedTuple):
     @property
     def at_most_once(self) -> bool:
         """Whether a task that may have run already must not run again."""
-        return self.deaths == 0
+        return self.retry is not None and self.retry.at_most_once
+
+    def allows_death(self, deaths: int) -> bool:
+        """Whether a task may run again after its ``deaths``-th worker death."""
+        return deaths < DEATHS if self.retry is None else self.retry.allows_death(deaths)
 
 
 class Call:

@@ -310,7 +310,7 @@ class Mainloop:
         self._loop.leave()
         self._settlement.announce()
         self.leave_unfinished(reason)
-        self._base.rest()
+        self._base.part()
         if self._home.ephemeral:
             self.incarnation.board.close()
             self.incarnation.nursery.close()

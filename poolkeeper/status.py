@@ -55,17 +55,23 @@ def replica_status(replica: Replica, now: float) -> ServiceStatus:
 EXITS_SHOWN = 5
 
 
-def keeper_as_data(runtime: Any) -> dict[str, Any]:
-    """Return what ``runtime`` is doing, as plain data; looks at no process, so that the keeper's thread may call it."""
-    queued, running, rows = runtime.snapshot()
+def _heading(runtime: Any, queued: int, running: int) -> dict[str, Any]:
     return {
         "name": runtime.name,
         "run_id": runtime.run_id,
         "pid": os.getpid(),
-        "uptime": time.monotonic() - runtime.born,
         "started": runtime.started,
         "queued": queued,
         "running": running,
+    }
+
+
+def keeper_as_data(runtime: Any) -> dict[str, Any]:
+    """Return what ``runtime`` is doing, as plain data; looks at no process, so that the keeper's thread may call it."""
+    queued, running, rows = runtime.snapshot()
+    return {
+        **_heading(runtime, queued, running),
+        "uptime": time.monotonic() - runtime.born,
         "workers": [
             {
                 "id": str(row.id),
@@ -84,12 +90,7 @@ def keeper_in_short(runtime: Any) -> dict[str, Any]:
     """Return what a display shows of ``runtime`` a few times a second, as plain data; looks at no process either."""
     queued, running, rows = runtime.snapshot()
     return {
-        "name": runtime.name,
-        "run_id": runtime.run_id,
-        "pid": os.getpid(),
-        "started": runtime.started,
-        "queued": queued,
-        "running": running,
+        **_heading(runtime, queued, running),
         "workers": [row.pid for row in rows],
         "busy": sum(row.task is not None for row in rows),
         "services": [
