@@ -358,9 +358,14 @@ class Workforce:
     # -- what the nursery says ----------------------------------------------------------------------------------------
 
     def spawned(self, peer: WorkerPeer, pid: int, *, linked: bool) -> None:
-        """The worker exists; if it has its link, what it is fed waits there for its first look."""
-        peer.worker.pid = pid
-        if linked and self._peers.get(peer.worker.id) is peer:
+        """The worker exists; if it has its link, what it is fed waits there for its first look.
+
+        A fork server may tell so late of one that an earlier keeper has had made: that link was not ours.
+        """
+        worker = peer.worker
+        worker.pid = pid
+        ours = worker.birth == self._birth and self._peers.get(worker.id) is peer
+        if linked and ours and peer.link is not None and not peer.watched:
             self._here(peer, pid)
 
     def refused(self, peer: WorkerPeer, why: str) -> None:
