@@ -268,9 +268,11 @@ class _Worker(NoService):
                 times[STARTED_AT] = time.monotonic()
         return call.function
 
-    @staticmethod
-    def _load(payload: Any) -> Any:
-        return payload.load() if type(payload) is Mapped else loads(payload)
+    def _load(self, payload: Any) -> Any:
+        try:
+            return payload.load() if type(payload) is Mapped else loads(payload)
+        except PayloadError as error:
+            raise PayloadError(f"an argument of {self.name} {error}") from error.__cause__
 
     def _run_tasks(  # noqa: C901, PLR0912, PLR0915 - the hot loop; a call less per task is worth the length
         self, first: int, call: _Call, payloads: list[Any], infos: Any
