@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import traceback
 from collections.abc import Callable
@@ -60,5 +61,6 @@ class Delivery:
             try:
                 job()
             except BaseException:
-                emit("ERROR", f"a callback raised\n{traceback.format_exc()}")
+                with contextlib.suppress(Exception):  # a sink of the application's may raise: the next callback runs
+                    emit("ERROR", f"a callback raised\n{traceback.format_exc()}")
             del job

@@ -46,7 +46,7 @@ class Job(Protocol):
         """Return it; called on the journal's thread."""
 
     def done(self) -> None:
-        """It is recorded, or cannot be for the time being; called on the journal's thread."""
+        """It is recorded, or cannot be for the time being; called on the journal's thread, again where it raises."""
 
 
 class Journal:
@@ -79,6 +79,7 @@ class Journal:
         self._connection: sqlite3.Connection | None = open_journal(self.path, durability)
         self._inode = self.path.stat().st_ino
         self._queue: SimpleQueue[Job | Statement | None] = SimpleQueue()
+        self._undelivered: list[Job] = []
         self._standing: dict[object, Statement] = {}
         self._wants_backup = False
         self._damage: Exception | None = None
@@ -150,16 +151,24 @@ class Journal:
                 self._write(jobs, statements, last=closing)
             except Exception:
                 report("ERROR", f"the journal has failed; this is a defect of poolkeeper\n{traceback.format_exc()}")
-            for job in jobs:
-                try:
-                    job.done()
-                except Exception:
-                    report("ERROR", f"an outcome cannot be delivered\n{traceback.format_exc()}")
-            if jobs:
-                self._after_commit()
+            self._deliver(jobs)
             del jobs, statements
+        self._deliver([])
         self._say_what_is_lost()
         self._disconnect()
+
+    def _deliver(self, jobs: list[Job]) -> None:
+        """Tell jobs that they are done; those that fail are told again later, for their tasks would never end."""
+        earlier, self._undelivered = self._undelivered, []
+        for job in (*earlier, *jobs):
+            try:
+                job.done()
+            except Exception:
+                self._undelivered.append(job)
+                if job not in earlier:
+                    report("ERROR", f"an outcome cannot be delivered, and will be later\n{traceback.format_exc()}")
+        if earlier or jobs:
+            self._after_commit()
 
     def _back_up(self) -> None:
         try:
@@ -173,7 +182,7 @@ class Journal:
         statements: list[Statement] = []
         get = self._queue.get
         try:
-            entry = get(timeout=RETRY_SECONDS if self._owed else None)
+            entry = get(timeout=RETRY_SECONDS if self._owed or self._undelivered else None)
             while entry is not None:
                 if isinstance(entry, tuple):
                     statements.append(entry)

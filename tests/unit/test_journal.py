@@ -125,6 +125,25 @@ class TestCommits:
         assert task.ended.wait(PATIENCE)
         assert sum(groups(journal)) == 2
 
+    def test_a_delivery_that_raises_is_tried_again(self, tmp_path: Path) -> None:
+        class Flaky(Task):
+            fails = 1
+
+            def done(self) -> None:
+                if self.fails:
+                    self.fails -= 1
+                    raise MemoryError
+                super().done()
+
+        journal = Journal(tmp_path, KEY)
+        journal.start(1)
+        alone, last = Flaky(outcome(0)), Flaky(outcome(1))
+        journal.record(alone)
+        assert alone.ended.wait(PATIENCE)
+        journal.record(last)
+        journal.close()
+        assert last.ended.is_set()
+
     def test_a_large_group_is_cut(self, journal: Journal) -> None:
         gate = threading.Event()
         first = Task(outcome(0), gate)
