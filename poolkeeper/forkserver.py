@@ -34,7 +34,7 @@ from .limits import Limits
 from .logwriter import LogPipe, LogWriter
 from .messages import Kind
 from .orphans import ORPHAN_SECONDS, Orphans
-from .output import redirect_output
+from .output import fill_standard_streams, redirect_output
 from .process_setup import adopt_descendants, begin_session, child_pids
 from .sources import Sources, loaded_sources
 from .worker_config import WorkerConfig
@@ -437,6 +437,7 @@ def main(content: dict[str, Any]) -> None:
     """Serve; ``content`` is what ``launch`` has written to standard input."""
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
+    fill_standard_streams()
     sys.argv = content["argv"]
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):

@@ -83,16 +83,26 @@ def settle_in(tag: str, logs: str, limits: Limits, *, inherit_output: bool) -> N
     begin_session()
     limits.apply()
     if not inherit_output:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        redirect_output(os.open(os.path.join(logs, f"{tag}.log"), flags, 0o600))
+        redirect_output(_open_log(os.path.join(logs, f"{tag}.log")))
     _write_stacks(os.path.join(logs, f"{tag}.crash"))
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()  # forked siblings would all draw the same numbers
 
 
+def _open_log(path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError:  # as below
+        return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+
+
 def _write_stacks(path: str) -> None:
     """Have the interpreter write its stacks when it crashes, and when it is asked."""
-    crash_log: TextIO = open(path, "a")  # noqa: SIM115 - open for the process' life
+    crash_log: TextIO | int
+    try:
+        crash_log = open(path, "a")  # noqa: SIM115 - open for the process' life
+    except OSError:  # the disk is full, or the folder gone: a process that runs matters more than its stacks
+        crash_log = 2
     faulthandler.enable(crash_log)
     if DUMP_SIGNAL is not None and LOG_DUMP_SIGNAL is not None:
         faulthandler.register(DUMP_SIGNAL, crash_log, all_threads=True)
