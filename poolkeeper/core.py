@@ -287,7 +287,7 @@ class Core:
             codes = [Code.VALUE] * number  # some answers are nobody's, though they are no different
         ran = number if codes is None else number - codes.count(Code.SKIPPED)
         if ran:
-            learner = next((task for task in reversed(tasks) if task is not None), None)
+            learner = tasks[-1] or next((task for task in reversed(tasks) if task is not None), None)
             if learner is not None:
                 learner.call.learn(ran, seconds)
             seconds /= ran
