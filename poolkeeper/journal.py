@@ -35,6 +35,9 @@ OWED_BYTES = 64 << 20
 
 RETRY_SECONDS = 1.0
 
+BACKUP_SECONDS = 300.0
+"""How old the backup of a journal that grows may be, and a moment older: it is made when there is nothing to write."""
+
 Statement = tuple[str, Sequence[Any]]
 _GROUP = "INSERT INTO groups (run, recorded, count, head, body) VALUES (?, ?, ?, ?, ?)"
 
@@ -81,7 +84,7 @@ class Journal:
         self._queue: SimpleQueue[Job | Statement | None] = SimpleQueue()
         self._undelivered: list[Job] = []
         self._standing: dict[object, Statement] = {}
-        self._wants_backup = False
+        self._backup_due: float | None = None
         self._damage: Exception | None = None
         self._owed: deque[tuple[Statement, int, int]] = deque()
         self._owed_bytes = 0
@@ -99,7 +102,7 @@ class Journal:
     def start(self, run: int, *, back_up: bool = False) -> None:
         """Begin to record outcomes as those of ``run``; with ``back_up``, when there is a copy of what was recorded."""
         self.run = run
-        self._wants_backup = back_up
+        self._backup_due = 0.0 if back_up else None
         self._thread.start()
 
     def record(self, job: Job) -> None:
@@ -142,11 +145,13 @@ class Journal:
     # -- the thread ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        if self._wants_backup:
+        if self._backup_due is not None:
             self._back_up()
         closing = False
         while not closing:
             jobs, statements, closing = self._take()
+            if not (jobs or statements or closing):
+                self._back_up_if_due()
             try:
                 self._write(jobs, statements, last=closing)
             except Exception:
@@ -170,7 +175,12 @@ class Journal:
         if earlier or jobs:
             self._after_commit()
 
+    def _back_up_if_due(self) -> None:
+        if self._backup_due is not None and self._trouble is None and time.monotonic() >= self._backup_due:
+            self._back_up()
+
     def _back_up(self) -> None:
+        self._backup_due = None
         try:
             back_up(self.connection, self.path)
         except ACCIDENTS as error:
@@ -182,7 +192,7 @@ class Journal:
         statements: list[Statement] = []
         get = self._queue.get
         try:
-            entry = get(timeout=RETRY_SECONDS if self._owed or self._undelivered else None)
+            entry = get(timeout=self._patience())
             while entry is not None:
                 if isinstance(entry, tuple):
                     statements.append(entry)
@@ -192,6 +202,12 @@ class Journal:
         except Empty:
             return jobs, statements, False
         return jobs, statements, True
+
+    def _patience(self) -> float | None:
+        """Return for how many seconds there is nothing to do unless something comes, None for ever."""
+        if self._owed or self._undelivered:
+            return RETRY_SECONDS
+        return None if self._backup_due is None else max(0.0, self._backup_due - time.monotonic())
 
     def _write(self, jobs: list[Job], statements: list[Statement], *, last: bool) -> None:
         """Commit all of it, or what fails is owed. Statements go first: they name batches, or nothing comes behind."""
@@ -292,6 +308,8 @@ class Journal:
             )
 
     def _recover(self) -> None:
+        if self._backup_due is None:
+            self._backup_due = time.monotonic() + BACKUP_SECONDS
         self._owed.clear()
         self._owed_bytes = 0
         if self._trouble is not None:
