@@ -6,7 +6,6 @@ So what the loop says is spoken by a thread of its own; while that cannot keep u
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import threading
@@ -72,10 +71,9 @@ class _Speaker:
                 remark = self._queue.popleft()
                 lost, self._lost = self._lost, 0
                 self._idle = False
-            with contextlib.suppress(Exception):  # a sink of the application's may raise: what comes later is spoken
-                if lost:
-                    _speak(remark._replace(level="WARNING", message=f"{lost} lines were lost: the log was too slow"))
-                _speak(remark)
+            if lost:
+                _speak(remark._replace(level="WARNING", message=f"{lost} lines were lost: the log was too slow"))
+            _speak(remark)
 
 
 _speaker = _Speaker()
