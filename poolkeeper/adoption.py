@@ -124,6 +124,7 @@ class Adoption:
         self._executed: dict[tuple[int, int], tuple[Worker, int]] = {}  # by silent workers, and nobody has asked for it
         self._failed: dict[_Foundling, Unread] = {}
         self._settled: set[Claim] = set()
+        self._answered: list[list[Entry | None]] = []  # what belongs there too, as soon as a survivor asks
         self._settled_until = deadline - RECOVERY_SECONDS + SETTLED_SECONDS
         self._known: dict[Claim, TaskFuture] | None = None
         self._lock = threading.Lock()
@@ -222,7 +223,7 @@ class Adoption:
                 asked.pop(name, None)
             self._is_at(worker, wanted, claim, held.attempt)
             return wanted
-        if exact in self._found or exact in self._settled or self._recorder.knows(*exact):
+        if exact in self._found or self._recorder.knows(*exact) or self._is_settled(exact):
             return None  # it has an outcome, or another worker is at it
         has_finished = index <= worker.observe().finished
         is_same = wanted is not None and exact in _names_of(wanted)
@@ -459,9 +460,16 @@ class Adoption:
         if time.monotonic() >= self._settled_until:
             self._settled_until = 0.0
             self._settled.clear()
+            self._answered.clear()
             return
-        claims = [claim_of(future.entry) for future in futures]
+        self._answered.append([future.entry for future in futures])
+
+    def _is_settled(self, exact: Claim) -> bool:
+        """Whether this keeper has had the outcome of a task, and has perhaps not recorded it yet."""
+        claims = (claim_of(entry) for entries in self._answered for entry in entries)
         self._settled.update(exactly(claim) for claim in claims if claim is not None)
+        self._answered.clear()
+        return exact in self._settled
 
     def recorded(self, found: _Foundling, value: Any) -> None:
         """The outcome of a foundling is recorded; on the journal's thread."""

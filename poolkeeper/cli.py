@@ -191,6 +191,7 @@ def _run_fleet(
             durability=fleet.keeping.durability,
             keep_runs=fleet.keeping.keep_runs,
             orphan_grace=fleet.keeping.orphan_grace,
+            reconnect_grace=fleet.keeping.reconnect_grace,
             # A service that starts again shall not import the file anew.
             preload=[os.path.splitext(os.path.basename(file))[0]] if fleet.services else (),
         )
@@ -207,6 +208,9 @@ def _start_in_background(name: str, run_id: str) -> int:
     started = start_in_background(STARTUP, "--detach", name, run_id)
     label = f"{name}/{run_id}"
     if started.exit_code is not None:
+        if started.exit_code != 0 and not started.text:  # as where the disk is full
+            why = f"process {started.pid} has ended with exit code {started.exit_code}, and could not write why"
+            raise PoolkeeperError(f"{label}: {why} to {started.output}; without --detach it would say so here")
         click.echo(started.text, nl=False, err=started.exit_code != 0)
         return 0 if started.exit_code == 0 else 1
     click.echo(f"{label}: runs as process {started.pid}, and prints to {started.output}")

@@ -225,6 +225,9 @@ class ForkServer:
                 self._spawn(ticket, tag, role, arguments, fds.pop(0), fds.pop(0))
             elif message[0] == Kind.ADOPT:
                 multiprocessing.current_process().authkey = message[1]
+            elif message[0] == Kind.UNPICKLE:
+                with contextlib.suppress(Exception):  # whoever needs it says so better
+                    importlib.import_module("cloudpickle")
             elif message[0] == Kind.LISTEN:
                 if self._stand_in is None:
                     from .stand_in import StandIn  # most keepers have no programs that say anything

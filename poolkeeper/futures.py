@@ -335,6 +335,10 @@ def settle_quietly(futures: list[TaskFuture], values: Sequence[Any]) -> list[tup
     observed: list[tuple[TaskFuture, Any]] = []
     with creation:
         for future, value in zip(futures, values, strict=True):
-            if not future.settle_unobserved(value):
-                observed.append((future, value))
+            if future._cond is not None or type(future) is not TaskFuture:  # noqa: SLF001 - a call less for each
+                if not future.settle_unobserved(value):
+                    observed.append((future, value))
+            elif future._state == PENDING:  # noqa: SLF001
+                future._result = value  # noqa: SLF001
+                future._state = FINISHED  # noqa: SLF001
     return observed

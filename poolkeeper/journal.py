@@ -15,14 +15,14 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from .errors import PoolkeeperError
 from .journal_file import ACCIDENTS, Durability, back_up, is_damage, open_journal, replace_journal
-from .outcomes import FILE_BYTES, Filed, Outcome, grouped, pack, weight
+from .outcomes import FILE_BYTES, Columns, Filed, grouped, pack, weight
 from .reporting import report
 from .result_files import ResultFiles
 
@@ -45,7 +45,7 @@ _GROUP = "INSERT INTO groups (run, recorded, count, head, body) VALUES (?, ?, ?,
 class Job(Protocol):
     """Something to be recorded."""
 
-    def outcomes(self) -> Iterable[Outcome]:
+    def outcomes(self) -> Columns:
         """Return it; called on the journal's thread."""
 
     def done(self) -> None:
@@ -213,9 +213,10 @@ class Journal:
         """Commit all of it, or what fails is owed. Statements go first: they name batches, or nothing comes behind."""
         fresh: list[tuple[Statement, int, int]] = [(statement, 0, 0) for statement in statements]
         now = time.time()
-        for group in grouped(self._in_files(outcome for job in jobs for outcome in job.outcomes())):
+        for group in grouped(self._in_files(job.outcomes()) for job in jobs):
             head, body = pack(group, self.key)
-            fresh.append(((_GROUP, (self.run, now, len(group), head, body)), len(head) + len(body), len(group)))
+            count = len(group.payloads)
+            fresh.append(((_GROUP, (self.run, now, count, head, body)), len(head) + len(body), count))
         if not fresh and not self._owed:
             return
         if self._trouble is None or last or time.monotonic() >= self._retry_at:
@@ -229,19 +230,19 @@ class Journal:
         for entry in fresh:
             self._owe(entry)
 
-    def _in_files(self, outcomes: Iterable[Outcome]) -> Iterable[Outcome]:
-        """Put what is too heavy for a row into files."""
-        for outcome in outcomes:
-            if weight(outcome.payload) <= FILE_BYTES:
-                yield outcome
-                continue
+    def _in_files(self, outcomes: Columns) -> Columns:
+        """Put what is too heavy for a row into files; what no file can be had for is lost."""
+        payloads = outcomes.payloads
+        heavy = [position for position, payload in enumerate(payloads) if weight(payload) > FILE_BYTES]
+        for position in reversed(heavy):
             try:
-                name = self.files.write(self.run, outcome.payload)
+                payloads[position] = Filed(self.files.write(self.run, payloads[position]))
             except OSError as error:
                 self._lost += 1
                 self._fall_ill(error)
-            else:
-                yield outcome._replace(payload=Filed(name))
+                for column in outcomes.lists:
+                    del column[position]
+        return outcomes
 
     def _commit(self, statements: list[Statement]) -> None:
         connection = self._connect()

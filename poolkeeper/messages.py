@@ -81,6 +81,7 @@ class Kind(IntEnum):
     LISTEN = 25
     SAID = 26
     LOADED = 27
+    UNPICKLE = 28
 
 
 WINDOW_LIMIT = 2048

@@ -12,6 +12,7 @@ import os
 import selectors
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Collection
 from itertools import count
@@ -55,7 +56,8 @@ class Server(Peer):
 
     ``children`` are those that somebody asks for, by ticket; ``strangers`` tag and pid of those of an earlier keeper
     that nobody has claimed yet. ``process`` is the handle on the process itself, ``sources`` what it has loaded, as far
-    as it has told. ``makes`` is whether it is one for processes to come.
+    as it has told. ``makes`` is whether it is one for processes to come, ``unpickles`` whether it was told that what
+    they run comes by value.
     """
 
     name = "the fork server"
@@ -68,6 +70,7 @@ class Server(Peer):
         self.listed: list[tuple[str, str, int]] = []
         self.sources: Sources = {}
         self.makes = False
+        self.unpickles = False
 
     def take(self, ticket: str, child: Child) -> None:
         """Count ``child`` among its processes."""
@@ -242,6 +245,9 @@ class Nursery:
         assert child.page is not None
         assert child.their_end is not None
         server.take(f"{self._birth}.{next(self._tickets)}", child)
+        if not server.unpickles and "cloudpickle" in sys.modules:
+            server.unpickles = True
+            self._board.post(server, (Kind.UNPICKLE,))  # loaded once, in place of in each worker
         server.fds += (child.page.fd, child.their_end.fileno())
         self._board.post(server, (Kind.SPAWN, child.ticket, child.tag, role, arguments))
         if len(server.fds) + 2 > FDS_LIMIT:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import linecache
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, wait
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import pytest
 
 from poolkeeper import Keeper
+from poolkeeper.keeper import KeeperRuntime
 from tests import tasks
 from tests.helpers import PATIENCE, is_running, wait_until
 
@@ -78,6 +80,28 @@ def test_a_running_task_sees_that_it_is_asked_to_stop(
     assert not future.cancel()
     assert future.result(PATIENCE) == "cancelled"
     assert keeper.submit(tasks.describe_context).result()[4] is False  # the next task is not asked
+
+
+@pytest.mark.parametrize("how", ["queued", "kill"])
+def test_a_cancellation_overtakes_what_the_link_has_no_room_for(tmp_path: Path, how: Literal["queued", "kill"]) -> None:
+    with Keeper(1) as keeper:
+        view = keeper.options(cancel=how)
+        for _ in range(5):
+            wait([view.submit(tasks.hold_until_cancelled_if, None, b"") for _ in range(200)], PATIENCE)
+        future = view.submit(tasks.hold_until_cancelled_if, tmp_path, b"")
+        behind = [view.submit(tasks.hold_until_cancelled_if, None, os.urandom(60_000)) for _ in range(300)]
+        started(tmp_path)
+        assert isinstance(keeper._runtime, KeeperRuntime)
+        (peer,) = keeper._runtime.incarnation.workforce._peers.values()
+        wait_until(lambda: peer.link is not None and peer.link.blocked, "more to be fed than there is room for")
+        if how == "kill":
+            assert future.cancel()
+            with pytest.raises(CancelledError):
+                future.result()
+        else:
+            assert not future.cancel()
+            assert future.result(PATIENCE) == "cancelled"
+        assert {each.result(PATIENCE) for each in behind} == {"ran"}
 
 
 def test_a_running_task_can_be_killed(keeper: Keeper, tmp_path: Path) -> None:

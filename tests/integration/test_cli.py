@@ -116,7 +116,9 @@ class TestRun:
         assert "20 of 20 tasks succeeded" in done.stderr
 
     def test_a_fleet_says_how_durable_its_keeper_is(self, command: CommandLine) -> None:
-        text = SQUARES.replace('Fleet("squares")', 'Fleet("squares", durability="power", keep_runs=2, orphan_grace=7)')
+        text = SQUARES.replace(
+            'Fleet("squares")', 'Fleet("squares", durability="power", keep_runs=2, orphan_grace=7, reconnect_grace=9)'
+        )
         assert text != SQUARES
         text += """
 @fleet.step
@@ -124,11 +126,11 @@ def tell():
     from poolkeeper.living import KEEPERS
     (runtime,) = KEEPERS
     settings = runtime.settings
-    print(f"kept: {settings.durability} {settings.keep_runs} {settings.orphan_grace}")
+    print(f"kept: {settings.durability} {settings.keep_runs} {settings.orphan_grace} {settings.reconnect_grace}")
 """
         done = command.run_fleet(text)
         assert done.returncode == 0, done.stderr
-        assert "kept: power 2 7.0" in done.stdout
+        assert "kept: power 2 7.0 9.0" in done.stdout
 
     def test_failures_are_reported_and_exit_1(self, command: CommandLine) -> None:
         done = command.run_fleet(SQUARES.replace("number * number", "1 // (number % 5)"))

@@ -206,6 +206,13 @@ def test_a_spare_process_takes_the_place_of_the_next_that_dies() -> None:
         assert keeper.submit(tasks.echo, bytes(2**20)).result(PATIENCE) == bytes(2**20)
 
 
+def test_what_reads_functions_that_travel_by_value_is_loaded_once_for_all_workers() -> None:
+    with Keeper(1) as keeper:
+        pid = keeper.submit(lambda: os.getpid()).result(PATIENCE)  # noqa: PLW0108 - by value
+        os.kill(pid, signal.SIGKILL)
+        assert keeper.submit(eval, "'cloudpickle' in __import__('sys').modules").result(PATIENCE)
+
+
 def test_a_spare_process_takes_any_role(tmp_path: Path) -> None:
     with Keeper(1, preload=["tests.tasks", "tests.services"]) as keeper:
         assert keeper.submit(tasks.die).exception(PATIENCE) is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from poolkeeper.journal_runs import (
     resume_run,
 )
 from poolkeeper.messages import Code
-from poolkeeper.outcomes import Outcome
+from poolkeeper.outcomes import Columns, Outcome
 from poolkeeper.recall import Recall
 from tests.helpers import wait_until
 
@@ -51,11 +51,11 @@ class Task:
         self.asked = threading.Event()
         self.ended = threading.Event()
 
-    def outcomes(self) -> Iterable[Outcome]:
+    def outcomes(self) -> Columns:
         self.asked.set()
         if self.gate is not None:
             assert self.gate.wait(PATIENCE)
-        return [self.outcome]
+        return Columns.of([self.outcome])
 
     def done(self) -> None:
         self.ended.set()
