@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import traceback
 from collections.abc import Callable
@@ -61,6 +60,5 @@ class Delivery:
             try:
                 job()
             except BaseException:
-                with contextlib.suppress(Exception):  # a sink of the application's may raise: the next callback runs
-                    emit("ERROR", f"a callback raised\n{traceback.format_exc()}")
+                emit("ERROR", f"a callback raised\n{traceback.format_exc()}")
             del job

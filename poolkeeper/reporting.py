@@ -6,17 +6,18 @@ So what the loop says is spoken by a thread of its own; while that cannot keep u
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import threading
 import time
+import traceback
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .logs import is_wanted, speak
 
-__all__ = ["flush", "report"]
+__all__ = ["at_any_rate", "flush", "report"]
 
 QUEUE_LIMIT = 1000
 FLUSH_SECONDS = 1.0
@@ -72,10 +73,9 @@ class _Speaker:
                 remark = self._queue.popleft()
                 lost, self._lost = self._lost, 0
                 self._idle = False
-            with contextlib.suppress(Exception):  # a sink of the application's may raise: what comes later is spoken
-                if lost:
-                    _speak(remark._replace(level="WARNING", message=f"{lost} lines were lost: the log was too slow"))
-                _speak(remark)
+            if lost:
+                _speak(remark._replace(level="WARNING", message=f"{lost} lines were lost: the log was too slow"))
+            _speak(remark)
 
 
 _speaker = _Speaker()
@@ -88,6 +88,14 @@ def report(level: str, message: str, /, **facts: Any) -> None:
         name = str(frame.f_globals.get("__name__", "poolkeeper"))
         caller = (name, frame.f_code.co_name, frame.f_lineno)
         _speaker.say(_Remark(level, message, facts, caller, time.time()))
+
+
+def at_any_rate(call: Callable[..., object], /, *arguments: Any, **options: Any) -> None:
+    """Do one of several things that are to be done even if another fails, which is reported."""
+    try:
+        call(*arguments, **options)
+    except Exception:
+        report("ERROR", f"of what is to be let go of, something is not\n{traceback.format_exc()}")
 
 
 def flush(seconds: float = FLUSH_SECONDS) -> None:
