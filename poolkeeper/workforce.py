@@ -190,9 +190,11 @@ class Workforce:
         self._peers[worker.id].signal(signal.SIGURG)
 
     def found(self, id: int, tag: str, pid: int) -> None:
-        """Look after a worker that its fork server tells of, unless it is known, perhaps to be dead."""
+        """Look after a worker that its fork server tells of, unless it is known, perhaps to be dead; have it call."""
         if pid not in self._survivors:
-            self._expect(self._take_over(id, id, tag, pid))
+            peer = self._take_over(id, id, tag, pid)
+            self._expect(peer)
+            peer.signal(signal.SIGURG)
 
     def _expect(self, peer: WorkerPeer) -> None:
         """A worker will call of whom nothing was known; it may hold something unless we had it made ourselves."""
