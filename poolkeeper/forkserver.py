@@ -136,7 +136,6 @@ class ForkServer:
                 self._end_homeless()
             if self._line.call_if_due():
                 self._take(self._line.early())
-                self._rally()
             linked = _watch_instead(poll, linked, self._line.awaits)
             ready = dict(poll.poll(self._timeout()))
             if self._wake.fileno() in ready:
@@ -164,12 +163,6 @@ class ForkServer:
         """Return what a keeper must know that has not started this fork server."""
         children = [(made.tag, made.role, pid, made.ticket) for pid, made in self._workers.items()]
         return {"children": children, "digest": self._digest, "sources": self._sources}
-
-    def _rally(self) -> None:
-        """Tell the workers that a keeper is there to be called."""
-        for pid in self._workers:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGURG)
 
     def _is_forsaken(self) -> bool:
         """Whether no keeper has come for long, or has use for this one, and no process is left."""

@@ -308,7 +308,7 @@ class Survivors:
         peer.exit = exit
         self._ended(peer)
 
-    def orphaned(self, peer: ServicePeer, why: str) -> None:
+    def orphaned(self, peer: ServicePeer, why: str, *, killed: bool) -> None:
         """The fork server has died."""
         if not peer.watched:
             peer.signal(signal.SIGKILL)
