@@ -111,8 +111,8 @@ class Child(Peer):
 class Parent(Heir, Protocol):
     """Who has asked for a process, and hears from it and of it."""
 
-    def spawned(self, child: Any, pid: int) -> None:
-        """The process exists."""
+    def spawned(self, child: Any, pid: int, *, linked: bool) -> None:
+        """The process exists, and has its first link if it is ``linked``; else it will call."""
 
     def refused(self, child: Any, why: str) -> None:
         """The process could not be made."""

@@ -341,7 +341,7 @@ class Nursery:
                 child.exists(message[2])
                 child.let_go()
                 self._note_birth(child, message[2])
-                child.parent.spawned(child, message[2])
+                child.parent.spawned(child, message[2], linked=message[3])
             return
         peer.strangers.pop(ticket, None)
         child = peer.children.pop(ticket, None)

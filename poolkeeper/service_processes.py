@@ -185,7 +185,7 @@ class ServiceProcesses:
         self._supervisor.spawned(peer.replica, peer.attempt, pid)
         peer.is_here(pid, self._selector)
 
-    def spawned(self, peer: ServicePeer, pid: int) -> None:
+    def spawned(self, peer: ServicePeer, pid: int, *, linked: bool) -> None:
         """The process exists."""
         if not peer.watched and self.peers.get(peer.tag) is peer and not peer.gone:
             self.here(peer, pid)

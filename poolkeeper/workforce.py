@@ -317,7 +317,7 @@ class Workforce:
             self._here(peer, int(hello["pid"]))
 
     def _here(self, peer: WorkerPeer, pid: int) -> None:
-        """A link works: the process can be watched now, and it can be fed unless it initializes first."""
+        """There is a link: the process can be watched now, and it can be fed unless it initializes first."""
         worker = peer.worker
         worker.pid = pid
         peer.here(pid, self._selector, partial(self._ended, peer))
@@ -338,9 +338,7 @@ class Workforce:
     def hear_worker(self, peer: WorkerPeer, message: tuple[Any, ...]) -> None:
         """A worker has said how it fares."""
         worker, kind = peer.worker, message[0]
-        if kind == Kind.HERE:
-            self._here(peer, message[1])
-        elif kind == Kind.STARTED:
+        if kind == Kind.STARTED:
             self._core.hello(worker)
         elif kind == Kind.START_FAILED:
             report("ERROR", f"worker {worker.id} could not start: {message[1]}", worker=worker.id)
@@ -361,9 +359,11 @@ class Workforce:
 
     # -- what the nursery says ----------------------------------------------------------------------------------------
 
-    def spawned(self, peer: WorkerPeer, pid: int) -> None:
-        """The worker exists."""
+    def spawned(self, peer: WorkerPeer, pid: int, *, linked: bool) -> None:
+        """The worker exists; if it has its link, what it is fed waits there for its first look."""
         peer.worker.pid = pid
+        if linked and self._peers.get(peer.worker.id) is peer:
+            self._here(peer, pid)
 
     def refused(self, peer: WorkerPeer, why: str) -> None:
         """The worker could not be made."""
