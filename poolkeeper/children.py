@@ -120,8 +120,8 @@ class Parent(Heir, Protocol):
     def exited(self, child: Any, exit: Exit) -> None:
         """The process has ended; said once, whether or not that was seen before."""
 
-    def orphaned(self, child: Any, why: str) -> None:
-        """The fork server has died: if the process lives, nobody will report its end."""
+    def orphaned(self, child: Any, why: str, *, killed: bool) -> None:
+        """The fork server has died, or somebody has ``killed`` it: if the process lives, nobody will report its end."""
 
 
 def _watch_process(pid: int) -> int:

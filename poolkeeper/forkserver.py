@@ -32,7 +32,7 @@ from .keeper_line import KeeperLine
 from .limits import Limits
 from .messages import Kind
 from .orphans import ORPHAN_SECONDS, Orphans
-from .output import redirect_output
+from .output import fill_standard_streams, redirect_output
 from .process_setup import adopt_descendants, begin_session, child_pids, prepare_stacks
 from .sources import Sources, loaded_sources
 from .worker_config import WorkerConfig
@@ -142,7 +142,6 @@ class ForkServer:
                 self._end_homeless()
             if self._line.call_if_due():
                 self._take(self._line.early())
-                self._rally()
             linked = _watch_instead(poll, linked, self._line.awaits)
             ready = dict(poll.poll(self._timeout()))
             if self._wake.fileno() in ready:
@@ -178,12 +177,6 @@ class ForkServer:
         """Return what a keeper must know that has not started this fork server."""
         children = [(made.tag, made.role, pid, made.ticket) for pid, made in self._workers.items()]
         return {"children": children, "digest": self._digest, "sources": self._sources}
-
-    def _rally(self) -> None:
-        """Tell the workers that a keeper is there to be called."""
-        for pid in self._workers:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGURG)
 
     def _is_forsaken(self) -> bool:
         """Whether no keeper has come for long, or has use for this one, and no process is left."""
@@ -239,6 +232,9 @@ class ForkServer:
                 self._spawn(ticket, tag, role, arguments, fds.pop(0), fds.pop(0))
             elif message[0] == Kind.ADOPT:
                 multiprocessing.current_process().authkey = message[1]
+            elif message[0] == Kind.UNPICKLE:
+                with contextlib.suppress(Exception):  # whoever needs it says so better
+                    importlib.import_module("cloudpickle")
             elif message[0] == Kind.LISTEN:
                 if self._stand_in is None:
                     from .stand_in import StandIn  # most keepers have no programs that say anything
@@ -455,6 +451,7 @@ def main(content: dict[str, Any]) -> None:
     """Serve; ``content`` is what ``launch`` has written to standard input."""
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
+    fill_standard_streams()
     sys.argv = content["argv"]
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):

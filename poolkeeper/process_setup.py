@@ -98,11 +98,17 @@ def settle_in(tag: str, logs: str, limits: Limits, *, inherit_output: bool) -> N
     begin_session()
     limits.apply()
     if not inherit_output:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        redirect_output(os.open(os.path.join(logs, f"{tag}.log"), flags, 0o600))
+        redirect_output(_open_log(os.path.join(logs, f"{tag}.log")))
     _write_stacks(os.path.join(logs, f"{tag}.crash"))
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()  # forked siblings would all draw the same numbers
+
+
+def _open_log(path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError:  # as below
+        return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
 
 
 _prepared: list[int] = []
@@ -118,7 +124,10 @@ def prepare_stacks() -> None:
 
 def _write_stacks(path: str) -> None:
     """Have the interpreter write its stacks into ``path`` when it crashes, and when it is asked."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    except OSError:  # the disk is full, or the folder gone: a process that runs matters more than its stacks
+        fd = os.dup(2)
     if _prepared:
         os.dup2(fd, _prepared[0], inheritable=False)
         os.close(fd)

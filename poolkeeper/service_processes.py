@@ -200,7 +200,7 @@ class ServiceProcesses:
         """The process has ended."""
         self.end(peer, exit)
 
-    def orphaned(self, peer: ServicePeer, why: str) -> None:
+    def orphaned(self, peer: ServicePeer, why: str, *, killed: bool) -> None:
         """The fork server has died: nobody will report the end of what lives, and what it was to make is not made."""
         if peer.link is not None:
             with contextlib.suppress(OSError):

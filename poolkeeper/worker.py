@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import task_context
 from .arena import Arena, identity
 from .errors import PayloadError
-from .holdings import digest_of
+from .holdings import Digests
 from .messages import Code, Kind, Progress, pack
 from .output import flush_c_output
 from .page import CANCEL, FINISHED, ITEM, MARKS, STARTED, STARTED_AT, WorkerPage, new_page
@@ -100,6 +100,7 @@ class _Worker(NoService):
         self.index = 0
         self.resumptions: list[Resumption] = []
         self._call: _Call | None = None
+        self._digests = Digests()
         self._items: tuple[str, int, list[Any]] | None = None
         self._page_fd = -1
         self._page_identity: tuple[int, int] | None = None
@@ -287,9 +288,11 @@ class _Worker(NoService):
                 times[STARTED_AT] = time.monotonic()
         return call.function
 
-    @staticmethod
-    def _load(payload: Any) -> Any:
-        return payload.load() if type(payload) is Mapped else loads(payload)
+    def _load(self, payload: Any) -> Any:
+        try:
+            return payload.load() if type(payload) is Mapped else loads(payload)
+        except PayloadError as error:
+            raise PayloadError(f"an argument of {self.name} {error}") from error.__cause__
 
     def _run_tasks(  # noqa: C901, PLR0912, PLR0915 - the hot loop; a call less per task is worth the length
         self, first: int, call: _Call, payloads: list[Any], infos: Any
@@ -303,6 +306,7 @@ class _Worker(NoService):
         self.attempt, self.key, self.origin = 1, None, None
         self._call = call
         resumptions = self.resumptions
+        digest_of = self._digests.of
         if values and call.expected > FLUSH_SECONDS:
             out.flush()
         function = call.function

@@ -203,6 +203,9 @@ class WorkerSession:
 
     def receive(self) -> None:
         """Wait for what comes next and take it in; raises Retired where there is no keeper to wait for."""
+        trim_at = self.arenas.trim_at
+        if trim_at is not None and self.line.is_quiet_until(trim_at):
+            self.arenas.trim(trim_at)
         if self.line.receive():
             self._idle_since = None
         else:

@@ -190,9 +190,11 @@ class Workforce:
         self._peers[worker.id].signal(signal.SIGURG)
 
     def found(self, id: int, tag: str, pid: int) -> None:
-        """Look after a worker that its fork server tells of, unless it is known, perhaps to be dead."""
+        """Look after a worker that its fork server tells of, unless it is known, perhaps to be dead; have it call."""
         if pid not in self._survivors:
-            self._expect(self._take_over(id, id, tag, pid))
+            peer = self._take_over(id, id, tag, pid)
+            self._expect(peer)
+            peer.signal(signal.SIGURG)
 
     def _expect(self, peer: WorkerPeer) -> None:
         """A worker will call of whom nothing was known; it may hold something unless we had it made ourselves."""
@@ -380,12 +382,15 @@ class Workforce:
         else:
             self._core.died(peer.worker, time.monotonic(), exit)
 
-    def orphaned(self, peer: WorkerPeer, why: str) -> None:
-        """The fork server has died: a worker that it was about to make counts as a failed start."""
+    def orphaned(self, peer: WorkerPeer, why: str, *, killed: bool) -> None:
+        """The fork server has died: unless it was ``killed``, a worker that it was about to make is a failed start."""
         if self._peers.get(peer.worker.id) is not peer:
             self._core.died(peer.worker, time.monotonic(), UNKNOWN)
         elif peer.worker.pid is None or peer.worker.state is WorkerState.STARTING:
-            self._core.start_failed(peer.worker, why)
+            if killed:
+                self._core.cut_short(peer.worker)
+            else:
+                self._core.start_failed(peer.worker, why)
             self._gone(peer, UNKNOWN)
 
     # -- ends ---------------------------------------------------------------------------------------------------------
