@@ -245,10 +245,17 @@ class WorkerLine:
         if fd < 0:
             self.reconnect(None)
             return
-        self._identity = identity(fd)
         link = Link(socket.socket(fileno=fd))
         link.reader.authenticated = True
         link.patient, link.vet = False, self._vet
+        self.undisturbed(lambda: self._begin_over(link))
+
+    def _begin_over(self, link: Link) -> None:
+        """Take the first link, unless a signal's handler has called: then what waits in it was told as not received."""
+        if self.link is not None:
+            link.close()
+            return
+        self._identity = identity(link.fileno())
         self.link = link
         self._connection.answered()
 

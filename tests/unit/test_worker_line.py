@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -172,3 +173,25 @@ def test_what_a_call_in_the_midst_of_receiving_told_as_not_received_is_not_taken
     line.receive()
     assert owner.taken == ([] if calls else [(Kind.STARTED,)])
     line.leave_to_parent()
+
+
+def test_what_waits_in_the_first_link_is_not_taken_in_after_another_keeper_was_called(
+    keeper: Answering, tmp_path: Path
+) -> None:
+    """The signal may come before the worker has looked at the link that it was born with, into which it was fed."""
+    owner = Owner(tmp_path / "socket", 300.0)
+    ours, theirs = socket.socketpair()
+    ours.sendall(Session().send(pack([(Kind.STARTED,)])))
+    owner.line.summoned()
+    other = keeper.link()
+    called = owner.line.link
+    owner.line.begin(theirs.detach())
+    assert owner.line.link is called
+    other.send(keeper.session.send(pack([(Kind.READY,)]), ()))
+    owner.line.receive()
+    assert owner.taken == [(Kind.READY,)]
+    with pytest.raises(ConnectionResetError):  # the first link is closed, and what waits there unread
+        ours.recv(1)
+    for end in (ours, other):
+        end.close()
+    owner.line.leave_to_parent()
