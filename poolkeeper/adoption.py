@@ -38,9 +38,11 @@ RECOVERY_SECONDS = 2.0
 """How long recorded tasks wait for survivors that have not called."""
 
 SUMMONED_AT_ONCE = 8
-SUMMON_SECONDS = 0.005
+FIRST_SUMMONS_SECONDS = 0.005
+SUMMONS_SECONDS = 0.02
 """Busy workers are called a few at a time, for all at once would keep the machine from whoever is idle and could take
-what is new; the next ones when something has happened, or after this time."""
+what is new. The next ones are called as those come, or after this time, for some may be stopped; the first ones after
+those who call by themselves."""
 
 Claim = tuple[Any, ...]
 
@@ -110,7 +112,9 @@ class Adoption:
         self._look_at = look_at
         self._summon = summon
         self._unsummoned: deque[Worker] = deque()
-        self._summon_at = 0.0
+        self._summoned: set[Worker] = set()
+        self._summon_at: float | None = None  # the first, or those that are left if the others do not come
+        self._has_summoned = False
         self._core = core
         self._recorder = recorder
         self._keeper = keeper
@@ -124,6 +128,7 @@ class Adoption:
         self._executed: dict[tuple[int, int], tuple[Worker, int]] = {}  # by silent workers, and nobody has asked for it
         self._failed: dict[_Foundling, Unread] = {}
         self._settled: set[Claim] = set()
+        self._answered: list[list[Entry | None]] = []  # what belongs there too, as soon as a survivor asks
         self._settled_until = deadline - RECOVERY_SECONDS + SETTLED_SECONDS
         self._known: dict[Claim, TaskFuture] | None = None
         self._lock = threading.Lock()
@@ -151,6 +156,7 @@ class Adoption:
         self._look_at = look_at
         self._known = None
         self._unsummoned.clear()
+        self._summoned.clear()
         self._awaited.clear()
         self._executed.clear()
 
@@ -173,6 +179,7 @@ class Adoption:
 
     def _heard_of(self, worker: Worker) -> None:
         self._awaited.discard(worker)
+        self._summoned.discard(worker)
         for digest in [digest for digest, (other, _) in self._executed.items() if other is worker]:
             del self._executed[digest]
 
@@ -222,7 +229,7 @@ class Adoption:
                 asked.pop(name, None)
             self._is_at(worker, wanted, claim, held.attempt)
             return wanted
-        if exact in self._found or exact in self._settled or self._recorder.knows(*exact):
+        if exact in self._found or self._recorder.knows(*exact) or self._is_settled(exact):
             return None  # it has an outcome, or another worker is at it
         has_finished = index <= worker.observe().finished
         is_same = wanted is not None and exact in _names_of(wanted)
@@ -325,10 +332,16 @@ class Adoption:
             self.give_out(now)
 
     def _summon_next(self, now: float) -> None:
-        self._summon_at = now + SUMMON_SECONDS
-        for _ in range(min(SUMMONED_AT_ONCE, len(self._unsummoned))):
+        if self._summon_at is None:
+            self._summon_at = now + FIRST_SUMMONS_SECONDS
+        if now >= self._summon_at:
+            self._has_summoned = True
+            self._summoned.clear()
+            self._summon_at = now + SUMMONS_SECONDS
+        while self._has_summoned and self._unsummoned and len(self._summoned) < SUMMONED_AT_ONCE:
             worker = self._unsummoned.popleft()
             if worker in self._awaited:
+                self._summoned.add(worker)
                 self._summon(worker)
 
     def give_out(self, now: float) -> None:
@@ -459,9 +472,16 @@ class Adoption:
         if time.monotonic() >= self._settled_until:
             self._settled_until = 0.0
             self._settled.clear()
+            self._answered.clear()
             return
-        claims = [claim_of(future.entry) for future in futures]
+        self._answered.append([future.entry for future in futures])
+
+    def _is_settled(self, exact: Claim) -> bool:
+        """Whether this keeper has had the outcome of a task, and has perhaps not recorded it yet."""
+        claims = (claim_of(entry) for entries in self._answered for entry in entries)
         self._settled.update(exactly(claim) for claim in claims if claim is not None)
+        self._answered.clear()
+        return exact in self._settled
 
     def recorded(self, found: _Foundling, value: Any) -> None:
         """The outcome of a foundling is recorded; on the journal's thread."""

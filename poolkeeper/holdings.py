@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from .messages import Kind
 from .session import Session
 
-__all__ = ["Held", "Holdings", "digest_of", "exactly", "work_of"]
+__all__ = ["Digests", "Held", "Holdings", "digest_of", "exactly", "work_of"]
 
 _HALVES = Struct("<QQ")
 
@@ -41,13 +41,34 @@ def work_of(claim: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def digest_of(claim: tuple[Any, ...]) -> tuple[int, int]:
     """Return 128 bits that stand for the work of a claim where there is no room for it, the same in every process."""
-    from hashlib import blake2b  # slow to import, and for those alone that are asked for by key
+    return Digests().of(claim)
 
-    name, kin, identity, arguments = work_of(claim)
-    kind = "position" if type(identity) is int else "key"
-    text = f"{name}\0{kin}\0{kind}\0{identity}\0{arguments}"
-    low, high = _HALVES.unpack(blake2b(text.encode(errors="surrogatepass"), digest_size=_HALVES.size).digest())
-    return low, high
+
+class Digests:
+    """What ``digest_of`` returns, for one claim after the other: what many of them have in common is hashed once."""
+
+    __slots__ = ("_kin", "_kind", "_name", "_start")
+
+    def __init__(self) -> None:
+        self._name: str | None = None
+        self._kin = ""
+        self._kind: type = str
+        self._start: Any = None
+
+    def of(self, claim: tuple[Any, ...]) -> tuple[int, int]:
+        """Return the digest of ``claim``."""
+        name, code, identity, arguments, *kin = claim
+        tells = kin[0] if kin else code
+        kind = type(identity)
+        if kind is not self._kind or tells != self._kin or name != self._name:
+            from hashlib import blake2b  # slow to import, and for those alone that are asked for by key
+
+            self._name, self._kin, self._kind = name, tells, kind
+            common = f"{name}\0{tells}\0{'position' if kind is int else 'key'}\0"
+            self._start = blake2b(common.encode(errors="surrogatepass"), digest_size=_HALVES.size)
+        digest = self._start.copy()
+        digest.update(f"{identity}\0{arguments}".encode("utf-8", "surrogatepass"))
+        return _HALVES.unpack(digest.digest())
 
 
 class _Fed(NamedTuple):

@@ -25,7 +25,7 @@ from .loop import LONGEST_WAIT, Ready
 from .nursery import Nursery
 from .peer import Peer
 from .remains import Remains
-from .reporting import report
+from .reporting import at_any_rate
 from .switchboard import Switchboard
 from .traffic import Traffic
 from .versions import PROTOCOL, Versions
@@ -188,13 +188,13 @@ class Incarnation:
         services = None if supervision is None else supervision.part()
         with contextlib.ExitStack() as rest:
             if self.control is not None:
-                rest.callback(_at_any_rate, self.control.close)
+                rest.callback(at_any_rate, self.control.close)
             if supervision is not None:
-                rest.callback(_at_any_rate, supervision.close, leave=durable)
+                rest.callback(at_any_rate, supervision.close, leave=durable)
             if base.register is not None:
                 base.register.renew()  # first: what is let go of from now on does not count as gone
-            rest.callback(_at_any_rate, self.nursery.close, leave=durable)
-            _at_any_rate(self.board.close, listen_on=durable)
+            rest.callback(at_any_rate, self.nursery.close, leave=durable)
+            at_any_rate(self.board.close, listen_on=durable)
         workers = self.workforce.part()
         if not durable:
             for worker in list(remains.held):
@@ -263,6 +263,7 @@ class Incarnation:
         if self.recovery is not None:
             self.recovery.tidy()
         self.board.send_due()
+        self._base.stowage.trim(now)
 
     def timeout(self) -> float | None:
         """Return the seconds until something is due, None for nothing."""
@@ -271,6 +272,7 @@ class Incarnation:
 
     def _deadlines(self) -> Iterator[float]:
         deadlines = [self.core.next_deadline(), self.board.deaf_until, self.nursery.next_deadline()]
+        deadlines.append(self._base.stowage.trim_at)
         if self._supervision is not None:
             deadlines.append(self._supervision.next_deadline())
         if self._retired_at is not None:
@@ -314,13 +316,13 @@ class Incarnation:
 
     def close(self, *, leave: bool) -> None:
         """Leave nothing behind, no process and no descriptor; or ``leave`` the processes as they are."""
-        self.board.close()  # first: a fork server that has just been started would wait for an answer
-        self.nursery.close(leave=leave)
-        self.workforce.close()
+        at_any_rate(self.board.close)  # first: a fork server that has just been started would wait for an answer
+        at_any_rate(self.nursery.close, leave=leave)
+        at_any_rate(self.workforce.close)
         if self._supervision is not None:
-            self._supervision.close(leave=leave)
+            at_any_rate(self._supervision.close, leave=leave)
         if self.control is not None:
-            self.control.close()
+            at_any_rate(self.control.close)
 
     # -- who calls ----------------------------------------------------------------------------------------------------
 
@@ -415,14 +417,6 @@ def _is_open(task: Task | Segment) -> bool:
     if isinstance(task, TaskFuture):
         return not (task.done() or task.answered)
     return not task.withdrawn
-
-
-def _at_any_rate(call: Callable[..., None], **arguments: bool) -> None:
-    """Do one of several things that are to be done even if another fails."""
-    try:
-        call(**arguments)
-    except Exception as error:
-        report("ERROR", f"of what a failed loop had, something is not let go of: {error!r}")
 
 
 def _require_descriptors(fd: int) -> None:

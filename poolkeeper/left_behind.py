@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from .holdings import Held
 from .logs import emit
 from .messages import Code, Kind, unpack
-from .outcomes import Outcome, Torn, pack, unpack_body, unpack_head
+from .outcomes import Columns, Outcome, Torn, pack, unpack_body, unpack_head
 from .payload import map_large
 from .sealed_file import PARTIAL, read_sealed, write_sealed
 from .session import Outgoing
@@ -59,7 +59,7 @@ def leave_results(folder: Path, key: bytes, name: str, results: Sequence[Left]) 
         Outcome(0, left.claim, None, left.code, left.attempt, 0, left.seconds, left.payload)  # type: ignore[arg-type]
         for left in results
     ]
-    head, body = pack(outcomes, key)
+    head, body = pack(Columns.of(outcomes), key)
     write_sealed(folder / f"{_PREFIX}{name}", _TITLE, head, [body], durable=False)
 
 

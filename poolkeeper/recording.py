@@ -9,9 +9,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from .errors import PayloadError, PoolkeeperError
@@ -33,7 +34,7 @@ from .journal_runs import (
 from .ledger import Call
 from .logs import emit
 from .messages import Code
-from .outcomes import Outcome
+from .outcomes import Columns, Outcome
 from .payload import SCALARS, dumps_exception, loads_exception
 from .recall import Recall
 from .store import Entry, Recalled
@@ -44,6 +45,9 @@ Deliver = Callable[[list[TaskFuture], Sequence[Any]], None]
 
 _SHORT = 200
 _PLAIN = SCALARS | {str, bytes}
+
+_new_tuple = tuple.__new__
+"""Makes a NamedTuple in half the time that its own constructor takes."""
 
 
 class Recorder:
@@ -84,6 +88,7 @@ class Recorder:
         self._open: dict[int, str] = {}
         self._keyed: dict[str | None, KeptShelf] = {}
         self._by_call: dict[int, KeptShelf] = {}
+        self._by_function: dict[FunctionType, KeptShelf] = {}
         self._adopted: dict[tuple[str, str, str], KeptShelf] = {}
         self._taken = count()
         self._answered = 0
@@ -139,15 +144,26 @@ class Recorder:
         try:
             return self._by_call[call.id]
         except KeyError:
-            pass
-        code = _fingerprint(function, call.name)
+            return self._keyed_by(self._by_call, call.id, call.name, function)
+
+    def keyed_unpickled(self, function: Callable[..., Any], name: str) -> KeptShelf | None:
+        """As ``keyed`` for a function that is the same for as long as it is the same object; None for any other."""
+        if type(function) is not FunctionType or function.__closure__ is not None:
+            return None
+        try:
+            return self._by_function[function]
+        except KeyError:
+            return self._keyed_by(self._by_function, function, name, function)
+
+    def _keyed_by(self, known: dict[Any, KeptShelf], by: Any, name: str, function: Callable[..., Any]) -> KeptShelf:
+        code = _fingerprint(function, name)
         with self._lock:
             shelf = self._keyed.get(code)
             if shelf is None:
                 shelf = self._keyed[code] = self._new_shelf("", code, _kin_of(function) or code or "")
-            if len(self._by_call) >= 1000:
-                self._by_call.clear()
-            self._by_call[call.id] = shelf
+            if len(known) >= 1000:
+                known.clear()
+            known[by] = shelf
         return shelf
 
     def _new_shelf(self, name: str, code: str | None, kin: str) -> KeptShelf:
@@ -275,10 +291,14 @@ class KeptShelf:
 
     def entry(self, identity: str | int, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Entry:
         """Return what one task is recorded under: its key or position, and its arguments. Never raises."""
-        if not kwargs and _PLAIN.issuperset(map(type, args)):
-            text = repr(args)  # for these types it is one and the same in every process
-            if len(text) <= _SHORT:
-                return Entry(self, identity, text)
+        if not kwargs:
+            for argument in args:  # quicker than to make a set of the few that there are
+                if type(argument) not in _PLAIN:
+                    break
+            else:
+                text = repr(args)  # for these types it is one and the same in every process
+                if len(text) <= _SHORT:
+                    return _new_tuple(Entry, (self, identity, text))
         try:
             arguments, why = fingerprint_of_arguments(args, kwargs)
         except Exception as error:  # whatever the objects of others do when they are looked at
@@ -326,13 +346,20 @@ class _Results:
         self._values = values
         self._deliver = deliver
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Columns:
         """Return what is to be recorded."""
-        for future, value in zip(self._futures, self._values, strict=True):
-            shelf, identity, arguments = future.entry  # type: ignore[misc]  # only such futures are here
-            code, payload = (value.code, value.payload) if type(value) is Unread else (0, value)
-            seconds = future.run_seconds
-            yield Outcome(shelf.number, identity, arguments, code, future.attempts, future.deaths, seconds, payload)
+        futures, values = self._futures, self._values
+        shelves, identities, arguments = zip(*[future.entry for future in futures], strict=True)
+        return Columns(
+            [shelf.number for shelf in shelves],
+            list(identities),
+            list(arguments),
+            [value.code if type(value) is Unread else 0 for value in values],
+            [future.attempts for future in futures],
+            [future.deaths for future in futures],
+            [future.run_seconds for future in futures],
+            [value.payload if type(value) is Unread else value for value in values],
+        )
 
     def done(self) -> None:
         """It is recorded."""
@@ -351,16 +378,17 @@ class _Failure:
         self._error = error
         self._deliver = deliver
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Columns:
         """Return what is to be recorded."""
         future = self._future
         assert future.entry is not None
         shelf, identity, arguments = future.entry
         payload = dumps_exception(self._error, future.call.name)
         code = int(Code.EXCEPTION)
-        yield Outcome(
+        outcome = Outcome(
             shelf.number, identity, arguments, code, future.attempts, future.deaths, future.run_seconds, payload
         )
+        return Columns.of([outcome])
 
     def done(self) -> None:
         """It is recorded."""
@@ -375,9 +403,9 @@ class _Milestone:
     def __init__(self, call: Callable[[], None]) -> None:
         self._call = call
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Columns:
         """Return nothing."""
-        return iter(())
+        return Columns.of()
 
     def done(self) -> None:
         """Its turn has come."""

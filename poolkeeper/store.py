@@ -44,9 +44,12 @@ def claim_of(entry: Entry | None) -> tuple[str, str, str | int, str, str] | None
 
     The last of it stands for the code where that may be another (see ``holdings.work_of``).
     """
-    if entry is None or entry.arguments is None or entry.shelf.code is None:
+    if entry is None:
         return None
-    return entry.shelf.name, entry.shelf.code, entry.identity, entry.arguments, entry.shelf.kin
+    shelf, identity, arguments = entry
+    if arguments is None or shelf.code is None:
+        return None
+    return shelf.name, shelf.code, identity, arguments, shelf.kin
 
 
 class Store(Protocol):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .commands import Fail, Failure, Feed, Settle
 from .core import Core
 from .futures import TaskFuture, Unread
-from .ledger import Chunk, Task
+from .ledger import Chunk
 from .link import FDS_LIMIT
 from .messages import Code, Kind
 from .payload import Large, map_large
@@ -81,7 +81,7 @@ class Traffic:
         payloads = [task.payload for task in tasks]
         infos: list[Any] | None = None
         if self._recorder is not None:
-            infos = [(task.key, task.attempts + task.deaths, task.first_place, _claim(task)) for task in tasks]
+            infos = _infos(tasks)
         elif len(tasks) == 1:
             attempt = first.attempts + first.deaths
             if first.key is not None or attempt > 1:
@@ -218,6 +218,10 @@ class Traffic:
             self._settlement.fail_task(task, error)
 
 
-def _claim(task: Task) -> tuple[Any, ...] | None:
-    """Return what a later keeper knows a task by, None where it cannot."""
-    return claim_of(task.entry) if isinstance(task, TaskFuture) else None
+def _infos(tasks: list[Any]) -> list[Any]:
+    """Return what a worker is told of the tasks of a keeper whose work may outlive it."""
+    infos = []
+    for task in tasks:
+        attempt = task.attempts + task.deaths
+        infos.append((task.key, attempt, None if attempt == 1 else task.first_place, claim_of(task.entry)))
+    return infos

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from itertools import pairwise
+from itertools import count, pairwise, starmap
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolkeeper.messages import Code
-from poolkeeper.outcomes import Outcome, Torn, grouped, pack, seal, unpack_body, unpack_head, unseal, weight
+from poolkeeper.outcomes import Columns, Outcome, Torn, grouped, pack, seal, unpack_body, unpack_head, unseal, weight
 
 KEY = bytes(32)
 
@@ -31,7 +31,7 @@ outcomes = st.builds(
 
 @given(st.lists(outcomes, min_size=1))
 def test_what_is_packed_can_be_unpacked(given: list[Outcome]) -> None:
-    head, body = pack(given, KEY)
+    head, body = pack(Columns.of(given), KEY)
     payloads = unpack_body(body, KEY)
     restored = [
         outcome._replace(payload=payload) for outcome, payload in zip(unpack_head(head, KEY), payloads, strict=True)
@@ -41,7 +41,7 @@ def test_what_is_packed_can_be_unpacked(given: list[Outcome]) -> None:
 
 @given(st.lists(outcomes, min_size=1, max_size=3), st.data())
 def test_a_changed_byte_is_noticed(given: list[Outcome], data: st.DataObject) -> None:
-    for blob, unpack in zip(pack(given, KEY), (unpack_head, unpack_body), strict=True):
+    for blob, unpack in zip(pack(Columns.of(given), KEY), (unpack_head, unpack_body), strict=True):
         at = data.draw(st.integers(0, len(blob) - 1))
         torn = blob[:at] + bytes([blob[at] ^ data.draw(st.integers(1, 255))]) + blob[at + 1 :]
         with pytest.raises(Torn):
@@ -76,18 +76,20 @@ def test_what_is_sealed_and_makes_no_sense_is_refused() -> None:
 def test_an_arena_comes_back_writable() -> None:
     content = memoryview(b"abc")
     outcome = Outcome(1, 0, None, int(Code.ARENA), 1, 0, 0.5, (b"pickle", [content, memoryview(b"")]))
-    _, body = pack([outcome], KEY)
+    _, body = pack(Columns.of([outcome]), KEY)
     ((pickled, parts),) = unpack_body(body, KEY)
     assert (pickled, [bytes(part) for part in parts]) == (b"pickle", [b"abc", b""])
     parts[0][0] = 0
     assert weight(outcome.payload) == 9
 
 
-@given(st.lists(st.integers(0, 50)), st.integers(1, 100))
-def test_groups_are_cut_where_they_are_full(sizes: list[int], limit: int) -> None:
-    given = [Outcome(1, at, None, 1, 1, 0, None, bytes(size)) for at, size in enumerate(sizes)]
-    groups = list(grouped(given, limit))
-    assert [outcome for group in groups for outcome in group] == given
+@given(st.lists(st.lists(st.integers(0, 50))), st.integers(1, 100))
+def test_groups_are_cut_where_they_are_full(sizes: list[list[int]], limit: int) -> None:
+    at = count()
+    gathered = [[Outcome(1, next(at), None, 1, 1, 0, None, bytes(size)) for size in sizes] for sizes in sizes]
+    columns = grouped(map(Columns.of, gathered), limit)
+    groups = [list(starmap(Outcome, zip(*group, strict=True))) for group in columns]
+    assert [outcome for group in groups for outcome in group] == [outcome for some in gathered for outcome in some]
     for group, following in pairwise(groups):
         held = sum(len(outcome.payload) for outcome in group)
         assert len(group) == 1 or held <= limit

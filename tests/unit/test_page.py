@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from poolkeeper.holdings import digest_of
+from poolkeeper.holdings import Digests, digest_of
 from poolkeeper.page import CLAIM, FINISHED, MARKS, STARTED, KeeperPage, WorkerPage, find_page
 from tests.scripts import ROOT
 
@@ -36,6 +36,9 @@ def test_a_digest_tells_claims_apart_and_is_the_same_in_every_process() -> None:
         ("etl", "b", 1, ""), ("etl", "b", "\ud800", ""), ("etl", "b", "", "\ud800"),
     ]  # fmt: skip
     assert len(set(map(digest_of, claims))) == len(claims)
+    digests = Digests()
+    shuffled = random.Random(7).choices(claims, k=50)
+    assert list(map(digests.of, shuffled)) == list(map(digest_of, shuffled)), "nothing is left of the one before"
 
 
 def test_a_fresh_page_says_nothing(pages: tuple[WorkerPage, KeeperPage]) -> None:
