@@ -15,6 +15,11 @@ from .fleet import Fleet, FleetError
 
 __all__ = ["load_fleet", "use_arguments"]
 
+_NEEDED = frozenset(
+    {"click", "cloudpickle", "loguru", "loky", "platformdirs", "poolkeeper", "psutil", "rich", "tenacity"}
+)
+"""What is imported later, perhaps in a worker, and would be the fleet's file there."""
+
 
 def load_fleet(file: str | os.PathLike[str], arguments: Sequence[str] = ()) -> Fleet:
     """Import ``file`` and return its fleet; ``arguments`` become ``sys.argv[1:]``.
@@ -56,3 +61,5 @@ def _check_importable(path: Path) -> None:
         raise FleetError(f"{path.name}: a fleet's file must have a name like census.py, so that workers can import it")
     if path.stem in sys.stdlib_module_names:
         raise FleetError(f"{path.name}: this is the name of a module of the standard library; rename the file")
+    if path.stem in _NEEDED:
+        raise FleetError(f"{path.name}: this is the name of a module that poolkeeper needs; rename the file")

@@ -650,9 +650,7 @@ def test_a_signal_that_comes_in_between_is_heard_by_the_new_program(shop: Shop) 
     assert shop.process.wait(PATIENCE) == 0, "it has ended in good order"
 
 
-@pytest.mark.soak
-def test_a_loop_that_fails_is_replaced_but_not_for_ever(shop: Shop) -> None:
-    breaks = """
+BREAKS = """
 import threading
 def later():
     import time
@@ -666,7 +664,21 @@ def later():
 if "POOLKEEPER_PREFLIGHT" not in os.environ:
     threading.Thread(target=later, daemon=True).start()
 """
-    shop.file.write_text(SHOP + breaks)
+
+
+def test_a_loop_that_fails_is_replaced_by_a_program_that_goes_on(shop: Shop) -> None:
+    once = BREAKS.replace("not in os.environ:", "not in os.environ and not os.path.exists('broken'):")
+    shop.file.write_text(SHOP + once + "    open('broken', 'w').close()\n")
+    shop.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: shop.is_up(3), "the program that has taken the place of the one that failed")
+    assert log_of(shop).count("and is replaced; this is a defect") == 1
+    shop.process.send_signal(signal.SIGTERM)
+    assert shop.process.wait(PATIENCE) == 0
+
+
+@pytest.mark.soak
+def test_a_loop_that_fails_is_replaced_but_not_for_ever(shop: Shop) -> None:
+    shop.file.write_text(SHOP + BREAKS)
     shop.process.send_signal(signal.SIGHUP)
     wait_until(lambda: shop.errors.count("version 1") == 2, "the new program")
     starts: set[float] = set()

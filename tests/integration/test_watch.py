@@ -51,6 +51,18 @@ def shop(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
         end_all(tmp_path / "home")
 
 
+def test_what_is_changed_is_loaded(shop: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    def says(text: str) -> None:
+        wait_until(lambda: text in (tmp_path / "errors").read_text(), text)
+
+    says("service base is running")
+    (tmp_path / "wares.py").write_text("WARES = 'oranges'\n")
+    says("sells oranges")
+    says("upgrade has completed")
+    shop.send_signal(signal.SIGTERM)
+    assert shop.wait(PATIENCE) == 0
+
+
 @pytest.mark.soak
 def test_what_is_changed_is_loaded_and_what_is_broken_is_refused(shop: subprocess.Popen[bytes], tmp_path: Path) -> None:
     started: set[float] = set()

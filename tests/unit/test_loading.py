@@ -59,6 +59,7 @@ def test_a_fleet_with_two_names_is_one_fleet(write: Write) -> None:
         ("import no_such_module_at_all\n", None, "cannot be imported: ModuleNotFoundError: No module named"),
         ("def broken(:\n", None, "cannot be imported: SyntaxError"),
         (DECLARATION, "json.py", "standard library; rename the file"),
+        (DECLARATION, "rich.py", "a module that poolkeeper needs; rename the file"),
         (DECLARATION, "pytest.py", "belongs to another module, .*; rename the file"),
         (DECLARATION, "fleet.txt", "a name like census.py"),
         (DECLARATION, "my.fleet.py", "a name like census.py"),
