@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -28,7 +29,11 @@ ARENA_THRESHOLD = 1 << 16
 
 KEEP_BYTES = 1 << 29
 KEEP_FILES = 16
-"""What a pool keeps for recycling at most."""
+"""What a pool keeps for recycling at most, for as long as it lives."""
+
+LARGE_SECONDS = 1.0
+"""For how long it keeps a block that is larger than that by itself: one message of gigabytes follows upon the other, or
+the memory is needed elsewhere. *Measured*: 0.32 ms to fill each MiB of a new one, 0.1 of one that is used again."""
 
 LENT_FILES = 64
 """Arenas lent out for which a pool keeps the descriptor; the receivers of older ones hold them alone."""
@@ -140,6 +145,9 @@ class ArenaPool:
         self._free_bytes = 0
         self._free_files = 0
         self._lent: OrderedDict[int, Arena] = OrderedDict()
+        self._large: Arena | None = None
+        self.trim_at: float | None = None
+        """When ``trim`` has something to do, in seconds of the monotonic clock."""
 
     def write(self, buffers: list[memoryview]) -> tuple[Arena, list[tuple[int, int]]]:
         """Copy ``buffers`` into an arena; return it and the (offset, length) of each.
@@ -204,6 +212,9 @@ class ArenaPool:
         """Take back an arena that nobody sees any more."""
         if arena.fd < 0:
             return
+        if arena.size > KEEP_BYTES and not arena.spent:
+            self._keep_for_a_while(arena)
+            return
         if arena.spent or self._free_bytes + arena.size > KEEP_BYTES or self._free_files >= KEEP_FILES:
             arena.close()
             return
@@ -213,8 +224,25 @@ class ArenaPool:
         self._free_bytes += arena.size
         self._free_files += 1
 
+    def _keep_for_a_while(self, arena: Arena) -> None:
+        self._drop_large()
+        arena.prepare()
+        self._large = arena
+        self.trim_at = time.monotonic() + LARGE_SECONDS
+
+    def trim(self, now: float) -> None:
+        """Give back a large block that nothing was written to for a while."""
+        if self.trim_at is not None and now >= self.trim_at:
+            self._drop_large()
+
+    def _drop_large(self) -> None:
+        large, self._large, self.trim_at = self._large, None, None
+        if large is not None:
+            large.close()
+
     def close(self) -> None:
         """Close all descriptors."""
+        self._drop_large()
         for arenas in [*self._free.values(), list(self._lent.values())]:
             for arena in arenas:
                 arena.close()
@@ -231,6 +259,10 @@ class ArenaPool:
             if arena.intact:
                 return arena
             arena.close()
+        large = self._large
+        if large is not None and large.size == size and large.intact:
+            self._large = self.trim_at = None
+            return large
         fd = anonymous_file("poolkeeper-arena", self._directory)
         try:
             os.ftruncate(fd, size)

@@ -76,9 +76,12 @@ class Backlog:
             task = heapq.heappop(delayed)[2]
             if not task.withdrawn:
                 (self._suspects if task.deaths else self._again).append(task)
-        _trim(self._suspects)
-        _trim(self._again)
-        self._front()
+        if self._suspects:
+            _trim(self._suspects)
+        if self._again:
+            _trim(self._again)
+        if self._order:
+            self._front()
 
     def cleared(self, task: Task) -> None:
         """Take note that ``task`` has ended or left its worker, so that the next suspect may run."""
@@ -101,7 +104,8 @@ class Backlog:
         ``workers`` is how many share the work, for the size of a chunk.
         """
         self.taken = []
-        _trim(self._again)
+        if self._again:
+            _trim(self._again)
         if self._again:
             self.taken.append(self._again.popleft())
             return self.taken
@@ -109,7 +113,8 @@ class Backlog:
         if line is None:
             return []
         self._take_from(line, limit, workers)
-        self._front()
+        if not line or line[0].withdrawn:
+            self._front()
         return self.taken
 
     def _take_from(self, line: deque[Task | Segment], limit: int, workers: int) -> None:
@@ -214,7 +219,8 @@ class Backlog:
 
     def head_call(self) -> Call | None:
         """The call of the work that ``take`` would hand out next."""
-        _trim(self._again)
+        if self._again:
+            _trim(self._again)
         if self._again:
             return self._again[0].call
         line = self._front()

@@ -21,6 +21,7 @@ from poolkeeper import loading
 from .cli_control import COMMANDS
 from .errors import PoolkeeperError
 from .fleet import Fleet, FleetError
+from .output import fill_standard_streams
 from .places import check_name
 from .preflight_answer import is_preflight
 from .sources import Sources, loaded_sources
@@ -125,6 +126,7 @@ for _command in COMMANDS:
 
 def main() -> None:
     """Run the command line and exit the process; as pid 1 of a container, leave that part to a small init."""
+    fill_standard_streams()
     if os.getpid() == 1:
         from .init_process import leave_pid_one
 
@@ -138,8 +140,7 @@ def _main() -> int:
 
     try:
         code = app.main(prog_name="poolkeeper", standalone_mode=False)
-        if sys.stdout is not None:  # as with `>&-`
-            sys.stdout.flush()
+        sys.stdout.flush()
     except click.Abort:  # click's word for Ctrl-C
         return INTERRUPTED
     except click.ClickException as error:

@@ -131,8 +131,6 @@ def _screen() -> Iterator[Callable[[Any], None]]:
 
 def _reader_goes(seconds: float) -> bool:
     """Wait; return whether standard output has nobody who reads it any more, as `poolkeeper logs -f | grep -m1 up`."""
-    if sys.stdout is None:  # as with `>&-`: descriptor 1 is another file by now
-        return True
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return bool(poll.poll(seconds * 1000))
@@ -363,7 +361,7 @@ def stack(names: tuple[str, ...], fleet: str | None) -> None:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(width=None if sys.stdout is not None and sys.stdout.isatty() else 200)
+    return Console(width=None if sys.stdout.isatty() else 200)
 
 
 COMMANDS = (status, top, attach, start, stop, restart, scale, reload, shutdown, logs, events, stack)

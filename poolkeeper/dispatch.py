@@ -61,8 +61,12 @@ class Dispatcher:
         share = -(-backlog.depth // live)
         for worker in list(islice(roster.idle.values(), roster.vacancies)):
             self._fill(worker, share, live, now)
+            if not backlog.runnable:
+                return
         for worker in list(roster.open.values()):
             self._fill(worker, share, live, now)
+            if not backlog.runnable:
+                return
 
     def _fill(self, worker: Worker, share: int, live: int, now: float) -> None:
         """Feed ``worker`` what it has room for; an empty one no second task that an idle worker could start now."""

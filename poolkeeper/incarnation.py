@@ -263,6 +263,7 @@ class Incarnation:
         if self.recovery is not None:
             self.recovery.tidy()
         self.board.send_due()
+        self._base.stowage.trim(now)
 
     def timeout(self) -> float | None:
         """Return the seconds until something is due, None for nothing."""
@@ -271,6 +272,7 @@ class Incarnation:
 
     def _deadlines(self) -> Iterator[float]:
         deadlines = [self.core.next_deadline(), self.board.deaf_until, self.nursery.next_deadline()]
+        deadlines.append(self._base.stowage.trim_at)
         if self._supervision is not None:
             deadlines.append(self._supervision.next_deadline())
         if self._retired_at is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from itertools import chain, count, islice
+from itertools import chain, count, islice, repeat
 from typing import Any, Protocol
 
 from .errors import PayloadError
@@ -222,8 +222,6 @@ class MapJob:
 
 
 def _draining(results: list[Any]) -> Iterator[Any]:
-    """Yield from a list without keeping what was yielded alive."""
+    """Return an iterator over a list that does not keep what it has returned alive."""
     results.reverse()
-    pop = results.pop
-    while results:
-        yield pop()
+    return map(list.pop, repeat(results, len(results)))

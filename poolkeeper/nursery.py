@@ -47,6 +47,9 @@ Listed = Callable[[int, list[tuple[str, str, int]]], None]
 BLIND_SECONDS = 1.2
 """The same where only the calls tell what there is: those who have lost their keeper call at least once a second."""
 
+KILLED = (None, -signal.SIGKILL, -signal.SIGTERM)
+"""Exit codes of a fork server that somebody has killed, or that was not ours: none that it has brought on itself."""
+
 PATIENCE_SECONDS = 0.5
 """How long a new keeper waits for the fork server of the one before it, before it starts its own."""
 
@@ -338,7 +341,7 @@ class Nursery:
                 child.exists(message[2])
                 child.let_go()
                 self._note_birth(child, message[2])
-                child.parent.spawned(child, message[2])
+                child.parent.spawned(child, message[2], linked=message[3])
             return
         peer.strangers.pop(ticket, None)
         child = peer.children.pop(ticket, None)
@@ -433,10 +436,11 @@ class Nursery:
         if server is self._server:
             self._server = None
             report("WARNING", "the fork server has ended; another is started when a worker is needed")
+        why = f"the fork server {server.refusal or f'has ended (exit code {process.exitcode})'}"
+        killed = not server.refusal and process.exitcode in KILLED
         for child in list(server.children.values()):
             child.let_go()
-            why = f"the fork server {server.refusal or f'has ended (exit code {process.exitcode})'}"
-            child.parent.orphaned(child, why)
+            child.parent.orphaned(child, why, killed=killed)
 
     def close(self, *, leave: bool = False) -> None:
         """Let the fork servers end, and with them every process that is left; or ``leave`` all of them as they are."""

@@ -70,7 +70,7 @@ class ServiceLine:
         self._session = Session()
         self._link: Link | None = None
         self._identity: tuple[int, int] | None = None
-        self._kept: dict[Kind, tuple[Any, ...]] = {}
+        self._kept: dict[int, tuple[Any, ...]] = {}
         self._connection = Connection(Backoff(FIRST_RETRY, LONGEST_RETRY), SHARE, linked=link >= 0)
         self._beside: tuple[int, ...] = ()
         self._nobody = False

@@ -296,7 +296,7 @@ class Survivors:
         if message[0] in _STATED and len(peer.heard) < HEARD_LIMIT:
             peer.heard.append(message)
 
-    def spawned(self, peer: ServicePeer, pid: int) -> None:
+    def spawned(self, peer: ServicePeer, pid: int, *, linked: bool) -> None:
         """The process exists."""
 
     def refused(self, peer: ServicePeer, why: str) -> None:
@@ -308,7 +308,7 @@ class Survivors:
         peer.exit = exit
         self._ended(peer)
 
-    def orphaned(self, peer: ServicePeer, why: str) -> None:
+    def orphaned(self, peer: ServicePeer, why: str, *, killed: bool) -> None:
         """The fork server has died."""
         if not peer.watched:
             peer.signal(signal.SIGKILL)

@@ -184,6 +184,17 @@ class Stowage:
             with self._lock:
                 self.arenas.recycle(payload.arena)
 
+    @property
+    def trim_at(self) -> float | None:
+        """When ``trim`` has something to do, in seconds of the monotonic clock."""
+        return self.arenas.trim_at
+
+    def trim(self, now: float) -> None:
+        """Give back what was kept for arguments that might have followed."""
+        if self.arenas.trim_at is not None:
+            with self._lock:
+                self.arenas.trim(now)
+
     def forsake(self, payload: Large) -> None:
         """A worker has this payload, and it will not be heard when it lets go of it: the arena is not used again."""
         payload.arena.spent = True

@@ -211,6 +211,17 @@ class WorkerLine:
             self.reconnect(link)
         return True
 
+    def is_quiet_until(self, deadline: float) -> bool:
+        """Wait for what comes next until ``deadline`` (monotonic clock); return whether nothing has come by then."""
+        left, link = deadline - time.monotonic(), self.link
+        if left <= 0:
+            return True
+        if link is None or link.blocked:
+            return False
+        poll = select.poll()
+        poll.register(link.fileno(), select.POLLIN)
+        return not poll.poll(left * 1000)
+
     def _take_in_from(self, link: Link, frames: list[Frame]) -> None:
         """Take in what has come, unless a signal's handler has called meanwhile: then it was told as not received."""
         if self.link is link:

@@ -266,6 +266,22 @@ class TestUsage:
         assert "in helper" in done.stderr
         assert "importlib" not in done.stderr
 
+    @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+    def test_a_fleet_runs_without_standard_streams(self, command: CommandLine, closed: str) -> None:
+        file = command.write(SQUARES + "    open('sum', 'w').write(str(sum(squares.values)))\n")
+        done = subprocess.run(
+            ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "poolkeeper", "run", str(file)],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=command.folder,
+            env=command.environment,
+            timeout=PATIENCE,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        assert (command.folder / "sum").read_text() == "2470"
+
     @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
     @pytest.mark.parametrize("words", [["--version"], ["--help"]])
     def test_what_cannot_be_written_is_said_in_one_line(self, command: CommandLine, words: list[str]) -> None:

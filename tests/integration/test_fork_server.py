@@ -46,6 +46,26 @@ def test_a_fork_server_that_is_killed_while_idle_is_replaced(messages: list[str]
     assert any("the fork server has ended" in message for message in messages)
 
 
+def test_a_fork_server_that_is_killed_again_and_again_fails_no_task(tmp_path: Path) -> None:
+    (tmp_path / "waits_at_import.py").write_text(
+        f"import os, time\nwhile not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.01)\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        with Keeper(1, preload=["waits_at_import"]) as keeper:
+            future = keeper.submit(tasks.square, 3)
+            nursery = keeper._runtime.incarnation.nursery  # type: ignore[union-attr]
+            killed: set[int | None] = {None}
+            for _ in range(6):
+                wait_until(lambda: nursery.pid not in killed, "another fork server")
+                pid = nursery.pid
+                killed.add(pid)
+                os.kill(pid or 0, signal.SIGKILL)
+            assert not future.done()
+            (tmp_path / "go").touch()
+            assert future.result(PATIENCE) == 9
+
+
 def test_a_fork_server_that_is_killed_while_workers_are_busy_costs_no_result(tmp_path: Path) -> None:
     with Keeper(2, preload=["tests.tasks"]) as keeper:
         futures = [keeper.submit(tasks.hold, tmp_path, number) for number in range(6)]

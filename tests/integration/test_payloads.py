@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 
 from poolkeeper import Keeper, PayloadError, PoolkeeperError, TaskQuarantined
+from poolkeeper.arena import KEEP_FILES
 from poolkeeper.errors import RemoteError, RemoteTraceback, TaskExited
 from tests import payload_cases as cases
 from tests import tasks
@@ -394,23 +395,38 @@ def test_thousands_of_queued_arrays_hold_few_descriptors(keeper: Keeper, tmp_pat
     assert [future.result(PATIENCE) for future in futures] == [10_000.0 * number for number in range(1500)]
 
 
+def arenas_of(keeper: Keeper) -> int:
+    """Return how many arenas this process and the only worker see."""
+    (worker,) = keeper.status().workers
+    maps = [Path(f"/proc/{pid}/maps").read_text() for pid in (os.getpid(), worker.pid)]
+    return sum(text.count("poolkeeper-arena") for text in maps)
+
+
 def test_arenas_are_given_back(keeper: Keeper) -> None:
     """Shared memory in use comes back to where it was when the arrays are gone, on both sides."""
-
-    def arenas() -> int:
-        (worker,) = keeper.status().workers
-        total = 0
-        for pid in (os.getpid(), worker.pid):
-            for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-                total += "poolkeeper-arena" in line
-        return total
-
-    before = arenas()
-    kept = [keeper.submit(tasks.echo, np.zeros(50_000)).result(PATIENCE) for _ in range(20)]
-    assert arenas() >= before + 20
+    kept = [keeper.submit(tasks.echo, np.zeros(50_000)).result(PATIENCE) for _ in range(40)]
+    assert arenas_of(keeper) > 2 * KEEP_FILES
     del kept
     gc.collect()
-    wait_until(lambda: arenas() <= before)
+    wait_until(lambda: arenas_of(keeper) <= 2 * KEEP_FILES)  # what follows is written there
+
+
+def test_what_is_kept_for_gigabytes_is_given_back_when_nothing_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though nobody says anything any more, on both sides."""
+    monkeypatch.setattr("poolkeeper.arena.KEEP_BYTES", 1 << 16)
+    with Keeper(1, initializer=_keep_little) as keeper:
+        keeper.submit(tasks.square, 2).result(PATIENCE)
+        before = arenas_of(keeper)  # this process may hold some of another keeper's
+        for _ in range(3):
+            assert keeper.submit(tasks.echo, np.ones(200_000)).result(PATIENCE).sum() == 200_000
+        wait_until(lambda: arenas_of(keeper) <= before)
+        assert keeper.submit(tasks.echo, np.ones(200_000)).result(PATIENCE).sum() == 200_000
+
+
+def _keep_little() -> None:
+    from poolkeeper import arena
+
+    arena.KEEP_BYTES = 1 << 16
 
 
 def test_arguments_beyond_the_queue_bound_wait_on_disk(tmp_path: Path) -> None:

@@ -52,6 +52,26 @@ def test_what_was_recycled_is_filled_with_new_content(pool: ArenaPool) -> None:
     again.close()
 
 
+def test_one_that_is_larger_than_what_is_kept_is_kept_for_a_while(
+    pool: ArenaPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("poolkeeper.arena.KEEP_BYTES", MAPPED_SIZE - 1)
+    before = open_descriptors()
+    first = filled(pool, MAPPED_SIZE)
+    pool.recycle(first)
+    assert filled(pool, MAPPED_SIZE) is first
+    assert pool.trim_at is None
+    pool.recycle(first)
+    assert pool.trim_at is not None
+    other = filled(pool, 2 * MAPPED_SIZE)
+    pool.recycle(other)
+    assert first.fd == -1, "one is enough"
+    pool.trim(pool.trim_at - 0.1)
+    assert other.intact
+    pool.trim(pool.trim_at)
+    assert (other.fd, pool.trim_at, open_descriptors()) == (-1, None, before)
+
+
 def test_a_prepared_arena_outlives_its_descriptor(pool: ArenaPool, tmp_path: Path) -> None:
     arena = filled(pool, 100_000)
     arena.prepare()

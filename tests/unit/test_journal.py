@@ -61,7 +61,7 @@ class Task:
         self.ended.set()
 
 
-def outcome(identity: str | int, value: object = None, *, code: Code = Code.VALUE, batch: int = 1) -> Outcome:
+def outcome(identity: str | int, value: object = None, *, code: int = Code.VALUE, batch: int = 1) -> Outcome:
     return Outcome(batch, identity, "arguments", int(code), 1, 0, 0.1, value)
 
 
