@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -65,18 +66,12 @@ LOOPS = {
 
 EPILOGUE = """
 interrupts = 0
-while True:
+while interrupts < 40:
     try:
-        pathlib.Path("ready").touch()
-        while interrupts < 40:
-            try:
-                collect()
-                while True:
-                    keeper.submit(pow, 2, 2).result(30)
-            except KeyboardInterrupt:
-                interrupts += 1
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        break
+        print("ready", flush=True)  # for the next interrupt, which must not come where the one before is caught
+        collect()
+        while True:
+            keeper.submit(pow, 2, 2).result(30)
     except KeyboardInterrupt:
         interrupts += 1
 while len(collected) < 2000:
@@ -88,29 +83,28 @@ print("well")
 """
 
 
-def interrupt_until_it_ends(process: subprocess.Popen[str]) -> None:
-    """Send SIGINT at random moments, again and again."""
+def interrupt_whenever_ready(process: subprocess.Popen[str]) -> str:
+    """Send SIGINT at a random moment each time the script is ready for it; return what it says at last."""
     randomness = random.Random(2)
-    for _ in range(4000):
-        try:
-            process.wait(randomness.uniform(0.0002, 0.004))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-        else:
-            return
-    raise AssertionError("the script does not end")
+    assert process.stdout is not None
+    for said in process.stdout:
+        if said != "ready\n":
+            return said
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(randomness.uniform(0.0, 0.004))
+        process.send_signal(signal.SIGINT)
+    return ""
 
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_interrupts_at_random_moments_lose_nothing(tmp_path: Path, loop: str) -> None:
     with start_script(tmp_path, PROLOGUE + textwrap.dedent(LOOPS[loop]) + EPILOGUE) as process:
         try:
-            wait_until((tmp_path / "ready").exists)
-            interrupt_until_it_ends(process)
+            said = interrupt_whenever_ready(process)
             output, errors = process.communicate(timeout=20)
         finally:
             process.kill()
-    assert (process.returncode, errors, output) == (0, "", "well\n")
+    assert (process.returncode, errors, said + output) == (0, "", "well\n")
     runs = {int(path.name): path.read_text() for path in (tmp_path / "ran").iterdir()}
     assert set(runs) == set(range(2000))
     if loop in ("result", "short timeouts"):  # the others submit again what they have not noted
