@@ -38,9 +38,11 @@ RECOVERY_SECONDS = 2.0
 """How long recorded tasks wait for survivors that have not called."""
 
 SUMMONED_AT_ONCE = 8
-SUMMON_SECONDS = 0.005
+FIRST_SUMMONS_SECONDS = 0.005
+SUMMONS_SECONDS = 0.02
 """Busy workers are called a few at a time, for all at once would keep the machine from whoever is idle and could take
-what is new; the next ones when something has happened, or after this time."""
+what is new. The next ones are called as those come, or after this time, for some may be stopped; the first ones after
+those who call by themselves."""
 
 Claim = tuple[Any, ...]
 
@@ -110,7 +112,9 @@ class Adoption:
         self._look_at = look_at
         self._summon = summon
         self._unsummoned: deque[Worker] = deque()
-        self._summon_at = 0.0
+        self._summoned: set[Worker] = set()
+        self._summon_at: float | None = None  # the first, or those that are left if the others do not come
+        self._has_summoned = False
         self._core = core
         self._recorder = recorder
         self._keeper = keeper
@@ -152,6 +156,7 @@ class Adoption:
         self._look_at = look_at
         self._known = None
         self._unsummoned.clear()
+        self._summoned.clear()
         self._awaited.clear()
         self._executed.clear()
 
@@ -174,6 +179,7 @@ class Adoption:
 
     def _heard_of(self, worker: Worker) -> None:
         self._awaited.discard(worker)
+        self._summoned.discard(worker)
         for digest in [digest for digest, (other, _) in self._executed.items() if other is worker]:
             del self._executed[digest]
 
@@ -326,10 +332,16 @@ class Adoption:
             self.give_out(now)
 
     def _summon_next(self, now: float) -> None:
-        self._summon_at = now + SUMMON_SECONDS
-        for _ in range(min(SUMMONED_AT_ONCE, len(self._unsummoned))):
+        if self._summon_at is None:
+            self._summon_at = now + FIRST_SUMMONS_SECONDS
+        if now >= self._summon_at:
+            self._has_summoned = True
+            self._summoned.clear()
+            self._summon_at = now + SUMMONS_SECONDS
+        while self._has_summoned and self._unsummoned and len(self._summoned) < SUMMONED_AT_ONCE:
             worker = self._unsummoned.popleft()
             if worker in self._awaited:
+                self._summoned.add(worker)
                 self._summon(worker)
 
     def give_out(self, now: float) -> None:

@@ -8,6 +8,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+from .by_value import Likeness, likeness
 from .ledger import Call, Options
 from .payload import pickle_callable
 
@@ -28,14 +29,16 @@ def callable_name(function: Any) -> str:
 class CallRegistry:
     """Makes each callable a Call once, so that its pickle travels once and its run times are learnt.
 
-    What pickles by reference never changes. What is pickled by value is pickled at every submission, for the values it
-    closes over may have changed; equal pickles are the same call.
+    What pickles by reference never changes. What is pickled by value is pickled at every submission, unless it is sure
+    that nothing has changed of what it refers to; equal pickles are the same call.
     """
 
     def __init__(self, options: Options) -> None:
         self._options = options
         self._by_function: dict[Any, Call] = {}
         self._by_blob: dict[bytes, Call] = {}
+        self._by_likeness: dict[Any, tuple[Likeness, Call]] = {}
+        self._outlines: dict[str, Call] = {}
         self._path = tuple(sys.path)
 
     def call(self, function: Callable[..., Any]) -> Call:
@@ -46,7 +49,26 @@ class CallRegistry:
             pass
         if not callable(function):
             raise TypeError(f"{function!r} is not callable")
-        return self._register(function)
+        if type(function) is not types.FunctionType:
+            return self._register(function)
+        known = self._by_likeness.get(function)
+        if known is not None and known[0].holds(function):
+            return known[1]
+        call = self._register(function)
+        alike = likeness(function)
+        if alike is not None:
+            _make_room(self._by_likeness)
+            self._by_likeness[function] = alike, call
+        return call
+
+    def outline(self, function: Callable[..., Any]) -> Call:
+        """Return a call that only tells of ``function``, and that no worker can be fed: nothing is pickled."""
+        name = callable_name(function)
+        outline = self._outlines.get(name)
+        if outline is None:
+            _make_room(self._outlines)
+            outline = self._outlines[name] = Call(name, b"", self._options)
+        return outline
 
     def _register(self, function: Callable[..., Any]) -> Call:
         blob = pickle_callable(function)
@@ -55,11 +77,14 @@ class CallRegistry:
             path = tuple(sys.path)
             changed = list(path) if path != self._path else None
             call = Call(callable_name(function), blob, self._options, tuple(changed) if changed else None)
-            if len(self._by_blob) >= _LIMIT:
-                self._by_blob.clear()
+            _make_room(self._by_blob)
             self._by_blob[blob] = call
         if isinstance(function, _BY_REFERENCE) and len(blob) < 512 and b"cloudpickle" not in blob:
-            if len(self._by_function) >= _LIMIT:
-                self._by_function.clear()
+            _make_room(self._by_function)
             self._by_function[function] = call
         return call
+
+
+def _make_room(kept: dict[Any, Any]) -> None:
+    if len(kept) >= _LIMIT:
+        kept.clear()

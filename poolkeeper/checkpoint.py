@@ -125,6 +125,15 @@ class CheckpointStore:
                     with contextlib.suppress(OSError):
                         os.unlink(entry.path)
 
+    def tidy(self, identity: str) -> None:
+        """Remove the temporary files of writers that were killed; who never comes to an end never calls ``remove``."""
+        prefix = os.path.basename(self._path(identity, "")).rpartition(".")[0] + "."
+        with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(prefix) and entry.name.endswith(_TEMPORARY) and _is_left(entry.name):
+                    with contextlib.suppress(OSError):
+                        os.unlink(entry.path)
+
     def _path(self, identity: str, part: str) -> str:
         kind = identity.partition("\0")[0]
         whose, which = _digest(identity, 16), _digest(part, 4)
@@ -290,6 +299,18 @@ def _read_all(path: str) -> bytearray:
         view.release()
         del data[position:]
         return data
+
+
+def _is_left(temporary: str) -> bool:
+    """Whether who was writing the file of this name is dead."""
+    pid = temporary.removesuffix(_TEMPORARY).rpartition(".")[2]
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, OSError):
+        pass
+    return False
 
 
 def _sync_folder(folder: str) -> None:

@@ -111,8 +111,8 @@ class Child(Peer):
 class Parent(Heir, Protocol):
     """Who has asked for a process, and hears from it and of it."""
 
-    def spawned(self, child: Any, pid: int) -> None:
-        """The process exists."""
+    def spawned(self, child: Any, pid: int, *, linked: bool) -> None:
+        """The process exists, and has its first link if it is ``linked``; else it will call."""
 
     def refused(self, child: Any, why: str) -> None:
         """The process could not be made."""
@@ -120,8 +120,8 @@ class Parent(Heir, Protocol):
     def exited(self, child: Any, exit: Exit) -> None:
         """The process has ended; said once, whether or not that was seen before."""
 
-    def orphaned(self, child: Any, why: str) -> None:
-        """The fork server has died: if the process lives, nobody will report its end."""
+    def orphaned(self, child: Any, why: str, *, killed: bool) -> None:
+        """The fork server has died, or somebody has ``killed`` it: if the process lives, nobody will report its end."""
 
 
 def _watch_process(pid: int) -> int:

@@ -21,6 +21,7 @@ from poolkeeper import loading
 from .cli_control import COMMANDS
 from .errors import PoolkeeperError
 from .fleet import Fleet, FleetError
+from .output import fill_standard_streams
 from .places import check_name
 from .preflight_answer import is_preflight
 from .sources import Sources, loaded_sources
@@ -125,6 +126,7 @@ for _command in COMMANDS:
 
 def main() -> None:
     """Run the command line and exit the process; as pid 1 of a container, leave that part to a small init."""
+    fill_standard_streams()
     if os.getpid() == 1:
         from .init_process import leave_pid_one
 
@@ -138,8 +140,7 @@ def _main() -> int:
 
     try:
         code = app.main(prog_name="poolkeeper", standalone_mode=False)
-        if sys.stdout is not None:  # as with `>&-`
-            sys.stdout.flush()
+        sys.stdout.flush()
     except click.Abort:  # click's word for Ctrl-C
         return INTERRUPTED
     except click.ClickException as error:
@@ -191,6 +192,7 @@ def _run_fleet(
             durability=fleet.keeping.durability,
             keep_runs=fleet.keeping.keep_runs,
             orphan_grace=fleet.keeping.orphan_grace,
+            reconnect_grace=fleet.keeping.reconnect_grace,
             # A service that starts again shall not import the file anew.
             preload=[os.path.splitext(os.path.basename(file))[0]] if fleet.services else (),
         )
@@ -207,6 +209,9 @@ def _start_in_background(name: str, run_id: str) -> int:
     started = start_in_background(STARTUP, "--detach", name, run_id)
     label = f"{name}/{run_id}"
     if started.exit_code is not None:
+        if started.exit_code != 0 and not started.text:  # as where the disk is full
+            why = f"process {started.pid} has ended with exit code {started.exit_code}, and could not write why"
+            raise PoolkeeperError(f"{label}: {why} to {started.output}; without --detach it would say so here")
         click.echo(started.text, nl=False, err=started.exit_code != 0)
         return 0 if started.exit_code == 0 else 1
     click.echo(f"{label}: runs as process {started.pid}, and prints to {started.output}")

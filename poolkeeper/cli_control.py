@@ -6,12 +6,14 @@ others: 0, or 1 where it could not be done; 2 where it is not clear which fleet 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import select
 import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import click
@@ -29,6 +31,7 @@ __all__ = ["COMMANDS"]
 SETTLE_SECONDS = 60.0
 """How long it is waited for what was asked for, besides the time that services have to stop."""
 LOOK_SECONDS = 0.05
+LOOK_AGAIN_SECONDS = 0.2
 TOP_SECONDS = 1.0
 LONGEST_NUMBER = 20
 DOWN = 3
@@ -86,14 +89,12 @@ def _health(data: dict[str, Any]) -> int:
 @click.pass_context
 def top(context: click.Context, fleet: str | None) -> None:
     """Show services and workers, live, until Ctrl-C."""
-    from rich.live import Live
-
     from .tables import top_table
 
     home = _home(fleet)
     before: dict[int, float] = {}
     looked = time.monotonic()
-    with Live(console=_console(), auto_refresh=False, screen=sys.stdout.isatty()) as live:
+    with _screen() as show:
         while True:
             data = _status_of(home, context)
             now = time.monotonic()
@@ -102,11 +103,37 @@ def top(context: click.Context, fleet: str | None) -> None:
             }
             share = {pid: (seconds - before[pid]) / (now - looked) for pid, seconds in used.items() if pid in before}
             before, looked = used, now
-            live.update(top_table(data, share), refresh=True)
+            show(top_table(data, share))
             try:
-                time.sleep(TOP_SECONDS)
+                if _reader_goes(TOP_SECONDS):
+                    return
             except KeyboardInterrupt:
                 return
+
+
+@contextlib.contextmanager
+def _screen() -> Iterator[Callable[[Any], None]]:
+    """Return what shows one picture in the place of the one before; below it where there is no terminal."""
+    from rich.live import Live
+
+    console = _console()
+    if not console.is_terminal:
+
+        def show(picture: Any) -> None:
+            console.print(picture)
+            console.file.flush()
+
+        yield show
+        return
+    with Live(console=console, auto_refresh=False, screen=True) as live:
+        yield lambda picture: live.update(picture, refresh=True)
+
+
+def _reader_goes(seconds: float) -> bool:
+    """Wait; return whether standard output has nobody who reads it any more, as `poolkeeper logs -f | grep -m1 up`."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return bool(poll.poll(seconds * 1000))
 
 
 @click.command()
@@ -146,10 +173,13 @@ def _ask(home: KeeperHome, verb: str, services: Sequence[str], settled: Sequence
     for row in rows:
         detail = f" ({row['detail']})" if row["detail"] else ""
         click.echo(f"{row['name']}: {row['state']}{detail}")
+    none = [name for name in services if not any(row["service"] == name for row in rows)] if verb != "stop" else []
+    for name in none:
+        click.echo(f"poolkeeper: {name} has no replicas: `poolkeeper scale {name}=1` gives it one", err=True)
     late = [row["name"] for row in rows if row["state"] not in settled]
     if late:
         click.echo(f"poolkeeper: {verb}: not done yet for {', '.join(late)}", err=True)
-    if late or (verb != "stop" and any(row["state"] in ("failed", "backoff") for row in rows)):
+    if late or none or (verb != "stop" and any(row["state"] in ("failed", "backoff") for row in rows)):
         click.get_current_context().exit(1)
 
 
@@ -285,7 +315,8 @@ def logs(names: tuple[str, ...], following: bool, since: str | None, fleet: str 
     if not set(names) <= set(log_names(folder)):
         labels = {line.label for line in read_logs(folder, files) if line.pid}
         check_names(names, {*log_names(folder), *labels, *known_names(home)})
-    for line in follow(folder, files, start_at) if following else read_logs(folder, files, start_at):
+    lines = follow(folder, files, start_at, wait=_reader_goes) if following else read_logs(folder, files, start_at)
+    for line in lines:
         if line.stem in names or is_meant(line.label, names):
             click.echo(str(line))
 
@@ -299,8 +330,8 @@ def events(following: bool, as_json: bool, fleet: str | None) -> None:
     from .event_log import follow_events, read_events
 
     home = _home(fleet)
-    never = threading.Event()
-    records = follow_events(home.path, wait=lambda: never.wait(0.2)) if following else read_events(home.path)
+    wait = partial(_reader_goes, LOOK_AGAIN_SECONDS)
+    records = follow_events(home.path, wait=wait) if following else read_events(home.path)
     for record in records:
         click.echo(json.dumps(record) if as_json else _event(record))
 

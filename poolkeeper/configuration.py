@@ -51,7 +51,7 @@ def settings_for(
     if mp_context is not None and mp_context.get_start_method() in ("spawn", "loky") and start_method == "forkserver":
         start_method = "loky"
     workers = _workers(max_workers, start_method)
-    keeping = keeping_for(durability, keep_runs, orphan_grace)
+    keeping = keeping_for(durability, keep_runs, orphan_grace, reconnect_grace)
     return Settings(
         max_workers=workers,
         max_tasks=_max_tasks(max_tasks, worker),
@@ -70,16 +70,17 @@ def settings_for(
         durability=keeping.durability,
         keep_runs=keeping.keep_runs,
         orphan_grace=keeping.orphan_grace,
-        reconnect_grace=_grace("reconnect_grace", reconnect_grace),
+        reconnect_grace=keeping.reconnect_grace,
     )
 
 
-def keeping_for(durability: Any, keep_runs: Any, orphan_grace: Any) -> Keeping:
+def keeping_for(durability: Any, keep_runs: Any, orphan_grace: Any, reconnect_grace: Any) -> Keeping:
     """Return how durable a keeper or a fleet is to be; raises ValueError or TypeError, naming the argument."""
     return Keeping(
         _one_of("durability", durability, ("process", "power")),
         _keep_runs(keep_runs),
         _grace("orphan_grace", orphan_grace),
+        _grace("reconnect_grace", reconnect_grace),
     )
 
 

@@ -47,6 +47,8 @@ class ControlClient:
         try:
             key = (home / "authkey").read_bytes()
             self._link: Link = call_keeper(_socket_of(home), key, self._session, introduction, timeout)
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise KeeperUnreachable(_why(home, timeout, f"no keeper runs at {home}")) from error
         except (OSError, ProtocolError) as error:
             raise KeeperUnreachable(_why(home, timeout, f"no keeper answers at {home}: {error}")) from error
         self._home = home

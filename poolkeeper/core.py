@@ -330,6 +330,10 @@ class Core:
         self._start_error = why
         self._is_short = True
 
+    def cut_short(self, worker: Worker) -> None:
+        """The fork server was killed while it made the worker: no task is to blame, nor is there anything to mend."""
+        worker.cut_short = True
+
     def died(self, worker: Worker, now: float, exit: Exit | None = None) -> None:
         """The worker's process is gone and its link is drained. ``exit`` is what is known of its end.
 
@@ -352,7 +356,11 @@ class Core:
             self._timers.set(worker.id, now + REPORT_WAIT)
         else:
             self._bury(worker)
-        if never_began and self._roster.is_hopeless(explained=bool(self._start_error) and not self._is_short):
+        if (
+            never_began
+            and not worker.cut_short
+            and self._roster.is_hopeless(explained=bool(self._start_error) and not self._is_short)
+        ):
             self._give_up(worker)
 
     def decided(self, decision: Decide, delay: float | None, now: float) -> None:

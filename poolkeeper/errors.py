@@ -39,6 +39,9 @@ class UnsupportedPlatform(PoolkeeperError, NotImplementedError):
 class HomeUnusable(PoolkeeperError, OSError):
     """The home directory cannot be created, written to, or lies where sockets and locks do not work."""
 
+    def __str__(self) -> str:
+        return self.strerror or super().__str__()  # without the number
+
 
 class ProtocolError(PoolkeeperError):
     """A peer sent bytes that are not a valid frame, or failed to authenticate; its link is closed."""

@@ -24,6 +24,7 @@ from hashlib import blake2b
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+from .code_names import all_names, global_names, imports
 from .origins import is_project, is_project_file, version_of
 
 __all__ = ["Fingerprint", "fingerprint_of_arguments", "fingerprint_of_code"]
@@ -206,9 +207,9 @@ class _Walk:
             yield self.form(wrapped)
         for cell in value.__closure__ or ():
             yield self._cell(cell, value, decorator=wrapped is not None)
-        for imported in sorted(_imports(value.__code__, value.__globals__.get("__package__") or "")):
+        for imported in sorted(imports(value.__code__, value.__globals__.get("__package__") or "")):
             yield self._imported(imported)
-        for name in sorted(_global_names(value.__code__)):
+        for name in sorted(global_names(value.__code__)):
             yield self._text(name)
             yield self._global(name, value)
 
@@ -248,7 +249,7 @@ class _Walk:
         return self._once((module, code), lambda _: self._used(module, code), key=(id(module), id(code)))
 
     def _used(self, module: types.ModuleType, code: types.CodeType) -> Iterable[bytes]:
-        for name in sorted(_all_names(code)):
+        for name in sorted(all_names(code)):
             value = vars(module).get(name, self)
             if value is self:
                 continue
@@ -276,7 +277,7 @@ class _Walk:
         def parts(_: Any) -> Iterable[bytes]:
             yield self.form(code)
             package = name if spec.submodule_search_locations else name.rpartition(".")[0]
-            for imported in sorted(_imports(code, package)):
+            for imported in sorted(imports(code, package)):
                 yield self._imported(imported)
 
         return self._once(name, parts, key=name)
@@ -402,60 +403,6 @@ def _name(value: Any) -> str:
     return f"an object of {type(value).__module__}.{type(value).__qualname__}"
 
 
-@functools.lru_cache(maxsize=4096)
-def _global_names(code: types.CodeType) -> frozenset[str]:
-    """The names that code, and the code within it, looks up among the globals."""
-    import dis  # slow to import, and only needed for code
-
-    names = {str(step.argval) for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= _global_names(constant)
-    return frozenset(names)
-
-
 def _place(value: Any) -> str:
     """Return an order for functions and classes that is the same in every process."""
     return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
-
-
-@functools.lru_cache(maxsize=4096)
-def _imports(code: types.CodeType, package: str) -> frozenset[str]:
-    """The modules that code, and the code within it, imports when it runs; ``package`` is what it belongs to."""
-    import dis
-    from importlib.util import resolve_name
-
-    found: set[str] = set()
-    steps = list(dis.get_instructions(code))
-    for position, step in enumerate(steps):
-        if step.opname != "IMPORT_NAME" or position < 2:
-            continue
-        level, names = steps[position - 2].argval, steps[position - 1].argval
-        try:
-            module = resolve_name("." * level + step.argval, package) if level else str(step.argval)
-        except (ImportError, TypeError):
-            continue
-        found.add(module)
-        if is_project(module):
-            found.update(f"{module}.{name}" for name in names or () if _is_module(f"{module}.{name}"))
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            found |= _imports(constant, package)
-    return frozenset(found)
-
-
-def _is_module(name: str) -> bool:
-    from importlib.util import find_spec
-
-    try:
-        return find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
-
-
-def _all_names(code: types.CodeType) -> set[str]:
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= _all_names(constant)
-    return names

@@ -105,6 +105,7 @@ class Fleet:
         durability: for ``poolkeeper run``, as ``Keeper`` takes it; ``Keeper.run`` has the keeper's own.
         keep_runs: likewise.
         orphan_grace: likewise; in seconds.
+        reconnect_grace: likewise; in seconds.
 
     Raises:
         FleetError: for a name that cannot be a folder's.
@@ -119,10 +120,11 @@ class Fleet:
         durability: Literal["process", "power"] = "process",
         keep_runs: int = 10,
         orphan_grace: float = 300.0,
+        reconnect_grace: float = 60.0,
     ) -> None:
         self.name = _checked_name("a fleet", name)
         self.resources: Mapping[str, int] = MappingProxyType(dict(resources or {}))
-        self.keeping = keeping_for(durability, keep_runs, orphan_grace)
+        self.keeping = keeping_for(durability, keep_runs, orphan_grace, reconnect_grace)
         self.listeners: list[tuple[str, Callable[[ServiceEvent], object]]] = []
         self._parts: dict[str, Part] = {}
 

@@ -12,63 +12,67 @@ import os
 import pickle
 import socket
 import struct
+import sys
 from collections.abc import Callable
-from multiprocessing import popen_fork
-from multiprocessing.process import BaseProcess
-from typing import Any
+from multiprocessing.util import _flush_std_streams  # type: ignore[attr-defined]
+from typing import Any, NoReturn, TextIO
 
 from .process_setup import block_signals, unblock_signals
 
-__all__ = ["Forked", "Spare", "start"]
+__all__ = ["Spare", "start"]
 
 _SIZE = struct.Struct("!Q")
 _FDS = 3
+_USUAL = 1 << 14
 
 
-class _Fork(popen_fork.Popen):
-    """Forks as multiprocessing does, but with one pipe for all children instead of two for each.
-
-    By it they know whether their parent lives. Those of its own would stay open in here, and each new process would
-    inherit those of all before it.
-    """
+class _Forked(multiprocessing.context.ForkProcess):
+    """What multiprocessing says of a process of ours: its name, its parent, its number among its siblings."""
 
     lifeline: tuple[int, int] | None = None
+    """One pipe for all, in the place of multiprocessing's two for each: by it they know whether their parent lives.
 
-    def _launch(self, process: Any) -> None:
-        if _Fork.lifeline is None:
-            _Fork.lifeline = os.pipe()
-        self.sentinel, ours = _Fork.lifeline  # nobody waits for the sentinel: the fork server reaps all there is
-        self.pid = os.fork()
-        if self.pid == 0:
-            code = 1
-            try:
-                os.close(ours)
-                code = process._bootstrap(parent_sentinel=self.sentinel)  # noqa: SLF001
-            finally:
-                os._exit(code)
+    Those of its own would stay open in here, and each new process would inherit those of all before it.
+    """
+    stdin: TextIO | None = None
+    """What all read: nothing. Multiprocessing would open another one in each."""
+
+    def run(self) -> None:
+        """Do what the process is for."""
+        sys.stdin = self.stdin
+        super().run()
 
 
-class Forked(multiprocessing.context.ForkProcess):
-    """A multiprocessing process that ``_Fork`` makes."""
-
-    _Popen = staticmethod(_Fork)
-
-
-def start(process: BaseProcess) -> int:
-    """Start ``process`` and return its pid.
+def start(name: str, target: Callable[..., None], arguments: tuple[Any, ...]) -> int:
+    """Have ``target(*arguments)`` run in a new process as multiprocessing would, and return its pid; raises OSError.
 
     Signals are blocked in it: one that comes early must meet its own handlers, not ours. It lets them in when it has
-    them.
+    them. Multiprocessing's own start would look after all its children at each one, take their exit statuses from us,
+    and write to pages that a fork leaves to be copied again.
     """
+    if _Forked.lifeline is None:
+        _Forked.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 - for all children
+        _Forked.lifeline = os.pipe()
+    process = _Forked(target=target, args=arguments, name=name)
+    _flush_std_streams()  # or the child would write it, too
     block_signals()
     try:
-        process.start()
+        pid = os.fork()
+        if pid == 0:
+            _be(process, *_Forked.lifeline)
     finally:
         unblock_signals()
-    # multiprocessing would look after all its children at every start, and take their exit statuses from us.
-    multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]  # noqa: SLF001
-    assert process.pid is not None
-    return process.pid
+    return pid
+
+
+def _be(process: Any, sentinel: int, ours: int) -> NoReturn:
+    code = 1
+    try:
+        os.close(ours)
+        sys.stdin = None  # or it would be closed
+        code = process._bootstrap(parent_sentinel=sentinel)  # noqa: SLF001
+    finally:
+        os._exit(code)
 
 
 class Spare:
@@ -79,9 +83,8 @@ class Spare:
 
     def __init__(self, prepare: Callable[[], None], become: Callable[..., None]) -> None:
         self._ours, theirs = socket.socketpair()
-        process = Forked(target=_wait, args=(self._ours, theirs, prepare, become), name="spare")
         try:
-            self.pid = start(process)
+            self.pid = start("spare", _wait, (self._ours, theirs, prepare, become))
         except OSError:
             self._ours.close()
             raise
@@ -91,9 +94,11 @@ class Spare:
     def assign(self, tag: str, arguments: tuple[Any, ...], fds: list[int]) -> bool:
         """Have it call ``become(*arguments, *fds)`` under the name ``tag``; return False if it has died."""
         body = pickle.dumps((tag, arguments), 5)
+        body = _SIZE.pack(len(body)) + body
         try:
-            socket.send_fds(self._ours, [_SIZE.pack(len(body))], fds)
-            self._ours.sendall(body)
+            sent = socket.send_fds(self._ours, [body], fds)
+            if sent < len(body):
+                self._ours.sendall(memoryview(body)[sent:])
         except OSError:
             return False
         finally:
@@ -108,17 +113,14 @@ class Spare:
 def _wait(ours: socket.socket, theirs: socket.socket, prepare: Callable[[], None], become: Callable[..., None]) -> None:
     ours.close()
     prepare()
-    header, fds, _, _ = socket.recv_fds(theirs, _SIZE.size, _FDS)
-    if len(header) < _SIZE.size:
-        os._exit(0)
-    (size,) = _SIZE.unpack(header)
-    body = bytearray()
-    while len(body) < size:
-        part = theirs.recv(size - len(body))
+    told, fds, _, _ = socket.recv_fds(theirs, _USUAL, _FDS)
+    body = bytearray(told)
+    while len(body) < _SIZE.size or len(body) < _SIZE.size + _SIZE.unpack_from(body)[0]:
+        part = theirs.recv(_USUAL)
         if not part:
             os._exit(0)
         body += part
     theirs.close()
-    tag, arguments = pickle.loads(body)
+    tag, arguments = pickle.loads(memoryview(body)[_SIZE.size :])
     multiprocessing.current_process().name = tag
     become(*arguments, *fds)

@@ -15,7 +15,6 @@ import math
 import multiprocessing
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
@@ -28,18 +27,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import worker
 from .belonging import grace_of, has_home
 from .errors import ProtocolError
-from .forking import Forked, Spare, start
+from .forking import Spare, start
 from .keeper_line import KeeperLine
 from .limits import Limits
-from .logwriter import LogPipe, LogWriter
 from .messages import Kind
 from .orphans import ORPHAN_SECONDS, Orphans
-from .output import redirect_output
-from .process_setup import adopt_descendants, begin_session, child_pids
+from .output import fill_standard_streams, redirect_output
+from .process_setup import adopt_descendants, begin_session, child_pids, prepare_stacks
 from .sources import Sources, loaded_sources
 from .worker_config import WorkerConfig
 
 if TYPE_CHECKING:
+    from .logwriter import LogPipe, LogWriter
     from .stand_in import StandIn
 
 __all__ = ["ForkServer", "main"]
@@ -51,6 +50,9 @@ STOP_SECONDS = 30.0
 
 SPARE_SECONDS = 0.005
 """How long after a death, or after the last one was taken, the next spare process is forked: work comes first."""
+
+SWEEP_SECONDS = 0.005
+"""How long after a death its orphans are looked for: whoever is to replace the dead comes first."""
 
 
 class _Made(NamedTuple):
@@ -81,13 +83,19 @@ class ForkServer:
         self._roles: dict[str, _Role] = {}
         self._spare: Spare | None = None
         self._spare_at = math.inf
+        self._sweep_at = math.inf
         self._ending = False
         self._homeless: signal.Signals | None = None  # what services were ended by, for there can be no keeper
-        # before the preload, so that the log writer stays small
-        self._logs = LogWriter(config.logs) if not config.inherit_output and start_method == "forkserver" else None
+        self._logs: LogWriter | None = None
+        if not config.inherit_output and start_method == "forkserver":
+            from .logwriter import LogWriter  # what is loaded here, each worker has to carry
+
+            self._logs = LogWriter(config.logs)  # before the preload, so that it stays small
         self._wake, self._woken = socket.socketpair()
         for end in (self._wake, self._woken):
             end.setblocking(False)
+        if config.orphan_grace is not None:
+            from . import left_behind  # noqa: F401 - here, rather than in each worker
 
     def preload(self, modules: Collection[str]) -> None:
         """Import modules for all workers to share; say so where that fails or leaves threads running."""
@@ -117,8 +125,7 @@ class ForkServer:
         signal.signal(signal.SIGTERM, self._asked_to_end)
         signal.signal(signal.SIGURG, lambda *_: self._line.summoned())
         self._helpers.update(child_pids())  # what the preload has started
-        gc.collect()
-        gc.freeze()
+        self._prepare()
         self._take(self._line.early())
         poll = self._poll
         poll.register(self._wake.fileno(), select.POLLIN)
@@ -126,8 +133,7 @@ class ForkServer:
             self._logs.watch(poll)
         linked: tuple[int, int] | None = None
         while not self._ending and not self._line.ended:
-            if self._reap() or self._orphans:
-                self._orphans.sweep(self._known())
+            self._clear_up()
             self._keep_spare()
             self._listen()
             if self._line.awaits is None:
@@ -136,7 +142,6 @@ class ForkServer:
                 self._end_homeless()
             if self._line.call_if_due():
                 self._take(self._line.early())
-                self._rally()
             linked = _watch_instead(poll, linked, self._line.awaits)
             ready = dict(poll.poll(self._timeout()))
             if self._wake.fileno() in ready:
@@ -147,6 +152,14 @@ class ForkServer:
                 self._line.flush()
             if events & ~select.POLLOUT:
                 self._take(self._line.receive())
+
+    def _prepare(self) -> None:
+        """Make what each child would have to make, and leave as few pages as may be for them to copy."""
+        if self._start_method == "forkserver":
+            worker.prepare(self._config)
+            prepare_stacks()
+        gc.collect()
+        gc.freeze()
 
     def _listen(self) -> None:
         """Hear what programs say that have lost their keeper, and tell the next one."""
@@ -164,12 +177,6 @@ class ForkServer:
         """Return what a keeper must know that has not started this fork server."""
         children = [(made.tag, made.role, pid, made.ticket) for pid, made in self._workers.items()]
         return {"children": children, "digest": self._digest, "sources": self._sources}
-
-    def _rally(self) -> None:
-        """Tell the workers that a keeper is there to be called."""
-        for pid in self._workers:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGURG)
 
     def _is_forsaken(self) -> bool:
         """Whether no keeper has come for long, or has use for this one, and no process is left."""
@@ -225,6 +232,9 @@ class ForkServer:
                 self._spawn(ticket, tag, role, arguments, fds.pop(0), fds.pop(0))
             elif message[0] == Kind.ADOPT:
                 multiprocessing.current_process().authkey = message[1]
+            elif message[0] == Kind.UNPICKLE:
+                with contextlib.suppress(Exception):  # whoever needs it says so better
+                    importlib.import_module("cloudpickle")
             elif message[0] == Kind.LISTEN:
                 if self._stand_in is None:
                     from .stand_in import StandIn  # most keepers have no programs that say anything
@@ -242,7 +252,7 @@ class ForkServer:
                 if self._logs is not None:
                     label, _, attempt = tag.partition("#")
                     output = self._logs.open(label, label.partition(":")[0], int(attempt or 1))
-                pid, process = self._fork(tag, (role, arguments), page, link, output)
+                pid, process = self._fork(tag, (role, arguments), page, link, output), None
         except Exception as error:
             os.close(page)
             os.close(link)
@@ -250,14 +260,15 @@ class ForkServer:
                 output.close()
             self._line.send((Kind.SPAWN_FAILED, ticket, f"{tag} could not be started: {type(error).__name__}: {error}"))
             return
+        linked = self._start_method != "loky"
+        self._line.send((Kind.SPAWNED, ticket, pid, linked))  # first: it can be fed from now on
         os.close(link)
-        if self._start_method != "loky":
+        if linked:
             os.close(page)
             page = -1
         if self._logs is not None and output is not None:
             self._logs.announce(output, pid)
         self._workers[pid] = _Made(ticket, tag, role, process, page, output)
-        self._line.send((Kind.SPAWNED, ticket, pid))
 
     def _exec(self, tag: str, role: str, arguments: tuple[Any, ...], page: int) -> tuple[int, BaseProcess | None]:
         """Start a process that inherits nothing, through loky."""
@@ -272,19 +283,16 @@ class ForkServer:
         self._helpers.update(set(child_pids()) - self._workers.keys() - {process.pid})  # its resource tracker
         return process.pid, process
 
-    def _fork(
-        self, tag: str, what: tuple[str, tuple[Any, ...]], page: int, link: int, output: LogPipe | None
-    ) -> tuple[int, BaseProcess | None]:
+    def _fork(self, tag: str, what: tuple[str, tuple[Any, ...]], page: int, link: int, output: LogPipe | None) -> int:
         """Take the spare process if there is one, else make one."""
         fds = [page, link] if output is None else [page, link, output.write_end]
         spare, self._spare = self._spare, None
         if spare is not None:
             self._spare_at = time.monotonic() + SPARE_SECONDS
             if spare.assign(tag, what, fds):
-                return spare.pid, None
+                return spare.pid
             self._helpers.add(spare.pid)  # it has died, and will be reaped
-        process = Forked(target=self._begin, args=(output, *what, *fds), name=tag)
-        return start(process), process
+        return start(tag, self._begin, (output, *what, *fds))
 
     def _begin(self, output: LogPipe | None, *arguments: Any) -> None:
         self._leave()
@@ -327,6 +335,14 @@ class ForkServer:
             self._spare_at = math.inf
             with contextlib.suppress(OSError):  # no memory or no process left: then not
                 self._spare = Spare(self._rehearse, self._become)
+
+    def _clear_up(self) -> None:
+        """Report who has ended; somewhat later, look for what they have left."""
+        if self._reap():
+            self._sweep_at = min(self._sweep_at, time.monotonic() + SWEEP_SECONDS)
+        if self._orphans or time.monotonic() >= self._sweep_at:
+            self._sweep_at = math.inf
+            self._orphans.sweep(self._known())
 
     def _reap(self) -> bool:
         """Report the processes that have ended; return whether there was any, or any other child."""
@@ -379,8 +395,9 @@ class ForkServer:
         waits = [self._orphans.timeout(), self._line.timeout()]
         if self._line.awaits is None and not self._workers:
             waits.append(max(0.0, ((self._config.orphan_grace or 0.0) - self._line.lost_for()) * 1000))
-        if self._spare_at < math.inf:
-            waits.append(max(0.0, (self._spare_at - time.monotonic()) * 1000))
+        due = min(self._spare_at, self._sweep_at)
+        if due < math.inf:
+            waits.append(max(0.0, (due - time.monotonic()) * 1000))
         if self._logs is not None:
             for report in self._logs.tend():
                 self._line.send(report)
@@ -434,6 +451,7 @@ def main(content: dict[str, Any]) -> None:
     """Serve; ``content`` is what ``launch`` has written to standard input."""
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
+    fill_standard_streams()
     sys.argv = content["argv"]
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
@@ -455,6 +473,9 @@ def main(content: dict[str, Any]) -> None:
         server.run()
     finally:
         server.end()
-        for path in content["remove"]:  # the keeper has done so already, unless it was killed
-            shutil.rmtree(path, ignore_errors=True)
+        for path in content["remove"]:
+            if os.path.lexists(path):  # the keeper was killed, or it would have done so
+                import shutil
+
+                shutil.rmtree(path, ignore_errors=True)
         os._exit(0)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from .home import Home
 from .loop import Loop
+from .reporting import at_any_rate
 from .service_news import ServiceNews
 from .settings import Settings
 from .settlement import Settlement
@@ -109,17 +110,17 @@ class Foundation:
 
     def close(self, *, leave: bool) -> None:
         """Give everything back. Unless ``leave``, no process is left: nor shall a file be that speaks of one."""
-        self.stowage.close()
-        self.loop.selector.close()
+        at_any_rate(self.stowage.close)
+        at_any_rate(self.loop.selector.close)
         if leave:
-            self.home.close_lock()
+            at_any_rate(self.home.close_lock)
         else:
             if self.register is not None:
-                self.register.close()
+                at_any_rate(self.register.close)
             if self.recorder is not None:
-                self.recorder.close()
-            self.home.remove()
-        self.settlement.delivery.close()
+                at_any_rate(self.recorder.close)
+            at_any_rate(self.home.remove)
+        at_any_rate(self.settlement.delivery.close)
 
     def abandon_in_child(self) -> None:
         """In a fork of the application: let go of what belongs to the parent's keeper."""

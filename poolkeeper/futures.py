@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
-from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING
 from typing import Any, Protocol
 
 from .errors import PayloadError
@@ -98,6 +98,7 @@ class TaskFuture(Task, Future):  # type: ignore[type-arg]
     _result: Any = None
     _exception: BaseException | None = None
     _cond: threading.Condition | None = None
+    _untold: list[Any] | None = None  # waiters, the next one last
     run_seconds: float | None = None
     worker_pid: int | None = None
     reused = False
@@ -163,27 +164,54 @@ class TaskFuture(Task, Future):  # type: ignore[type-arg]
 
     def _conclude(self, state: str, value: Any, error: BaseException | None) -> bool:
         with creation:
-            if self._state != PENDING:
+            if self._state == PENDING and self._cond is None:
+                self._result, self._exception, self._state = value, error, state
                 return False
             if self._cond is None:
-                self._result, self._exception, self._state = value, error, state
                 return False
         # Waiters are installed under the condition too: each sees either the end or the call that tells of it.
         with self._mutex:
-            self._result, self._exception, self._state = value, error, state
-            for waiter in self._waiters:
-                if state == CANCELLED_AND_NOTIFIED:
-                    waiter.add_cancelled(self)
-                elif error is not None or (type(value) is Unread and value.code == Code.EXCEPTION):
-                    waiter.add_exception(self)
-                else:
-                    waiter.add_result(self)
-            self._cond.notify_all()
-            return bool(self._done_callbacks)
+            if self._state == PENDING:
+                self._untold = self._waiters[::-1]
+                self._result, self._exception, self._state = value, error, state
+            return self._tell()
+
+    def finish_telling(self) -> bool:
+        """Tell those of the outcome who have not been told, should that have failed half-way; as ``settle``."""
+        if self._cond is None or self._state == PENDING:
+            return False
+        with self._mutex:
+            return self._tell()
+
+    def _tell(self) -> bool:
+        while self._untold:
+            self._tell_waiter(self._untold[-1])
+            self._untold.pop()
+        self._cond.notify_all()  # type: ignore[union-attr]  # there is one where somebody waits
+        return bool(self._done_callbacks)
+
+    def _tell_waiter(self, waiter: Any) -> None:
+        result, error = self._result, self._exception
+        if self._state == CANCELLED_AND_NOTIFIED:
+            waiter.add_cancelled(self)
+        elif error is not None or (type(result) is Unread and result.code == Code.EXCEPTION):
+            waiter.add_exception(self)
+        else:
+            waiter.add_result(self)
 
     def run_callbacks(self) -> None:
-        """Run the callbacks, in the keeper's delivery thread."""
-        self._invoke_callbacks()  # type: ignore[attr-defined]
+        """Run each callback once, in the keeper's delivery thread; raises what is no Exception when all have run."""
+        exits: list[BaseException] = []
+        while self._done_callbacks:
+            callback = self._done_callbacks.pop(0)
+            try:
+                callback(self)
+            except Exception:
+                LOGGER.exception("exception calling callback for %r", self)
+            except BaseException as error:
+                exits.append(error)
+        if exits:
+            raise exits[0]
 
     # -- what the application does ------------------------------------------------------------------------------
 

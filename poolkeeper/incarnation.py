@@ -25,7 +25,7 @@ from .loop import LONGEST_WAIT, Ready
 from .nursery import Nursery
 from .peer import Peer
 from .remains import Remains
-from .reporting import report
+from .reporting import at_any_rate
 from .switchboard import Switchboard
 from .traffic import Traffic
 from .versions import PROTOCOL, Versions
@@ -188,13 +188,13 @@ class Incarnation:
         services = None if supervision is None else supervision.part()
         with contextlib.ExitStack() as rest:
             if self.control is not None:
-                rest.callback(_at_any_rate, self.control.close)
+                rest.callback(at_any_rate, self.control.close)
             if supervision is not None:
-                rest.callback(_at_any_rate, supervision.close, leave=durable)
+                rest.callback(at_any_rate, supervision.close, leave=durable)
             if base.register is not None:
                 base.register.renew()  # first: what is let go of from now on does not count as gone
-            rest.callback(_at_any_rate, self.nursery.close, leave=durable)
-            _at_any_rate(self.board.close, listen_on=durable)
+            rest.callback(at_any_rate, self.nursery.close, leave=durable)
+            at_any_rate(self.board.close, listen_on=durable)
         workers = self.workforce.part()
         if not durable:
             for worker in list(remains.held):
@@ -317,13 +317,13 @@ class Incarnation:
 
     def close(self, *, leave: bool) -> None:
         """Leave nothing behind, no process and no descriptor; or ``leave`` the processes as they are."""
-        self.board.close()  # first: a fork server that has just been started would wait for an answer
-        self.nursery.close(leave=leave)
-        self.workforce.close()
+        at_any_rate(self.board.close)  # first: a fork server that has just been started would wait for an answer
+        at_any_rate(self.nursery.close, leave=leave)
+        at_any_rate(self.workforce.close)
         if self._supervision is not None:
-            self._supervision.close(leave=leave)
+            at_any_rate(self._supervision.close, leave=leave)
         if self.control is not None:
-            self.control.close()
+            at_any_rate(self.control.close)
 
     # -- who calls ----------------------------------------------------------------------------------------------------
 
@@ -418,14 +418,6 @@ def _is_open(task: Task | Segment) -> bool:
     if isinstance(task, TaskFuture):
         return not (task.done() or task.answered)
     return not task.withdrawn
-
-
-def _at_any_rate(call: Callable[..., None], **arguments: bool) -> None:
-    """Do one of several things that are to be done even if another fails."""
-    try:
-        call(**arguments)
-    except Exception as error:
-        report("ERROR", f"of what a failed loop had, something is not let go of: {error!r}")
 
 
 def _require_descriptors(fd: int) -> None:

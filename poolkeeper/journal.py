@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from .errors import PoolkeeperError
 from .journal_file import ACCIDENTS, Durability, back_up, is_damage, open_journal, replace_journal
 from .outcomes import FILE_BYTES, Columns, Filed, grouped, pack, weight
-from .reporting import report
+from .reporting import at_any_rate, report
 from .result_files import ResultFiles
 
 __all__ = ["JOURNAL", "Job", "Journal"]
@@ -34,6 +34,15 @@ OWED_BYTES = 64 << 20
 """What may wait in memory for a disk that cannot be written to."""
 
 RETRY_SECONDS = 1.0
+
+BACKUP_SECONDS = 300.0
+"""How old the backup of a journal that grows may be, and a moment older: it is made when there is nothing to write."""
+
+FAILURE_SECONDS = 0.05
+FAILURES_LIMIT = 100
+"""After a failure it pauses for so long; at its end it gives up after so many."""
+
+_NOTHING = object()
 
 Statement = tuple[str, Sequence[Any]]
 _GROUP = "INSERT INTO groups (run, recorded, count, head, body) VALUES (?, ?, ?, ?, ?)"
@@ -46,7 +55,7 @@ class Job(Protocol):
         """Return it; called on the journal's thread."""
 
     def done(self) -> None:
-        """It is recorded, or cannot be for the time being; called on the journal's thread."""
+        """It is recorded, or cannot be for the time being; called on the journal's thread, again where it raises."""
 
 
 class Journal:
@@ -79,8 +88,14 @@ class Journal:
         self._connection: sqlite3.Connection | None = open_journal(self.path, durability)
         self._inode = self.path.stat().st_ino
         self._queue: SimpleQueue[Job | Statement | None] = SimpleQueue()
+        self._entry: Any = _NOTHING
+        self._jobs: list[Job] = []
+        self._statements: list[Statement] = []
+        self._undelivered: list[Job] = []
+        self._stuck: Job | None = None
+        self._tried = self._closing = self._closed = False
         self._standing: dict[object, Statement] = {}
-        self._wants_backup = False
+        self._backup_due: float | None = None
         self._damage: Exception | None = None
         self._owed: deque[tuple[Statement, int, int]] = deque()
         self._owed_bytes = 0
@@ -98,7 +113,7 @@ class Journal:
     def start(self, run: int, *, back_up: bool = False) -> None:
         """Begin to record outcomes as those of ``run``; with ``back_up``, when there is a copy of what was recorded."""
         self.run = run
-        self._wants_backup = back_up
+        self._backup_due = 0.0 if back_up else None
         self._thread.start()
 
     def record(self, job: Job) -> None:
@@ -141,48 +156,94 @@ class Journal:
     # -- the thread ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        if self._wants_backup:
+        if self._backup_due is not None:
             self._back_up()
-        closing = False
-        while not closing:
-            jobs, statements, closing = self._take()
+        failures = 0
+        while not self._closed and failures < FAILURES_LIMIT:
             try:
-                self._write(jobs, statements, last=closing)
-            except Exception:
+                self._turn()
+            except Exception:  # as for want of memory; what was in hand comes up again
+                failures = failures + 1 if self._closing else 0
                 report("ERROR", f"the journal has failed; this is a defect of poolkeeper\n{traceback.format_exc()}")
-            for job in jobs:
-                try:
-                    job.done()
-                except Exception:
-                    report("ERROR", f"an outcome cannot be delivered\n{traceback.format_exc()}")
-            if jobs:
-                self._after_commit()
-            del jobs, statements
-        self._say_what_is_lost()
+                time.sleep(FAILURE_SECONDS)
+        at_any_rate(self._say_what_is_lost)
         self._disconnect()
 
+    def _turn(self) -> None:
+        """Write what waits, and tell that it is written; what fails is done again in the next turn."""
+        self._take()
+        if self._jobs or self._statements or self._owed:
+            self._write_in_hand()
+        elif not self._closing:
+            self._back_up_if_due()
+        self._undelivered += self._jobs
+        self._jobs = []
+        for _ in range(1 + self._closing):  # at its end, what has failed gets another chance
+            if self._undelivered:
+                self._deliver()
+        self._closed = self._closing
+
+    def _write_in_hand(self) -> None:
+        try:
+            self._write(self._jobs, self._statements, last=self._closing)
+        except Exception:
+            if not self._tried:
+                self._tried = True
+                raise
+            why = traceback.format_exc()
+            report("ERROR", f"what has ended cannot be recorded, and would run again: the journal has failed\n{why}")
+        self._tried = False
+        self._statements = []
+
+    def _deliver(self) -> None:
+        """Tell jobs that they are done; those that fail are told again later, for their tasks would never end."""
+        failed: list[Job] = []
+        for job in self._undelivered:
+            try:
+                job.done()
+            except Exception:
+                failed.append(job)
+                if job is not self._stuck:
+                    self._stuck = job
+                    report("ERROR", f"an outcome cannot be delivered, and will be later\n{traceback.format_exc()}")
+        self._undelivered = failed
+        self._after_commit()
+
+    def _back_up_if_due(self) -> None:
+        if self._backup_due is not None and self._trouble is None and time.monotonic() >= self._backup_due:
+            self._back_up()
+
     def _back_up(self) -> None:
+        self._backup_due = None
         try:
             back_up(self.connection, self.path)
         except ACCIDENTS as error:
             report("WARNING", f"there is no new backup of the journal {self.path}: {error}")
 
-    def _take(self) -> tuple[list[Job], list[Statement], bool]:
-        """Wait for something to write, and return all that waits: jobs, statements, and whether this is the end."""
-        jobs: list[Job] = []
-        statements: list[Statement] = []
-        get = self._queue.get
+    def _take(self) -> None:
+        """Wait for something to write, and take all that waits in hand: jobs, statements, and whether this is the end.
+
+        What has left the queue is in ``_entry`` until it is in its list.
+        """
         try:
-            entry = get(timeout=RETRY_SECONDS if self._owed else None)
-            while entry is not None:
-                if isinstance(entry, tuple):
-                    statements.append(entry)
-                else:
-                    jobs.append(entry)
-                entry = self._queue.get_nowait()
+            if not (self._jobs or self._statements or self._entry is not _NOTHING):
+                self._entry = self._queue.get(timeout=self._patience())
+            while self._entry is not None:
+                if isinstance(self._entry, tuple):
+                    self._statements.append(self._entry)
+                elif self._entry is not _NOTHING:
+                    self._jobs.append(self._entry)
+                self._entry = _NOTHING
+                self._entry = self._queue.get_nowait()
+            self._closing = True
         except Empty:
-            return jobs, statements, False
-        return jobs, statements, True
+            pass
+
+    def _patience(self) -> float | None:
+        """Return for how many seconds there is nothing to do unless something comes, None for ever."""
+        if self._owed or self._undelivered:
+            return RETRY_SECONDS
+        return None if self._backup_due is None else max(0.0, self._backup_due - time.monotonic())
 
     def _write(self, jobs: list[Job], statements: list[Statement], *, last: bool) -> None:
         """Commit all of it, or what fails is owed. Statements go first: they name batches, or nothing comes behind."""
@@ -284,6 +345,8 @@ class Journal:
             )
 
     def _recover(self) -> None:
+        if self._backup_due is None:
+            self._backup_due = time.monotonic() + BACKUP_SECONDS
         self._owed.clear()
         self._owed_bytes = 0
         if self._trouble is not None:

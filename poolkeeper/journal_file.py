@@ -160,7 +160,7 @@ def back_up(connection: sqlite3.Connection, path: Path) -> None:
     """Write a copy of the journal at ``path`` beside it, in the place of the one before, unless it is large.
 
     Raises:
-        OSError, sqlite3.Error: where that fails; the one before stays.
+        OSError, sqlite3.Error: where that fails, or the journal is damaged; the one before stays.
     """
     if path.stat().st_size > BACKUP_BYTES:
         return
@@ -173,6 +173,7 @@ def back_up(connection: sqlite3.Connection, path: Path) -> None:
             copy.execute("PRAGMA synchronous = OFF")
             connection.backup(copy)
             copy.execute("PRAGMA journal_mode = DELETE").fetchone()  # to be read without further files
+            _check(copy, draft)
         os.replace(draft, _backup(path))
     except BaseException:
         draft.unlink(missing_ok=True)

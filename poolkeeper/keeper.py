@@ -57,6 +57,16 @@ class KeeperRuntime(Mainloop):
 
     def cancel(self, task: TaskFuture) -> bool:
         """Withdraw a task; see ``TaskFuture.cancel``."""
+        try:
+            return self._cancel(task)
+        except BaseException:  # as by Ctrl-C: what is withdrawn is in no table any more, and its end must be told
+            with self._lock:
+                if task.withdrawn:
+                    self._settlement.withdraw(task)
+            self.wake()
+            raise
+
+    def _cancel(self, task: TaskFuture) -> bool:
         with self._lock:
             if task.done():
                 return task.cancelled()

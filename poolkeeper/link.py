@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import fcntl
+import mmap
 import os
 import signal
 import socket
@@ -57,8 +58,9 @@ class Link:
         self._unsent: deque[tuple[memoryview, tuple[int, ...]]] = deque()
         self._fds: deque[int] = deque()
         self.early: list[Frame] = []
-        self._buffer = bytearray(RECEIVE_SIZE)  # its pages come into being as they are first used
-        self._view = memoryview(self._buffer)
+        # Its pages come into being as they are first used: a bytearray writes zeros into all of them, in every worker,
+        # and in the keeper for each of its links.
+        self._buffer = mmap.mmap(-1, RECEIVE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
     def fileno(self) -> int:
         """Return the socket's descriptor."""
@@ -85,7 +87,7 @@ class Link:
                 self._fds.extend(fds)
         if flags & _CTRUNC:
             raise ProtocolError("descriptors were lost on the way: this process has too many open files")
-        return self.reader.receive(bytes(self._view[:size])), size > 0
+        return self.reader.receive(self._buffer[:size]), size > 0
 
     def take_fds(self, frame: Frame) -> list[int]:
         """Return the descriptors beside ``frame``, to be closed by the caller; raises ProtocolError if any is lost."""

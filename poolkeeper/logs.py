@@ -7,6 +7,7 @@ disables poolkeeper at its first message unless the application has decided by t
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ _FORMAT = "<dim>{time:HH:mm:ss}</dim> <level>{level: <7}</level> {message}"
 
 
 def emit(level: str, message: str, /, **facts: Any) -> None:
-    """Log ``message``, with ``facts`` bound to it, as the module that calls.
+    """Log ``message``, with ``facts`` bound to it, as the module that calls; a sink that raises ends nobody's thread.
 
     Args:
         level: the name of a loguru level.
@@ -29,7 +30,8 @@ def emit(level: str, message: str, /, **facts: Any) -> None:
     """
     logger = _logger()
     if logger is not None:
-        logger.opt(depth=1).bind(**facts).log(level, "{}", message)
+        with contextlib.suppress(Exception):
+            logger.opt(depth=1).bind(**facts).log(level, "{}", message)
 
 
 def is_wanted() -> bool:
@@ -48,7 +50,8 @@ def speak(level: str, message: str, facts: dict[str, Any], caller: tuple[str, st
         moment = record["time"]  # of a class of loguru's own, which knows its formats
         record["time"] = type(moment).fromtimestamp(seconds, moment.tzinfo)
 
-    logger.patch(as_if_there).bind(**facts).log(level, "{}", message)
+    with contextlib.suppress(Exception):
+        logger.patch(as_if_there).bind(**facts).log(level, "{}", message)
 
 
 def _logger() -> Logger | None:

@@ -26,7 +26,7 @@ from .futures import TaskFuture
 from .incarnation import Incarnation
 from .ledger import Segment, Task
 from .loop import Ready
-from .reporting import flush, report
+from .reporting import at_any_rate, flush, report
 
 if TYPE_CHECKING:
     from .handover import PastReexec
@@ -275,7 +275,7 @@ class Mainloop:
         from .service_model import ServiceEvent
 
         self._loop.leave()
-        self._settlement.announce()
+        at_any_rate(self._settlement.announce)
         with self._lock:
             fallen = self.incarnation.fall()
             try:
@@ -308,7 +308,7 @@ class Mainloop:
     def come_to_rest(self, reason: str) -> None:
         """Let nothing happen any more, with everything recorded; a new program takes this one's place."""
         self._loop.leave()
-        self._settlement.announce()
+        at_any_rate(self._settlement.announce)
         self.leave_unfinished(reason)
         self._base.part()
         if self._home.ephemeral:
@@ -331,28 +331,28 @@ class Mainloop:
             pending = [*self.incarnation.pending(), *self._inbox]
             self._inbox.clear()
             for task in pending:
-                self._settlement.fail_task(task, failure)
-        self._settlement.announce()
+                at_any_rate(self._settlement.fail_task, task, failure)
+        at_any_rate(self._settlement.announce)
 
     def _end(self) -> None:
         """Leave nothing behind, no process, no descriptor, no file that should not stay; unless detached."""
         self._paused = True
-        self._loop.leave()
-        self._settlement.announce()
+        at_any_rate(self._loop.leave)
+        at_any_rate(self._settlement.announce)
         if self._detached:
-            self._base.part()
+            at_any_rate(self._base.part)
             why = f"{self._title} was detached: what runs goes on, and a later keeper of this name has its outcome"
-            self._fail_pending(PoolkeeperError(why))
+            at_any_rate(self._fail_pending, PoolkeeperError(why))
         self.incarnation.close(leave=self._detached)
         self._base.close(leave=self._detached)
         flush()
         with self._lock:
-            self._loop.close()  # whoever submits now calls wake, which refuses
+            at_any_rate(self._loop.close)  # whoever submits now calls wake, which refuses
             self._ended.set()
         self.news.notify_all()
         for callback in self._mourners:
-            callback()
-        self.wake()
+            at_any_rate(callback)
+        at_any_rate(self.wake)
 
     def abandon_in_child(self) -> None:
         """In a fork of the application: let go of everything that belongs to the parent's keeper."""

@@ -35,9 +35,9 @@ class Mapper(Protocol):
 
 
 class _Piece:
-    """The outcome of one chunk, or the error that took its place."""
+    """The outcome of one chunk, or the error that took its place; ``taken`` is whether the consumer has had it."""
 
-    __slots__ = ("codes", "count", "error", "values")
+    __slots__ = ("codes", "count", "error", "taken", "values")
 
     def __init__(
         self, count: int, codes: Sequence[int] | None, values: Any, error: BaseException | None = None
@@ -46,6 +46,7 @@ class _Piece:
         self.codes = codes
         self.values = values
         self.error = error
+        self.taken = False
 
     def read(self, name: str) -> tuple[list[Any], BaseException | None]:
         """Return the results up to the first failure, and that failure."""
@@ -91,6 +92,7 @@ class MapJob:
         self._ordered = ordered
         self._submitted = 0
         self._pieces: dict[int, _Piece] = {}
+        self._latest: tuple[int, _Piece] | None = None
         self._arrived: deque[int] = deque()
         self._segments: deque[Segment] = deque()
         self._awaited: int | None = None
@@ -109,6 +111,9 @@ class MapJob:
         return self._take_in(piece.start + piece.position, _Piece(piece.remaining, None, None, error))
 
     def _take_in(self, start: int, piece: _Piece) -> bool:
+        if self._latest is not None and self._latest[0] == start:
+            piece = self._latest[1]  # once more, for the keeper's loop has failed meanwhile
+        self._latest = start, piece
         self._pieces[start] = piece
         if not self._ordered:
             self._arrived.append(start)
@@ -208,7 +213,12 @@ class MapJob:
     def _found(self, position: int) -> _Piece | None:
         if self._ordered:
             return self._pieces.pop(position, None)
-        return self._pieces.pop(self._arrived.popleft()) if self._arrived else None
+        while self._arrived:
+            piece = self._pieces.pop(self._arrived.popleft(), None)
+            if piece is not None and not piece.taken:
+                piece.taken = True
+                return piece
+        return None
 
 
 def _draining(results: list[Any]) -> Iterator[Any]:

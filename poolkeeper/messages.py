@@ -16,7 +16,6 @@ Worker to keeper:
 - ``(CHUNK_RESULT, index, codes or None, values, seconds)``: no codes: a list of plain values, or one payload
 - ``(RELEASE, arenas)``
 - ``(PROGRESS, index, done, total)``
-- ``(HERE, pid)``: the first word on the link that a process is born with
 - ``(STARTED,)``, ``(START_FAILED, why)``: how the initializer went
 - ``(RECYCLE, why)``: the worker asks to be replaced
 - ``(NOTICE, text)``: what the user should know, as from services and the fork server
@@ -27,14 +26,16 @@ Worker to a keeper that has not made it, in an ATTACH frame with the descriptor 
      "held": [(call's name, attempt, claim) or None, ...] from there on, "started": whether it has been initialized,
      "recycling": whether it has asked to be replaced, "sources": see ``sources``}
 
-Service to keeper: ``(HERE, pid)``, ``(STARTED,)`` before the callable is called, ``(READY,)``, ``(STATUS, text)``,
-``(PROGRESS, 0, done, total)``, ``(LAST_WORDS, reason, message, detail)``. It is told nothing: a signal stops it.
+Service to keeper: ``(HERE, pid)`` over the link that it is born with, ``(STARTED,)`` before the callable is called,
+``(READY,)``, ``(STATUS, text)``, ``(PROGRESS, 0, done, total)``, ``(LAST_WORDS, reason, message, detail)``. It is told
+nothing: a signal stops it.
 
 Keeper to fork server: ``(SPAWN, ticket, tag, role, arguments)`` with two descriptors beside the frame, the page and the
 link; ``(FAREWELL,)``: end, and all that is left with it (a link that ends without that is a keeper that was lost);
 ``(ADOPT, authkey)``: from a keeper that has taken over, multiprocessing's key for the processes to come; ``(LISTEN,)``
 with the descriptor of the keeper's notification socket, to be read when the keeper is lost.
-Fork server to keeper: ``(SPAWNED, ticket, pid)``, ``(SPAWN_FAILED, ticket, why)``,
+Fork server to keeper: ``(SPAWNED, ticket, pid, whether the process has the link: else it calls)``,
+``(SPAWN_FAILED, ticket, why)``,
 ``(EXITED, ticket, tag, pid, exit code, peak memory in bytes)``, ``(NOTICE, text)``, ``(SAID, ancestry, ready, status)``
 for what has come over the notification socket of a lost keeper, ``(LOADED, sources)`` after the preload; in an ATTACH
 frame
@@ -83,6 +84,7 @@ class Kind:
     LISTEN = 25
     SAID = 26
     LOADED = 27
+    UNPICKLE = 28
 
 
 WINDOW_LIMIT = 2048

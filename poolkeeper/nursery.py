@@ -12,6 +12,7 @@ import os
 import selectors
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Collection
 from itertools import count
@@ -46,6 +47,9 @@ Listed = Callable[[int, list[tuple[str, str, int]]], None]
 BLIND_SECONDS = 1.2
 """The same where only the calls tell what there is: those who have lost their keeper call at least once a second."""
 
+KILLED = (None, -signal.SIGKILL, -signal.SIGTERM)
+"""Exit codes of a fork server that somebody has killed, or that was not ours: none that it has brought on itself."""
+
 PATIENCE_SECONDS = 0.5
 """How long a new keeper waits for the fork server of the one before it, before it starts its own."""
 
@@ -55,7 +59,8 @@ class Server(Peer):
 
     ``children`` are those that somebody asks for, by ticket; ``strangers`` tag and pid of those of an earlier keeper
     that nobody has claimed yet. ``process`` is the handle on the process itself, ``sources`` what it has loaded, as far
-    as it has told. ``makes`` is whether it is one for processes to come.
+    as it has told. ``makes`` is whether it is one for processes to come, ``unpickles`` whether it was told that what
+    they run comes by value.
     """
 
     name = "the fork server"
@@ -68,6 +73,7 @@ class Server(Peer):
         self.listed: list[tuple[str, str, int]] = []
         self.sources: Sources = {}
         self.makes = False
+        self.unpickles = False
 
     def take(self, ticket: str, child: Child) -> None:
         """Count ``child`` among its processes."""
@@ -242,6 +248,9 @@ class Nursery:
         assert child.page is not None
         assert child.their_end is not None
         server.take(f"{self._birth}.{next(self._tickets)}", child)
+        if not server.unpickles and "cloudpickle" in sys.modules:
+            server.unpickles = True
+            self._board.post(server, (Kind.UNPICKLE,))  # loaded once, in place of in each worker
         server.fds += (child.page.fd, child.their_end.fileno())
         self._board.post(server, (Kind.SPAWN, child.ticket, child.tag, role, arguments))
         if len(server.fds) + 2 > FDS_LIMIT:
@@ -332,7 +341,7 @@ class Nursery:
                 child.exists(message[2])
                 child.let_go()
                 self._note_birth(child, message[2])
-                child.parent.spawned(child, message[2])
+                child.parent.spawned(child, message[2], linked=message[3])
             return
         peer.strangers.pop(ticket, None)
         child = peer.children.pop(ticket, None)
@@ -427,10 +436,11 @@ class Nursery:
         if server is self._server:
             self._server = None
             report("WARNING", "the fork server has ended; another is started when a worker is needed")
+        why = f"the fork server {server.refusal or f'has ended (exit code {process.exitcode})'}"
+        killed = not server.refusal and process.exitcode in KILLED
         for child in list(server.children.values()):
             child.let_go()
-            why = f"the fork server {server.refusal or f'has ended (exit code {process.exitcode})'}"
-            child.parent.orphaned(child, why)
+            child.parent.orphaned(child, why, killed=killed)
 
     def close(self, *, leave: bool = False) -> None:
         """Let the fork servers end, and with them every process that is left; or ``leave`` all of them as they are."""

@@ -7,9 +7,21 @@ import io
 import os
 import sys
 
-__all__ = ["flush_c_output", "redirect_output"]
+__all__ = ["fill_standard_streams", "flush_c_output", "redirect_output"]
 
 _LINE_BUFFERED = 1  # _IOLBF of glibc, musl and the BSDs
+
+
+def fill_standard_streams() -> None:
+    """Open ``/dev/null`` for each standard stream that this program was started without, as by ``>&-``.
+
+    Else the next file or socket would have its number, and whoever writes to standard output would write there.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            fd = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(fd, True)
+            setattr(sys, name, open(fd, mode))  # noqa: SIM115 - for as long as the program lives
 
 
 def redirect_output(fd: int) -> None:

@@ -10,12 +10,22 @@ import json  # noqa: F401
 import os
 import signal
 import sys
-from typing import Any, TextIO
+from typing import Any
 
 from .limits import Limits
 from .output import redirect_output
 
-__all__ = ["DUMP_SIGNAL", "adopt_descendants", "block_signals", "child_pids", "settle_in", "unblock_signals"]
+__all__ = [
+    "DUMP_SIGNAL",
+    "adopt_descendants",
+    "begin_session",
+    "block_signals",
+    "child_pids",
+    "handle",
+    "prepare_stacks",
+    "settle_in",
+    "unblock_signals",
+]
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -39,6 +49,11 @@ def block_signals() -> None:
 def unblock_signals() -> None:
     """Let all signals in, those that wait first."""
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+
+
+def handle(number: int, handler: Any) -> None:
+    """Have ``handler`` called at a signal, without the enums that ``signal.signal`` makes of what was there before."""
+    _signal.signal(number, handler)
 
 
 @functools.cache
@@ -83,17 +98,45 @@ def settle_in(tag: str, logs: str, limits: Limits, *, inherit_output: bool) -> N
     begin_session()
     limits.apply()
     if not inherit_output:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        redirect_output(os.open(os.path.join(logs, f"{tag}.log"), flags, 0o600))
+        redirect_output(_open_log(os.path.join(logs, f"{tag}.log")))
     _write_stacks(os.path.join(logs, f"{tag}.crash"))
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()  # forked siblings would all draw the same numbers
 
 
+def _open_log(path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError:  # as below
+        return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+
+
+_prepared: list[int] = []
+"""The descriptor by which the interpreter writes its stacks, of which each child that is forked makes its own file."""
+
+
+def prepare_stacks() -> None:
+    """Have the interpreter ready to write its stacks, here and in every fork, which only has to say where."""
+    fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    _enable_stacks(fd)
+    _prepared[:] = [fd]
+
+
 def _write_stacks(path: str) -> None:
-    """Have the interpreter write its stacks when it crashes, and when it is asked."""
-    crash_log: TextIO = open(path, "a")  # noqa: SIM115 - open for the process' life
-    faulthandler.enable(crash_log)
+    """Have the interpreter write its stacks into ``path`` when it crashes, and when it is asked."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    except OSError:  # the disk is full, or the folder gone: a process that runs matters more than its stacks
+        fd = os.dup(2)
+    if _prepared:
+        os.dup2(fd, _prepared[0], inheritable=False)
+        os.close(fd)
+    else:
+        _enable_stacks(fd)  # open for the process' life
+
+
+def _enable_stacks(fd: int) -> None:
+    faulthandler.enable(fd)
     if DUMP_SIGNAL is not None and LOG_DUMP_SIGNAL is not None:
-        faulthandler.register(DUMP_SIGNAL, crash_log, all_threads=True)
+        faulthandler.register(DUMP_SIGNAL, fd, all_threads=True)
         faulthandler.register(LOG_DUMP_SIGNAL, 2, all_threads=True)

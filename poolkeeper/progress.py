@@ -178,7 +178,9 @@ def reused(figures: RunStatistics) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return ``seconds`` as people say it: 0.42 s, 12 s, 3:05 min, 2:03:09 h."""
+    """Return ``seconds`` as people say it: 29 µs, 4.4 ms, 0.42 s, 12 s, 3:05 min, 2:03:09 h."""
+    if 0 < seconds < 0.01:
+        return f"{seconds * 1e3:.2g} ms" if seconds >= 0.001 else f"{max(1, round(seconds * 1e6))} µs"
     if seconds < 10:
         return f"{seconds:.2g} s" if seconds < 1 else f"{seconds:.1f} s"
     whole = round(seconds)

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from .errors import PayloadError, PoolkeeperError
@@ -87,6 +88,7 @@ class Recorder:
         self._open: dict[int, str] = {}
         self._keyed: dict[str | None, KeptShelf] = {}
         self._by_call: dict[int, KeptShelf] = {}
+        self._by_function: dict[FunctionType, KeptShelf] = {}
         self._adopted: dict[tuple[str, str, str], KeptShelf] = {}
         self._taken = count()
         self._answered = 0
@@ -142,15 +144,26 @@ class Recorder:
         try:
             return self._by_call[call.id]
         except KeyError:
-            pass
-        code = _fingerprint(function, call.name)
+            return self._keyed_by(self._by_call, call.id, call.name, function)
+
+    def keyed_unpickled(self, function: Callable[..., Any], name: str) -> KeptShelf | None:
+        """As ``keyed`` for a function that is the same for as long as it is the same object; None for any other."""
+        if type(function) is not FunctionType or function.__closure__ is not None:
+            return None
+        try:
+            return self._by_function[function]
+        except KeyError:
+            return self._keyed_by(self._by_function, function, name, function)
+
+    def _keyed_by(self, known: dict[Any, KeptShelf], by: Any, name: str, function: Callable[..., Any]) -> KeptShelf:
+        code = _fingerprint(function, name)
         with self._lock:
             shelf = self._keyed.get(code)
             if shelf is None:
                 shelf = self._keyed[code] = self._new_shelf("", code, _kin_of(function) or code or "")
-            if len(self._by_call) >= 1000:
-                self._by_call.clear()
-            self._by_call[call.id] = shelf
+            if len(known) >= 1000:
+                known.clear()
+            known[by] = shelf
         return shelf
 
     def _new_shelf(self, name: str, code: str | None, kin: str) -> KeptShelf:

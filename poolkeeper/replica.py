@@ -62,7 +62,8 @@ class Replica:
     end, "" as long as it is not; ``code`` is the fingerprint of what its process was made from; ``healthy`` is for how
     many seconds its last process was ready. All moments are in seconds of the monotonic clock: ``watched_from`` is when
     it was launched or got ready, or when the keeper last woke from a sleep; ``hold`` is when its group allows it to
-    start again, None unless it is restarted along with others.
+    start again, None unless it is restarted along with others. ``presumed`` is whether its process may have said that
+    it is ready when nobody was there to hear it.
 
     Where processes may overlap, a ``successor`` of the same number, whose ``incumbent`` this one is, may be about to
     take its place; ``used`` is the last attempt that it had.
@@ -70,8 +71,8 @@ class Replica:
 
     __slots__ = (
         "attempt", "code", "detail", "due", "ending", "exits", "force", "force_at", "healthy", "hold", "id",
-        "incumbent", "launched", "number", "pid", "pulse", "ready_at", "record", "removed", "restarts", "resumes",
-        "service", "state", "successor", "told_ready", "up", "used", "waiting_since", "watched_from", "why",
+        "incumbent", "launched", "number", "pid", "presumed", "pulse", "ready_at", "record", "removed", "restarts",
+        "resumes", "service", "state", "successor", "told_ready", "up", "used", "waiting_since", "watched_from", "why",
     )  # fmt: skip
 
     def __init__(self, id: int, service: Service, number: int) -> None:
@@ -99,6 +100,7 @@ class Replica:
         self.ready_at: float | None = None
         self.healthy = 0.0
         self.told_ready = False
+        self.presumed = False
         self.due: float | None = None
         self.hold: float | None = None
         self.why = ""

@@ -10,12 +10,14 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .logs import is_wanted, speak
 
-__all__ = ["flush", "report"]
+__all__ = ["at_any_rate", "flush", "report"]
 
 QUEUE_LIMIT = 1000
 FLUSH_SECONDS = 1.0
@@ -86,6 +88,14 @@ def report(level: str, message: str, /, **facts: Any) -> None:
         name = str(frame.f_globals.get("__name__", "poolkeeper"))
         caller = (name, frame.f_code.co_name, frame.f_lineno)
         _speaker.say(_Remark(level, message, facts, caller, time.time()))
+
+
+def at_any_rate(call: Callable[..., object], /, *arguments: Any, **options: Any) -> None:
+    """Do one of several things that are to be done even if another fails, which is reported."""
+    try:
+        call(*arguments, **options)
+    except Exception:
+        report("ERROR", f"of what is to be let go of, something is not\n{traceback.format_exc()}")
 
 
 def flush(seconds: float = FLUSH_SECONDS) -> None:

@@ -83,12 +83,13 @@ class Worker:
     None for any number, and ``target`` how many it may hold. ``stuck`` says that it has been seen to make no headway
     since its last answer, when ``checked`` was the index started last. ``birth`` is the incarnation of the keeper that
     has made it. What has an index below ``fed_before`` was fed by this keeper, before its loop was rebuilt. ``absence``
-    counts while its link is broken; ``silent`` is one of an earlier keeper that has not called in time.
+    counts while its link is broken; ``silent`` is one of an earlier keeper that has not called in time. ``cut_short``
+    says that its fork server was killed while it was being started.
     """
 
     __slots__ = (
-        "absence", "alone", "base", "birth", "budget", "checked", "exit", "fed_before", "id", "inflight", "kill",
-        "known", "mourned", "page", "pid", "silent", "slot", "start_round", "state", "stuck", "target",
+        "absence", "alone", "base", "birth", "budget", "checked", "cut_short", "exit", "fed_before", "id", "inflight",
+        "kill", "known", "mourned", "page", "pid", "silent", "slot", "start_round", "state", "stuck", "target",
     )  # fmt: skip
 
     def __init__(self, id: int, slot: int, budget: int | None = None, start_round: int = 0, birth: str = "") -> None:
@@ -113,6 +114,7 @@ class Worker:
         self.exit: Exit | None = None
         self.mourned: list[Task] = []
         self.absence: Absence | None = None
+        self.cut_short = False
 
     @property
     def adopted(self) -> bool:
@@ -175,6 +177,7 @@ class Roster:
         self.leaving: set[Worker] = set()
         self.starting = 0
         self.failed_rounds = 0
+        self.cut_rounds = 0
         self.spawn_after = 0.0
         self._round = 0
         self.next_id = 1
@@ -277,16 +280,25 @@ class Roster:
             self.open[worker.id] = worker
 
     def start_failed(self, worker: Worker, now: float) -> None:
-        """Take note that ``worker`` has ended before it has started its first task."""
-        if worker.start_round == self._round:
-            self._round += 1
+        """Take note that ``worker`` has ended before it has started its first task.
+
+        Where its fork server was killed that says nothing of the next start, which waits only if this happens again.
+        """
+        if worker.start_round != self._round:
+            return
+        self._round += 1
+        if worker.cut_short:
+            if self.cut_rounds:
+                self.spawn_after = now + FIRST_BACKOFF * 2 ** min(self.cut_rounds - 1, 7)
+            self.cut_rounds += 1
+        else:
             self.spawn_after = now + FIRST_BACKOFF * 2 ** min(self.failed_rounds, 7)
             self.failed_rounds += 1
 
     def has_worked(self, worker: Worker) -> None:
         """Take note that ``worker`` has done a task: if it was started after the last failure, starting works again."""
         if worker.start_round == self._round:
-            self.failed_rounds = 0
+            self.failed_rounds = self.cut_rounds = 0
 
     def is_hopeless(self, *, explained: bool) -> bool:
         """Whether starting workers has failed so often, with none at work, that it makes no sense to wait for one."""

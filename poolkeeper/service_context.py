@@ -291,5 +291,7 @@ class ServiceContext:
 
             store = store_at(self._config.checkpoints, self._config.key)
             identity = f"service\0{self.name}\0{self.slot}"
+            if store is not None:
+                store.tidy(identity)
             self.resumed = Resumption(store, identity, self.attempt, self.notice, self.progress)
         return self.resumed

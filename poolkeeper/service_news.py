@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ServiceNews"]
 
-_PHRASES = {"backoff": "has ended, and will be started again", "failed": "has failed", "completed": "has completed"}
+_PHRASES = {"backoff": "has ended", "failed": "has failed", "completed": "has completed"}
 _LEVELS = {"waiting": "DEBUG", "starting": "DEBUG", "stopping": "DEBUG", "backoff": "WARNING", "failed": "ERROR"}
 
 
@@ -41,8 +41,7 @@ class ServiceNews:
     def tell(self, event: ServiceEvent) -> None:
         """Tell everybody of ``event``."""
         self._fresh = True
-        level = _LEVELS.get(event.kind.partition(".")[2], "INFO")
-        report(level, _sentence(event), service=event.name, attempt=event.attempt, state=event.state)
+        report(_level(event), _sentence(event), service=event.name, attempt=event.attempt, state=event.state)
         if self._register is not None:
             self._register.tell(event)
         for kind, listener in self._listeners:
@@ -63,6 +62,13 @@ class ServiceNews:
 
 def _call(listener: Listener, event: ServiceEvent) -> None:
     listener(event)
+
+
+def _level(event: ServiceEvent) -> str:
+    what = event.kind.partition(".")[2]
+    if what == "backoff" and event.exitcode == 0:  # what comes of that is told next
+        return "INFO"
+    return _LEVELS.get(what, "INFO")
 
 
 def _sentence(event: ServiceEvent) -> str:

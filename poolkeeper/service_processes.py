@@ -185,7 +185,7 @@ class ServiceProcesses:
         self._supervisor.spawned(peer.replica, peer.attempt, pid)
         peer.is_here(pid, self._selector)
 
-    def spawned(self, peer: ServicePeer, pid: int) -> None:
+    def spawned(self, peer: ServicePeer, pid: int, *, linked: bool) -> None:
         """The process exists."""
         if not peer.watched and self.peers.get(peer.tag) is peer and not peer.gone:
             self.here(peer, pid)
@@ -200,7 +200,7 @@ class ServiceProcesses:
         """The process has ended."""
         self.end(peer, exit)
 
-    def orphaned(self, peer: ServicePeer, why: str) -> None:
+    def orphaned(self, peer: ServicePeer, why: str, *, killed: bool) -> None:
         """The fork server has died: nobody will report the end of what lives, and what it was to make is not made."""
         if peer.link is not None:
             with contextlib.suppress(OSError):

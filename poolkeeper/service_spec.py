@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
@@ -20,6 +21,9 @@ OnGiveUp = Literal["ignore", "stop-fleet"]
 
 SIGTERM = 15
 
+_OURS = re.compile(r"keeper|output|worker-\d+")
+"""Names of the logs of a keeper, of a fleet without a terminal, and of workers."""
+
 _CANNOT_ASK = frozenset({19, 32, 33})
 """SIGSTOP, and what the C library keeps to itself; the numbers of Linux."""
 
@@ -35,6 +39,14 @@ def _one_of(*words: str) -> Callable[[Any], Any]:
         return value
 
     return converter
+
+
+def service_name(value: Any) -> str:
+    """Check the name of a service: its log, its process's entry in the pidfile and ``poolkeeper stack`` go by it."""
+    name = part_name(value)
+    if _OURS.fullmatch(name):
+        raise ValueError("is what the keeper calls a part of its own, whose log it would share")
+    return name
 
 
 def _target(value: Any) -> Callable[..., Any]:
@@ -128,7 +140,7 @@ class ServiceSpec:
         ValueError, TypeError: for an argument that makes no sense.
     """
 
-    name: Checked[str] = Checked(part_name)
+    name: Checked[str] = Checked(service_name)
     target: Checked[Callable[..., Any]] = Checked(_target)
     args: Converted[Iterable[Any], tuple[Any, ...]] = Converted(tuple, ())
     kwargs: Mapping[str, Any] = field(default_factory=dict)

@@ -144,7 +144,8 @@ class Survivors:
         if known is not None and not known.gone:
             if known.pid == pid:
                 return known
-            raise ProtocolError(f"there is a service process {tag} already, with pid {known.pid}")
+            if not self.is_hearsay(known):
+                raise ProtocolError(f"there is a service process {tag} already, with pid {known.pid}")
         if known is not None:
             self.forget(known)
         peer = self._new_peer(tag, origin)
@@ -153,6 +154,10 @@ class Survivors:
             raise ProtocolError(f"service process {tag} is gone")
         self._nursery.expect(peer)
         return peer
+
+    def is_hearsay(self, peer: ServicePeer) -> bool:
+        """Whether the pidfile alone says that ``peer`` has this pid: neither itself nor who has made it."""
+        return not (peer.attached or self._nursery.will_report(peer))
 
     def give(self, peer: ServicePeer) -> None:
         """Give out one process."""
@@ -291,7 +296,7 @@ class Survivors:
         if message[0] in _STATED and len(peer.heard) < HEARD_LIMIT:
             peer.heard.append(message)
 
-    def spawned(self, peer: ServicePeer, pid: int) -> None:
+    def spawned(self, peer: ServicePeer, pid: int, *, linked: bool) -> None:
         """The process exists."""
 
     def refused(self, peer: ServicePeer, why: str) -> None:
@@ -303,7 +308,7 @@ class Survivors:
         peer.exit = exit
         self._ended(peer)
 
-    def orphaned(self, peer: ServicePeer, why: str) -> None:
+    def orphaned(self, peer: ServicePeer, why: str, *, killed: bool) -> None:
         """The fork server has died."""
         if not peer.watched:
             peer.signal(signal.SIGKILL)

@@ -39,7 +39,7 @@ class Watch:
     def launched(self, replica: Replica, now: float) -> None:
         """Watch a process that is asked for."""
         replica.launched = now
-        replica.told_ready = False
+        replica.told_ready = replica.presumed = False
         self._watch_start(replica, now)
 
     def ready(self, replica: Replica, now: float) -> None:
@@ -55,11 +55,14 @@ class Watch:
             self._timers.cancel(replica.id)
             self._set(replica)
 
-    def look(self, replica: Replica, now: float) -> None:
-        """A timer of a replica that starts or runs is due."""
+    def look(self, replica: Replica, now: float) -> bool:
+        """A timer of a replica that starts or runs is due; return whether it is to be taken for ready."""
         if replica.state is ServiceState.STARTING:
-            self._look_at_start(replica, now)
-            return
+            return self._look_at_start(replica, now)
+        self._look_at_run(replica, now)
+        return False
+
+    def _look_at_run(self, replica: Replica, now: float) -> None:
         if self._is_silent(replica, now):
             self._stopping.put_down(replica, Ending.WATCHDOG, now)
             return
@@ -93,16 +96,19 @@ class Watch:
         if _limits_memory(replica.spec.worker):
             self._timers.set(SAMPLING, now + SAMPLE_SECONDS)
 
-    def _look_at_start(self, replica: Replica, now: float) -> None:
+    def _look_at_start(self, replica: Replica, now: float) -> bool:
         timeout = replica.spec.start_timeout
         assert timeout is not None
         late = now - (replica.watched_from + timeout)
         if late < 0 or _slept(late, timeout):
             replica.watched_from = replica.watched_from if late < 0 else now
             self._timers.set(replica.id, replica.watched_from + timeout)
+        elif replica.presumed:
+            return True
         else:
             self._changes.command(Dump(replica))
             self._stopping.ask(replica, Ending.START_TIMEOUT, now)
+        return False
 
     def _is_silent(self, replica: Replica, now: float) -> bool:
         watchdog = replica.spec.watchdog

@@ -19,7 +19,7 @@ from .limits import Limits
 from .messages import Kind
 from .page import new_page
 from .payload import dumps_in_band, loads
-from .process_setup import settle_in, unblock_signals
+from .process_setup import handle, settle_in, unblock_signals
 from .program import Program
 from .service_context import Asked, ServiceContext, ServiceDefinition
 from .service_line import leave_words
@@ -29,6 +29,8 @@ from .worker import leave
 from .worker_config import WorkerConfig
 
 __all__ = ["main", "rehearse"]
+
+_SIGURG = int(signal.SIGURG)
 
 DETAIL_BYTES = 16384
 """How much of a traceback travels to the keeper; all of it goes to the log."""
@@ -50,9 +52,9 @@ def main(config: WorkerConfig, plain: tuple[Any, ...], page: int | str, link: in
     task_context.enter(service)
     try:
         if definition.stop_signal != signal.SIGKILL:
-            signal.signal(definition.stop_signal, service.asked_to_stop)
+            handle(definition.stop_signal, service.asked_to_stop)
         if config.orphan_grace is not None and definition.stop_signal != signal.SIGURG:
-            signal.signal(signal.SIGURG, service.summoned)
+            handle(_SIGURG, service.summoned)
         unblock_signals()
         status, words = _run(service, definition) if problem is None else (1, _unsettled(problem))
         threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001 - threads that are no daemons are part of it

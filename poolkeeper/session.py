@@ -22,6 +22,12 @@ What bounds an outbox is who fills it, for a session refuses nothing:
 - The keeper's, to a worker that is stopped: what the worker may be fed, a definition for each call, and a release for
   each arena that it has lent; as it answers nothing, it is fed nothing more.
 
+What must not wait behind anything else does not travel here, so that a link is first in, first out: a cancellation is
+a mark on the worker's page and a signal, a stop or a kill a signal, a crash the end of the link, large payloads go
+beside the frame. Acknowledgements ride on whatever goes out next, for they free memory and nobody waits for them.
+ASIDE frames are a class of their own: what they say waits for a link with room, and only the newest of it, so that
+progress never delays a result. Output goes to log files.
+
 There are no heartbeats: on one machine the kernel ends the link of a dead peer at once, a stopped one shows as a full
 socket or a call without answer, and silence alone proves nothing.
 

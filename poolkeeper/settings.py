@@ -10,11 +10,12 @@ __all__ = ["Keeping", "Settings"]
 
 
 class Keeping(NamedTuple):
-    """How durable a keeper is, as ``Keeper`` explains; ``orphan_grace`` is in seconds."""
+    """How durable a keeper is, as ``Keeper`` explains; ``orphan_grace`` and ``reconnect_grace`` are in seconds."""
 
     durability: Literal["process", "power"] = "process"
     keep_runs: int = 10
     orphan_grace: float = 300.0
+    reconnect_grace: float = 60.0
 
 
 class Settings(NamedTuple):

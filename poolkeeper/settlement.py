@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from .delivery import Delivery
 from .futures import TaskFuture, settle_quietly
@@ -12,6 +13,8 @@ from .ledger import Chunk, Segment, Task
 from .spool import Stowage
 
 __all__ = ["Job", "Settlement"]
+
+T = TypeVar("T")
 
 
 class Job(Protocol):
@@ -35,16 +38,35 @@ class Settlement:
     def __init__(self, stowage: Stowage) -> None:
         self.delivery = Delivery()
         self._stowage = stowage
-        self._jobs: list[Job] = []
+        self._jobs: deque[Job] = deque()
+        self._untold: deque[TaskFuture] = deque()
 
     def deliver(self, futures: list[TaskFuture], values: Sequence[Any]) -> None:
-        """Resolve futures; from any thread."""
+        """Resolve futures; from any thread. Where that fails, it may be called again with the same."""
+        failure: Exception | None = None
         for future, value in settle_quietly(futures, values):
-            self.tell(future, future.settle(value))
+            try:
+                self._conclude(future, future.settle, value)
+            except Exception as error:  # the others have their outcomes all the same
+                failure = error
+        if failure is not None:
+            raise failure
 
     def deliver_failure(self, future: TaskFuture, error: BaseException) -> None:
-        """Resolve a future with an exception; from any thread."""
-        self.tell(future, future.settle_exception(error))
+        """Resolve a future with an exception; as ``deliver``."""
+        self._conclude(future, future.settle_exception, error)
+
+    def _conclude(self, future: TaskFuture, settle: Callable[..., bool], *outcome: Any) -> None:
+        """Settle a future and have its callbacks run; ``announce`` makes up for it should that fail half-way."""
+        try:
+            self._call_back(future, settle(*outcome))
+        except BaseException:
+            self._untold.append(future)
+            raise
+
+    def _call_back(self, future: TaskFuture, has_callbacks: bool) -> None:
+        if has_callbacks:
+            self.delivery.post(future.run_callbacks)
 
     def settle_chunk(self, chunk: Chunk, codes: Any, values: Any) -> None:
         """Give a map the outcome of one piece."""
@@ -56,7 +78,7 @@ class Settlement:
     def fail_task(self, task: Task | Segment, error: BaseException) -> None:
         """Settle ``task`` with ``error``."""
         if isinstance(task, TaskFuture):
-            self.tell(task, task.settle_exception(error))
+            self.deliver_failure(task, error)
             self.drop_payload(task)
             return
         job: Any = task.segment.job if isinstance(task, Chunk) else task.job  # type: ignore[union-attr]
@@ -84,7 +106,7 @@ class Settlement:
         """Settle ``task`` as cancelled."""
         if isinstance(task, TaskFuture):
             task.withdrawn = True
-            self.tell(task, task.settle_cancelled())
+            self._conclude(task, task.settle_cancelled)
             self.drop_payload(task)
         else:
             self.fail_task(task, CancelledError())
@@ -94,14 +116,23 @@ class Settlement:
         self._stowage.drop(task.payload)
         task.payload = None
 
-    def tell(self, future: TaskFuture, has_callbacks: bool) -> None:
-        """Have the callbacks of a settled future run, if it has any; from any thread."""
-        if has_callbacks:
-            self.delivery.post(future.run_callbacks)
-
     def announce(self) -> None:
-        """Wake the readers of maps; not under the lock."""
+        """Wake the readers of maps, and whoever should have been told before and was not; not under the lock."""
         if self._jobs:
-            jobs, self._jobs = self._jobs, []
-            for job in jobs:
-                job.announce()
+            _each(self._jobs, lambda job: job.announce())
+        if self._untold:
+            _each(self._untold, lambda future: self._call_back(future, future.finish_telling()))
+
+
+def _each(queue: deque[T], call: Callable[[T], None]) -> None:
+    """Call for each entry of ``queue`` once; one that fails is left there."""
+    while queue:
+        try:
+            entry = queue.popleft()
+        except IndexError:  # another thread does the same
+            return
+        try:
+            call(entry)
+        except BaseException:
+            queue.append(entry)
+            raise

@@ -336,6 +336,8 @@ class Supervision:
             survivors.dismiss(peer, time.monotonic())
             return
         self._processes.take_over(peer, replica)
+        if self._register is not None and self._register.crashed and is_program(replica.spec):
+            self.supervisor.presume(replica, peer.attempt)
 
     def _listed(self, server: int, children: list[tuple[str, str, int]]) -> None:
         """A fork server tells which processes it has made for earlier keepers, and that live."""
@@ -364,10 +366,11 @@ class Supervision:
         now = time.monotonic()
         replica = self.supervisor.replica(service, found.origin.number)
         current = None if replica is None else self._processes.current.get(replica)
-        if current is not None and replica is not None and current.gone and not current.birth:
-            if current.attempt == found.attempt:  # it was believed to have ended
+        doubtful = current is not None and not current.birth and (current.gone or survivors.is_hearsay(current))
+        if current is not None and replica is not None and doubtful:
+            if current.attempt == found.attempt:  # it was believed to have ended, or to be another process
                 self._processes.drop(current)
-            elif current.attempt < found.attempt:
+            elif current.gone and current.attempt < found.attempt:
                 self._processes.end(current, current.exit or UNKNOWN)
                 replica = self.supervisor.found(service, found.origin.number, found.attempt, now)
         else:

@@ -368,6 +368,14 @@ class Supervisor:
             if replica.incumbent is not None:
                 self._departures.take_place(replica, replica.incumbent)
 
+    def presume(self, replica: Replica, attempt: int) -> None:
+        """What this process says it says once, and its keeper has crashed: that it is ready may never be heard.
+
+        Rather than end what may be in use, it is taken for ready after ``start_timeout``.
+        """
+        if attempt == replica.attempt and not replica.told_ready:
+            replica.presumed = True
+
     def dumped(self, replica: Replica, attempt: int, now: float) -> None:
         """What a ``Dump`` has asked for is done as far as it can be."""
         if attempt == replica.attempt:
@@ -431,8 +439,9 @@ class Supervisor:
                 self._changes.move(replica, Step.DUE, now)
         elif state is ServiceState.STOPPING:
             self._stopping.look(replica, now)
-        elif state.has_process:
-            self._watch.look(replica, now)
+        elif state.has_process and self._watch.look(replica, now):
+            self.ready(replica, replica.attempt, now)
+            replica.detail = "taken for ready: it may have said so while nobody was there to hear it"
 
     # -- starting -----------------------------------------------------------------------------------------------------
 

@@ -65,15 +65,24 @@ class KeeperView(Executor):
         kwargs: dict[str, Any],
     ) -> TaskFuture:
         try:
-            call = self._registry.call(fn)
-            if key is not None and not isinstance(key, str):
-                key = _checked_key(key(*args, **kwargs))
-            if key is not None and entry is None and runtime.recorder is not None:
-                shelf = runtime.recorder.keyed(call, fn)
+            recorder = runtime.recorder
+            if key is None or entry is not None or recorder is None:
+                call = self._registry.call(fn)
+                if key is not None and not isinstance(key, str):
+                    key = _checked_key(key(*args, **kwargs))
+            else:
+                outline = self._registry.outline(fn)
+                shelf = recorder.keyed_unpickled(fn, outline.name)
+                if shelf is None:
+                    outline = self._registry.call(fn)
+                    shelf = recorder.keyed(outline, fn)
+                if not isinstance(key, str):
+                    key = _checked_key(key(*args, **kwargs))
                 entry = shelf.entry(key, args, kwargs)
                 recalled = shelf.recall(entry)
-                if recalled is not None:
-                    return _recalled(TaskFuture(call, None, key, runtime), recalled)
+                if recalled is not None:  # it was not pickled for this, which takes longer than all else
+                    return _recalled(TaskFuture(outline, None, key, runtime), recalled)
+                call = self._registry.call(fn)
             if not kwargs and (SCALARS.issuperset(map(type, args)) or all(map(is_plain, args))):
                 payload: Any = args
             else:

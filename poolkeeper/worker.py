@@ -26,11 +26,12 @@ from . import task_context
 from .arena import Arena, identity
 from .errors import PayloadError
 from .holdings import Digests
-from .messages import Code, Kind, Progress
+from .messages import Code, Kind, Progress, pack
 from .output import flush_c_output
 from .page import CANCEL, FINISHED, ITEM, MARKS, STARTED, STARTED_AT, WorkerPage, new_page
 from .payload import dumps, dumps_exception, dumps_in_band, is_plain, loads, to_arena
-from .process_setup import settle_in, unblock_signals
+from .process_setup import handle, settle_in, unblock_signals
+from .session import Session
 from .sources import Sources, loaded_sources
 from .task_context import NoService, wants_context
 from .timers import old_age
@@ -41,7 +42,7 @@ from .worker_session import Mapped, WorkerSession
 if TYPE_CHECKING:
     from .resumption import Resumption
 
-__all__ = ["leave", "main", "rehearse"]
+__all__ = ["leave", "main", "prepare", "rehearse"]
 
 FLUSH_SECONDS = 0.0005
 HELD_BYTES = 1 << 16
@@ -51,6 +52,7 @@ LOAD_SECONDS = 30.0
 """How much longer than its timeout the first task of a callable may take, while the callable is imported."""
 
 _PLAIN = frozenset({int, float, bool, complex, type(None)})
+_SIGURG = int(signal.SIGURG)
 
 
 class _Call:
@@ -79,13 +81,18 @@ class _Call:
 
 
 class _Worker(NoService):
-    """One worker: the surroundings of its tasks, and the loop that runs them."""
+    """One worker: the surroundings of its tasks, and the loop that runs them.
 
-    def __init__(self, config: WorkerConfig, id: int, slot: int, birth: str, page_fd: int) -> None:
+    It is nobody until ``be`` has told it who it is: a fork server makes one, which each of its children becomes.
+    """
+
+    page: WorkerPage
+
+    def __init__(self, config: WorkerConfig) -> None:
         self.config = config
-        self.worker = str(id)
-        self.birth = birth
-        self.slot = slot
+        self.worker = ""
+        self.birth = ""
+        self.slot = 0
         self.name = ""
         self.attempt = 1
         self.key: str | None = None
@@ -95,12 +102,9 @@ class _Worker(NoService):
         self._call: _Call | None = None
         self._digests = Digests()
         self._items: tuple[str, int, list[Any]] | None = None
-        self.page = WorkerPage(page_fd)
-        self._page_fd = page_fd  # for a keeper that takes over
-        self._page_identity = identity(page_fd)
-        if config.orphan_grace is None:
-            os.close(page_fd)
-        self.out = WorkerSession(config, id, birth)
+        self._page_fd = -1
+        self._page_identity: tuple[int, int] | None = None
+        self.out = WorkerSession(config)
         self.out.describe = self._describe
         self.out.begin_nothing = self._begin_nothing
         self._started = config.initializer is None
@@ -111,7 +115,22 @@ class _Worker(NoService):
         self._memory_at = 0.0
         self._recycling = False
         self._limited = config.max_memory is not None or config.max_age is not None
-        self._old_at = math.inf if config.max_age is None else time.monotonic() + old_age(config.max_age, id)
+        self._old_at = math.inf
+
+    def be(self, id: int, slot: int, birth: str, page_fd: int) -> None:
+        """Be worker ``id`` of the keeper ``birth``; see ``main``."""
+        config = self.config
+        self.worker = str(id)
+        self.birth = birth
+        self.slot = slot
+        self.page = WorkerPage(page_fd)
+        self._page_fd = page_fd  # for a keeper that takes over
+        self._page_identity = identity(page_fd)
+        if config.orphan_grace is None:
+            os.close(page_fd)
+        self.out.be(id, birth)
+        if config.max_age is not None:
+            self._old_at = time.monotonic() + old_age(config.max_age, id)
 
     # -- what the context asks ----------------------------------------------------------------------------------
 
@@ -269,9 +288,11 @@ class _Worker(NoService):
                 times[STARTED_AT] = time.monotonic()
         return call.function
 
-    @staticmethod
-    def _load(payload: Any) -> Any:
-        return payload.load() if type(payload) is Mapped else loads(payload)
+    def _load(self, payload: Any) -> Any:
+        try:
+            return payload.load() if type(payload) is Mapped else loads(payload)
+        except PayloadError as error:
+            raise PayloadError(f"an argument of {self.name} {error}") from error.__cause__
 
     def _run_tasks(  # noqa: C901, PLR0912, PLR0915 - the hot loop; a call less per task is worth the length
         self, first: int, call: _Call, payloads: list[Any], infos: Any
@@ -497,8 +518,9 @@ def main(config: WorkerConfig, id: int, slot: int, birth: str, page: int | str, 
     the descriptor of the first link, -1 where the worker has to call.
     """
     settle_in(f"worker-{id}", config.logs, config.limits, inherit_output=config.inherit_output)
-    worker = _Worker(config, id, slot, birth, os.open(page, os.O_RDWR) if isinstance(page, str) else page)
-    signal.signal(signal.SIGURG, worker.nudged)
+    worker = _prepared.pop() if _prepared else _Worker(config)
+    worker.be(id, slot, birth, os.open(page, os.O_RDWR) if isinstance(page, str) else page)
+    handle(_SIGURG, worker.nudged)
     unblock_signals()
     os.register_at_fork(after_in_child=worker.out.line.leave_to_parent)
     task_context.enter(worker)
@@ -507,12 +529,26 @@ def main(config: WorkerConfig, id: int, slot: int, birth: str, page: int | str, 
     leave()
 
 
+_prepared: list[_Worker] = []
+"""One at most."""
+
+
+def prepare(config: WorkerConfig) -> None:
+    """In a fork server: make ahead what its children need not make each by itself."""
+    _prepared[:] = [_Worker(config)]
+
+
 def rehearse(config: WorkerConfig) -> None:
     """Take the first steps of a worker with nobody listening, so that their memory pages are this process' own."""
     ours, theirs = socket.socketpair()
-    worker = _Worker(config._replace(orphan_grace=None), 0, 0, "", new_page())
+    worker = _Worker(config._replace(orphan_grace=None))
+    worker.be(0, 0, "", new_page())
     worker.out.begin(theirs.detach())
-    worker._run_tasks(1, _Call("", dumps_in_band(abs)), [(1,), dumps_in_band(((1,), {}))], None)  # noqa: SLF001
+    tasks = (Kind.TASKS, 1, 0, [(1,), dumps_in_band(((1,), {}))], None)
+    ours.sendall(Session().send(pack([(Kind.DEFINE, 0, "", dumps_in_band(abs), None), tasks])))
+    worker.out.receive()
+    for message in worker.out.inbox.popleft():
+        worker._handle(message)  # noqa: SLF001
     worker.out.flush()
     if worker.out.line.link is not None:
         worker.out.line.link.close()

@@ -12,14 +12,12 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, NoReturn
 
 from .arena import Arena, ArenaPool, ReleaseQueue
 from .belonging import grace_of, has_home
 from .frames import Frame
 from .holdings import Holdings
-from .left_behind import leave_results, left_in
 from .link import FDS_LIMIT, Link
 from .messages import Kind, Progress, pack, unpack
 from .payload import Large, loads_view, map_large
@@ -60,18 +58,23 @@ class WorkerSession:
     ``begin_nothing`` has the worker skip every task that it has not begun, and returns how far it is.
     """
 
-    def __init__(self, config: WorkerConfig, id: int, birth: str = "") -> None:
+    def __init__(self, config: WorkerConfig, id: int = 0, birth: str = "") -> None:
         self.config = config
-        self.id = id
-        self.birth = birth
         self.describe: Callable[[], tuple[dict[str, Any], tuple[int, ...]]]
         self.begin_nothing: Callable[[], Progress]
-        introduction = {
-            "role": "worker", "id": id, "birth": birth, "pid": os.getpid(), "cloudpickle": config.cloudpickle
-        }  # fmt: skip
-        self.line = WorkerLine(config, introduction, self._take_in, self._vet, self._attachment, self._leaving)
+        self._introduction: dict[str, Any] = {"role": "worker", "cloudpickle": config.cloudpickle}
+        self.be(id, birth)
+        self.line = WorkerLine(config, self._introduction, self._take_in, self._vet, self._attachment, self._leaving)
         self.summoned = self.line.summoned
-        self._holdings = Holdings() if config.orphan_grace is not None else None
+        self._holdings: Holdings | None = None
+        if config.orphan_grace is not None:
+            from pathlib import Path
+
+            from . import left_behind  # now: another version may be on disk when it is needed
+
+            self._holdings = Holdings()
+            self._left_behind = left_behind
+            self._spool = Path(config.arena_directory or "") / "spool"
         self._idle_since: float | None = None
         self.inbox: deque[list[tuple[Any, ...]]] = deque()
         self.arenas = ArenaPool(config.arena_directory)
@@ -83,6 +86,12 @@ class WorkerSession:
         self.began = 0.0
         self.flushed = 0.0
 
+    def be(self, id: int, birth: str) -> None:
+        """Speak for worker ``id`` of the keeper ``birth``, which is this process."""
+        self.id = id
+        self.birth = birth
+        self._introduction.update(id=id, birth=birth, pid=os.getpid())
+
     @property
     def forked(self) -> bool:
         """Whether this is a fork of the worker: the task that has forked is the parent's."""
@@ -91,8 +100,6 @@ class WorkerSession:
     def begin(self, fd: int) -> None:
         """Take descriptor ``fd`` for the first link, or call the keeper where it is -1; raises Retired."""
         self.line.begin(fd)
-        if fd >= 0:
-            self.send((Kind.HERE, os.getpid()))
 
     # -- results ------------------------------------------------------------------------------------------------------
 
@@ -243,10 +250,9 @@ class WorkerSession:
     def _leave_results(self, holdings: Holdings) -> None:
         """Put what no keeper has acknowledged where the next one looks for it; raises OSError."""
         session = self.line.session
-        left = left_in(session.outbox, *holdings.unacknowledged(session))
+        left = self._left_behind.left_in(session.outbox, *holdings.unacknowledged(session))
         if left:
-            folder = Path(self.config.arena_directory or "") / "spool"
-            leave_results(folder, self.config.key, f"{self.birth}-{self.id}", left)
+            self._left_behind.leave_results(self._spool, self.config.key, f"{self.birth}-{self.id}", left)
 
     def _take_in(self, link: Link, frames: Iterable[Frame]) -> None:
         """Put new messages into the inbox, large arguments mapped."""

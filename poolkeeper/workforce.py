@@ -190,9 +190,11 @@ class Workforce:
         self._peers[worker.id].signal(signal.SIGURG)
 
     def found(self, id: int, tag: str, pid: int) -> None:
-        """Look after a worker that its fork server tells of, unless it is known, perhaps to be dead."""
+        """Look after a worker that its fork server tells of, unless it is known, perhaps to be dead; have it call."""
         if pid not in self._survivors:
-            self._expect(self._take_over(id, id, tag, pid))
+            peer = self._take_over(id, id, tag, pid)
+            self._expect(peer)
+            peer.signal(signal.SIGURG)
 
     def _expect(self, peer: WorkerPeer) -> None:
         """A worker will call of whom nothing was known; it may hold something unless we had it made ourselves."""
@@ -315,7 +317,7 @@ class Workforce:
             self._here(peer, int(hello["pid"]))
 
     def _here(self, peer: WorkerPeer, pid: int) -> None:
-        """A link works: the process can be watched now, and it can be fed unless it initializes first."""
+        """There is a link: the process can be watched now, and it can be fed unless it initializes first."""
         worker = peer.worker
         worker.pid = pid
         peer.here(pid, self._selector, partial(self._ended, peer))
@@ -336,9 +338,7 @@ class Workforce:
     def hear_worker(self, peer: WorkerPeer, message: tuple[Any, ...]) -> None:
         """A worker has said how it fares."""
         worker, kind = peer.worker, message[0]
-        if kind == Kind.HERE:
-            self._here(peer, message[1])
-        elif kind == Kind.STARTED:
+        if kind == Kind.STARTED:
             self._core.hello(worker)
         elif kind == Kind.START_FAILED:
             report("ERROR", f"worker {worker.id} could not start: {message[1]}", worker=worker.id)
@@ -359,9 +359,11 @@ class Workforce:
 
     # -- what the nursery says ----------------------------------------------------------------------------------------
 
-    def spawned(self, peer: WorkerPeer, pid: int) -> None:
-        """The worker exists."""
+    def spawned(self, peer: WorkerPeer, pid: int, *, linked: bool) -> None:
+        """The worker exists; if it has its link, what it is fed waits there for its first look."""
         peer.worker.pid = pid
+        if linked and self._peers.get(peer.worker.id) is peer:
+            self._here(peer, pid)
 
     def refused(self, peer: WorkerPeer, why: str) -> None:
         """The worker could not be made."""
@@ -375,12 +377,15 @@ class Workforce:
         else:
             self._core.died(peer.worker, time.monotonic(), exit)
 
-    def orphaned(self, peer: WorkerPeer, why: str) -> None:
-        """The fork server has died: a worker that it was about to make counts as a failed start."""
+    def orphaned(self, peer: WorkerPeer, why: str, *, killed: bool) -> None:
+        """The fork server has died: unless it was ``killed``, a worker that it was about to make is a failed start."""
         if self._peers.get(peer.worker.id) is not peer:
             self._core.died(peer.worker, time.monotonic(), UNKNOWN)
         elif peer.worker.pid is None or peer.worker.state is WorkerState.STARTING:
-            self._core.start_failed(peer.worker, why)
+            if killed:
+                self._core.cut_short(peer.worker)
+            else:
+                self._core.start_failed(peer.worker, why)
             self._gone(peer, UNKNOWN)
 
     # -- ends ---------------------------------------------------------------------------------------------------------

@@ -118,6 +118,10 @@ def hold_until_cancelled(folder: Path) -> str:
     return "cancelled"
 
 
+def hold_until_cancelled_if(folder: Path | None, _: bytes) -> str:
+    return "ran" if folder is None else hold_until_cancelled(folder)
+
+
 def poll_until_cancelled(folder: Path) -> str:
     note(folder, "started")
     deadline = time.monotonic() + 60

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from poolkeeper import Keeper
+from poolkeeper import Keeper, TaskQuarantined
 from tests import tasks
 from tests.disks import small_disk
 from tests.helpers import PATIENCE, children, wait_until
@@ -155,11 +155,11 @@ def test_a_home_that_is_removed_under_a_running_keeper(tmp_path: Path) -> None:
         assert keeper.submit(tasks.square, 3).result(PATIENCE) == 9
         shutil.rmtree(keeper.home)
         assert keeper.submit(tasks.square, 4).result(PATIENCE) == 16
-        # Workers cannot find the socket any more: what needs a new one fails and says so, nothing hangs.
-        error = keeper.submit(tasks.die).exception(PATIENCE)
-        assert error is not None
-        future = keeper.submit(tasks.square, 5)
-        assert future.exception(PATIENCE) is not None or future.result() == 25
+        with pytest.raises(TaskQuarantined):
+            keeper.submit(tasks.die).result(PATIENCE)
+        assert keeper.submit(tasks.square, 5).result(PATIENCE) == 25
+        service = keeper.service(tasks.square, [6], name="square", restart="never")
+        assert service.wait("completed", timeout=PATIENCE)
 
 
 def test_no_process_left(tmp_path: Path) -> None:

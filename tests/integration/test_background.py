@@ -133,6 +133,17 @@ def test_what_keeps_it_from_running_is_shown(cli: Run, tmp_path: Path) -> None:
     assert "not without a terminal" in done.stderr
 
 
+def test_where_it_cannot_write_why_it_does_not_run_that_is_said(cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "mute.py").write_text(
+        "import os\nfrom poolkeeper import Fleet\nfleet = Fleet('mute')\nfleet.step(print)\n"
+        "if os.getsid(0) == os.getpid():\n    os._exit(3)\n"
+    )
+    done = cli("run", "--detach", "mute.py")
+    assert done.returncode == 1
+    assert "has ended with exit code 3, and could not write why to" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_fleet_that_is_quick_may_have_ended(cli: Run, tmp_path: Path) -> None:
     (tmp_path / "quick.py").write_text("from poolkeeper import Fleet\nfleet = Fleet('quick')\nfleet.step(print)\n")
     done = cli("run", "--detach", "quick.py")

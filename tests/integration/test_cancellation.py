@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import linecache
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, wait
 from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
 
 import psutil
 import pytest
 
 from poolkeeper import Keeper
+from poolkeeper.keeper import KeeperRuntime
 from tests import tasks
 from tests.helpers import PATIENCE, is_running, wait_until
 
@@ -76,6 +82,28 @@ def test_a_running_task_sees_that_it_is_asked_to_stop(
     assert keeper.submit(tasks.describe_context).result()[4] is False  # the next task is not asked
 
 
+@pytest.mark.parametrize("how", ["queued", "kill"])
+def test_a_cancellation_overtakes_what_the_link_has_no_room_for(tmp_path: Path, how: Literal["queued", "kill"]) -> None:
+    with Keeper(1) as keeper:
+        view = keeper.options(cancel=how)
+        for _ in range(5):
+            wait([view.submit(tasks.hold_until_cancelled_if, None, b"") for _ in range(200)], PATIENCE)
+        future = view.submit(tasks.hold_until_cancelled_if, tmp_path, b"")
+        behind = [view.submit(tasks.hold_until_cancelled_if, None, os.urandom(60_000)) for _ in range(300)]
+        started(tmp_path)
+        assert isinstance(keeper._runtime, KeeperRuntime)
+        (peer,) = keeper._runtime.incarnation.workforce._peers.values()
+        wait_until(lambda: peer.link is not None and peer.link.blocked, "more to be fed than there is room for")
+        if how == "kill":
+            assert future.cancel()
+            with pytest.raises(CancelledError):
+                future.result()
+        else:
+            assert not future.cancel()
+            assert future.result(PATIENCE) == "cancelled"
+        assert {each.result(PATIENCE) for each in behind} == {"ran"}
+
+
 def test_a_running_task_can_be_killed(keeper: Keeper, tmp_path: Path) -> None:
     future = keeper.options(cancel="kill").submit(tasks.sleep_forever, tmp_path)
     (pid,) = started(tmp_path)
@@ -122,6 +150,57 @@ def test_cancelling_at_every_moment_never_loses_or_doubles_a_task(tmp_path: Path
                     assert future.cancelled()
                 else:
                     assert future.result() == position**2
+
+
+SPARED = ("with ", "try:", "except ", "self._untold.pop()", "callback(self)")
+"""Where no handler runs; and what is left of a callback that has been cut short is not made up for."""
+
+
+def interrupted(call: Callable[[], object], line: int) -> bool:
+    """Run ``call``, with a KeyboardInterrupt at the ``line``-th line that cancels; return whether it came to that."""
+    left = line
+
+    def enter(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
+        return step if Path(frame.f_code.co_filename).stem in ("keeper", "futures", "settlement") else None
+
+    def step(frame: FrameType, event: str, argument: object) -> Callable[..., Any]:
+        nonlocal left
+        source = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+        if event == "line" and not source.startswith(SPARED):
+            left -= 1
+            if left == 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return step
+
+    sys.settrace(enter)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+def test_what_ctrl_c_cuts_short_is_cancelled_or_runs(keeper: Keeper, tmp_path: Path) -> None:
+    running = keeper.submit(tasks.hold, tmp_path)
+    started(tmp_path)
+    futures, called = [], []
+    line, cut = 0, True
+    while cut:
+        line += 1
+        future = keeper.submit(tasks.square, 3)
+        future.add_done_callback(called.append)
+        cut = interrupted(future.cancel, line)
+        futures.append(future)
+    (tmp_path / "go").touch()
+    running.result(PATIENCE)
+    assert not wait(futures, PATIENCE).not_done
+    assert all(future.cancelled() or future.result() == 9 for future in futures)
+    wait_until(lambda: len(called) >= len(futures), "the callbacks")
+    assert set(called) == set(futures)
+    assert len(called) == len(futures)
 
 
 def test_many_threads_cancel_the_same_future(keeper: Keeper, tmp_path: Path) -> None:

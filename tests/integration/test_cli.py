@@ -116,7 +116,9 @@ class TestRun:
         assert "20 of 20 tasks succeeded" in done.stderr
 
     def test_a_fleet_says_how_durable_its_keeper_is(self, command: CommandLine) -> None:
-        text = SQUARES.replace('Fleet("squares")', 'Fleet("squares", durability="power", keep_runs=2, orphan_grace=7)')
+        text = SQUARES.replace(
+            'Fleet("squares")', 'Fleet("squares", durability="power", keep_runs=2, orphan_grace=7, reconnect_grace=9)'
+        )
         assert text != SQUARES
         text += """
 @fleet.step
@@ -124,11 +126,11 @@ def tell():
     from poolkeeper.living import KEEPERS
     (runtime,) = KEEPERS
     settings = runtime.settings
-    print(f"kept: {settings.durability} {settings.keep_runs} {settings.orphan_grace}")
+    print(f"kept: {settings.durability} {settings.keep_runs} {settings.orphan_grace} {settings.reconnect_grace}")
 """
         done = command.run_fleet(text)
         assert done.returncode == 0, done.stderr
-        assert "kept: power 2 7.0" in done.stdout
+        assert "kept: power 2 7.0 9.0" in done.stdout
 
     def test_failures_are_reported_and_exit_1(self, command: CommandLine) -> None:
         done = command.run_fleet(SQUARES.replace("number * number", "1 // (number % 5)"))
@@ -263,6 +265,22 @@ class TestUsage:
         assert "cannot be imported: ZeroDivisionError" in done.stderr
         assert "in helper" in done.stderr
         assert "importlib" not in done.stderr
+
+    @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+    def test_a_fleet_runs_without_standard_streams(self, command: CommandLine, closed: str) -> None:
+        file = command.write(SQUARES + "    open('sum', 'w').write(str(sum(squares.values)))\n")
+        done = subprocess.run(
+            ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "poolkeeper", "run", str(file)],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=command.folder,
+            env=command.environment,
+            timeout=PATIENCE,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        assert (command.folder / "sum").read_text() == "2470"
 
     @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
     @pytest.mark.parametrize("words", [["--version"], ["--help"]])

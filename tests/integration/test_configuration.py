@@ -145,7 +145,7 @@ def test_a_home_that_cannot_be_a_directory(tmp_path: Path) -> None:
     file.touch()
     for name in (None, "etl"):
         with pytest.raises(
-            HomeUnusable, match=r"cannot use .*file as its home.*pass home=\.\.\. or set POOLKEEPER_HOME"
+            HomeUnusable, match=r"^the keeper cannot use .*file as its home.*pass home=\.\.\. or set POOLKEEPER_HOME"
         ):
             Keeper(1, home=file, name=name)
     with pytest.raises(HomeUnusable):

@@ -159,6 +159,40 @@ def test_a_replica_can_be_named_and_a_name_that_nothing_has_is_refused(shop: sub
         assert "broken" in answer.stderr
 
 
+def test_who_follows_ends_with_the_reader_and_without_one_the_exit_code_is_the_answer(
+    shop: subprocess.Popen[str], environment: dict[str, str]
+) -> None:
+    def start(words: list[str], *prefix: str) -> subprocess.Popen[str]:
+        command = [*prefix, sys.executable, "-m", "poolkeeper", *words]
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )  # fmt: skip
+
+    for words in (["logs", "-f"], ["events", "-f"], ["top"]):
+        process = start(words)
+        assert process.stdout is not None
+        assert "base" in process.stdout.readline() + process.stdout.readline() + process.stdout.readline(), words
+        process.stdout.close()
+        assert process.wait(PATIENCE) in (0, 1), "although nothing more happens"
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+        process.stderr.close()
+    for words, code in ((["status"], 3), (["status", "--json"], 3), (["events"], 0)):
+        process = start(words, "sh", "-c", 'exec "$@" >&-', "sh")
+        assert process.communicate(timeout=PATIENCE)[1] == ""
+        assert process.returncode == code, words
+
+
+def test_a_service_without_replicas_is_said_to_have_none(shop: subprocess.Popen[str], cli: Run) -> None:
+    assert cli("scale", "base=0").returncode == 0
+    wait_until(lambda: "base" not in states(cli), "it to go")
+    for verb in ("start", "restart"):
+        answer = cli(verb, "base")
+        assert answer.returncode == 1
+        assert answer.stderr == "poolkeeper: base has no replicas: `poolkeeper scale base=1` gives it one\n"
+    assert cli("stop", "base").returncode == 0
+
+
 def test_a_service_that_is_stopped_by_a_signal_is_shown_as_frozen(shop: subprocess.Popen[str], cli: Run) -> None:
     pid = services_of(cli)["base"]["pid"]
     os.kill(pid, signal.SIGSTOP)

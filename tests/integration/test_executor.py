@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -549,6 +551,22 @@ def test_output_of_workers_is_seen_by_whoever_runs_the_script(tmp_path: Path) ->
         """,
     )
     assert output == "from a worker\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="there is no /proc")
+@pytest.mark.parametrize("closing", ['exec "$@" <&- >&- 2>&-', 'exec "$@" os'])
+def test_workers_of_a_program_without_standard_streams_write_into_no_other_file(tmp_path: Path, closing: str) -> None:
+    (tmp_path / "program.py").write_text(
+        "import os, sys\nfrom poolkeeper import Keeper\n"
+        "for number in range(3 if len(sys.argv) > 1 else 0):\n    os.close(number)\n"
+        "with Keeper(1) as keeper:\n"
+        "    files = [keeper.submit(os.readlink, f'/proc/self/fd/{number}').result() for number in range(3)]\n"
+        "open('files', 'w').write(' '.join(files))\n"
+    )
+    subprocess.run(
+        ["sh", "-c", closing, "sh", sys.executable, "program.py"], check=True, cwd=tmp_path, timeout=PATIENCE
+    )
+    assert (tmp_path / "files").read_text() == "/dev/null /dev/null /dev/null"
 
 
 def test_interpreter_exit_without_shutdown_finishes_the_work(tmp_path: Path) -> None:

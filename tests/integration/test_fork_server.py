@@ -46,6 +46,26 @@ def test_a_fork_server_that_is_killed_while_idle_is_replaced(messages: list[str]
     assert any("the fork server has ended" in message for message in messages)
 
 
+def test_a_fork_server_that_is_killed_again_and_again_fails_no_task(tmp_path: Path) -> None:
+    (tmp_path / "waits_at_import.py").write_text(
+        f"import os, time\nwhile not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.01)\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        with Keeper(1, preload=["waits_at_import"]) as keeper:
+            future = keeper.submit(tasks.square, 3)
+            nursery = keeper._runtime.incarnation.nursery  # type: ignore[union-attr]
+            killed: set[int | None] = {None}
+            for _ in range(6):
+                wait_until(lambda: nursery.pid not in killed, "another fork server")
+                pid = nursery.pid
+                killed.add(pid)
+                os.kill(pid or 0, signal.SIGKILL)
+            assert not future.done()
+            (tmp_path / "go").touch()
+            assert future.result(PATIENCE) == 9
+
+
 def test_a_fork_server_that_is_killed_while_workers_are_busy_costs_no_result(tmp_path: Path) -> None:
     with Keeper(2, preload=["tests.tasks"]) as keeper:
         futures = [keeper.submit(tasks.hold, tmp_path, number) for number in range(6)]
@@ -204,6 +224,13 @@ def test_a_spare_process_takes_the_place_of_the_next_that_dies() -> None:
         wait_until(lambda: keeper.submit(tasks.pid).result(PATIENCE) == spare.pid, "the spare process to work")
         assert keeper.submit(lambda: multiprocessing.current_process().name).result(PATIENCE).startswith("worker-")
         assert keeper.submit(tasks.echo, bytes(2**20)).result(PATIENCE) == bytes(2**20)
+
+
+def test_what_reads_functions_that_travel_by_value_is_loaded_once_for_all_workers() -> None:
+    with Keeper(1) as keeper:
+        pid = keeper.submit(lambda: os.getpid()).result(PATIENCE)  # noqa: PLW0108 - by value
+        os.kill(pid, signal.SIGKILL)
+        assert keeper.submit(eval, "'cloudpickle' in __import__('sys').modules").result(PATIENCE)
 
 
 def test_a_spare_process_takes_any_role(tmp_path: Path) -> None:

@@ -65,9 +65,9 @@ def test_an_argument_that_exits_when_it_is_pickled(keeper: Keeper) -> None:
 
 
 def test_an_argument_that_cannot_be_unpickled(keeper: Keeper) -> None:
-    with pytest.raises(PayloadError, match="cannot be unpickled.*I do not want to be unpickled"):
+    with pytest.raises(PayloadError, match="an argument of .* cannot be unpickled.*I do not want to be unpickled"):
         keeper.submit(tasks.echo, cases.Unloadable()).result(PATIENCE)
-    with pytest.raises(PayloadError, match="cannot be unpickled.*I do not want to be unpickled"):
+    with pytest.raises(PayloadError, match="an argument of .* cannot be unpickled.*I do not want to be unpickled"):
         list(keeper.map(tasks.echo, [[1], cases.Unloadable()]))
 
 

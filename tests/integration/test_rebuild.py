@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import signal
 import threading
@@ -325,6 +326,40 @@ def test_what_cannot_be_rebuilt_ends(
         open_gates(tmp_path, 1)
         assert again.result(PATIENCE) == 1
     assert ran(tmp_path) == Counter("1")
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "incarnation.Switchboard.close", "nursery.Nursery.close", "workforce.Workforce.close", "spool.Stowage.close",
+        "register.Register.close", "recording.Recorder.close", "settlement.Settlement.announce", "loop.Loop.close",
+    ],
+)  # fmt: skip
+def test_whatever_fails_at_its_end_nobody_waits_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    module, _, name = what.rpartition(".")[0].rpartition(".")
+    method = what.rpartition(".")[2]
+    owner = getattr(importlib.import_module(f"poolkeeper.{module}"), name)
+    original = getattr(owner, method)
+
+    def fail_afterwards(*args: Any, **options: Any) -> None:
+        original(*args, **options)
+        if ending:
+            raise MemoryError
+
+    ending: list[bool] = []
+    with Keeper(1, name="ending", home=tmp_path / "home", preload=["tests.tasks"]) as keeper:
+        assert keeper.submit(tasks.square, 3).result(PATIENCE) == 9
+        monkeypatch.setattr(owner, method, fail_afterwards)
+        runtime: Any = keeper._runtime
+        ended = threading.Event()
+        runtime.when_ended(ended.set)
+        ending.append(True)
+    assert ended.is_set()
+    monkeypatch.undo()
+    with Keeper(1, name="ending", home=tmp_path / "home") as later:
+        assert later.submit(tasks.square, 4).result(PATIENCE) == 16
 
 
 def test_an_earlier_keeper_s_work_is_still_known(tmp_path: Path) -> None:

@@ -210,6 +210,7 @@ def test_the_lock_is_held_all_the_time_and_callers_wait_at_the_socket(start: Sta
         for thread in threads:
             thread.start()
         for again in range(1, 4):
+            wait_until(lambda again=again: len(starts) == again, "a call that is answered by this program")
             assert program.do("replace")["again"] == again
         wait_until(lambda: len(starts) == 4, "a call that is answered by the last program")
         done = True

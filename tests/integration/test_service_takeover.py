@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -163,6 +165,84 @@ def test_a_program_that_gets_ready_between_two_keepers(start: Start, tmp_path: P
     after = other.reach("running")
     assert (after["pid"], after["exits"]) == (before["pid"], [])
     assert after["detail"] == "all is well"
+
+
+SAY_IN_VAIN = """
+import contextlib, os, socket, sys, time
+open(os.path.join(sys.argv[1], "runs"), "w").close()
+while not os.path.exists(os.path.join(sys.argv[1], "speak")):
+    time.sleep(0.01)
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out, contextlib.suppress(OSError):
+    out.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+open(os.path.join(sys.argv[1], "spoken"), "w").close()
+time.sleep(600)
+"""
+
+
+def test_a_program_that_nobody_heard_getting_ready_is_not_ended_for_that(start: Start, tmp_path: Path) -> None:
+    """It says so once, and neither a keeper nor its fork server is there."""
+    declare = f"(keeper.service(command({sys.executable!r}, '-S', '-c', {SAY_IN_VAIN!r}, {str(tmp_path)!r}),"
+    declare += " name='web', ready='notify', start_timeout=1), None)[1]"
+    one = start()
+    one(declare.replace("start_timeout=1", "start_timeout=60"))
+    before = one.reach("starting")
+    wait_until((tmp_path / "runs").exists)
+    wait_until(lambda: "program" in {child.role for child in survivors_in(one.folder)}, "the pidfile says so")
+    servers = [child.identity for child in survivors_in(one.folder) if child.role == "forkserver"]
+    one.kill()
+    for server in servers:
+        server.signal(signal.SIGKILL)
+        wait_for_exit(server.pid)
+    (tmp_path / "speak").touch()
+    wait_until((tmp_path / "spoken").exists)
+    other = start()
+    other(declare)
+    after = other.reach("running")
+    assert (after["pid"], after["exits"]) == (before["pid"], [])
+    assert "taken for ready" in after["detail"]
+    other.end()
+
+
+@pytest.mark.parametrize("how", ["strangers", "each other"])
+def test_a_pidfile_that_names_the_wrong_processes(start: Start, tmp_path: Path, how: str) -> None:
+    """Who lives is found, for it calls or its fork server tells; and no stranger comes to harm."""
+    one = start(options="preload=['tests.tasks']")
+    for name in ("web", "other"):
+        one.service("serve", tmp_path, name, name=name)
+    pids = {name: one.reach("running", name)["pid"] for name in ("web", "other")}
+    one(f"futures.append(keeper.options(key='0').submit(tasks.note_and_pass_gate, {str(tmp_path)!r}, 0))")
+    wait_until(lambda: list(tmp_path.glob("ran-*")), "a task runs")
+    wait_until(lambda: len(survivors_in(one.folder)) >= 4, "the pidfile names all")
+    one.kill()
+    pidfile = one.folder / "keeper.pid"
+    document = json.loads(pidfile.read_text())
+    roles = ("service", "worker") if how == "strangers" else ("service",)
+    children = [child for child in document["children"] if child["role"] in roles]
+    strangers = [subprocess.Popen(["sleep", "600"]) for _ in children]
+    try:
+        others = children[1:] + children[:1]
+        wrong = [(one["pid"], one["start_time"]) for one in others]
+        if how == "strangers":
+            wrong = [(stranger.pid, child["start_time"]) for stranger, child in zip(strangers, children, strict=True)]
+        for child, (pid, start_time) in zip(children, wrong, strict=True):
+            child["pid"], child["start_time"] = pid, start_time
+        pidfile.write_text(json.dumps(document))
+        other = start(options="preload=['tests.tasks']")
+        for name in ("web", "other"):
+            other.service("serve", tmp_path, name, name=name)
+        other(f"futures.append(keeper.options(key='0').submit(tasks.note_and_pass_gate, {str(tmp_path)!r}, 0))")
+        for name, pid in pids.items():
+            assert other.reach("running", name)["pid"] == pid
+        (tmp_path / "gate-0").touch()
+        assert other("futures[-1].result(20)") == 0
+        assert len(list(tmp_path.glob("ran-*"))) == 1
+        other.end()
+        assert not any(is_running(pid) for pid in pids.values())
+        assert all(stranger.poll() is None for stranger in strangers)
+    finally:
+        for stranger in strangers:
+            stranger.kill()
+            stranger.wait()
 
 
 def test_what_is_declared_no_more_is_stopped_in_order(start: Start, tmp_path: Path) -> None:

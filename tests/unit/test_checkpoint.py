@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import types
 from collections.abc import Iterator
@@ -255,6 +256,29 @@ def test_leftovers_of_killed_writers_go_with_the_rest(store: CheckpointStore, tm
     clear_unkeyed(str(tmp_path / "checkpoints"))
     assert not list((tmp_path / "checkpoints").iterdir())
     clear_unkeyed(str(tmp_path / "nowhere"))
+
+
+def test_what_killed_writers_have_begun_is_removed_and_nothing_else(store: CheckpointStore, tmp_path: Path) -> None:
+    store.write(WHO, "state", 1, 1)
+    store.write(WHO, "state", 2, 2)
+    store.write("task\0another", "state", 3, 1)
+    with subprocess.Popen(["true"]) as process:
+        pass
+    name = newest(tmp_path).name.split(".")[0]
+    whose = store._path(WHO, "state").rpartition("/")[2]
+    left = tmp_path / "checkpoints" / f"{whose}.{process.pid}.tmp"
+    others = [
+        tmp_path / "checkpoints" / f"{whose}.{os.getpid()}.tmp",
+        tmp_path / "checkpoints" / f"{whose}.nobody.tmp",
+        tmp_path / "checkpoints" / f"another-{name}.{process.pid}.tmp",
+    ]
+    for path in (left, *others):
+        path.touch()
+    before = set((tmp_path / "checkpoints").iterdir())
+    store.tidy(WHO)
+    assert set((tmp_path / "checkpoints").iterdir()) == before - {left}
+    assert state_of(store) == 2
+    CheckpointStore(str(tmp_path / "nowhere"), KEY).tidy(WHO)
 
 
 # -- code that has changed --------------------------------------------------------------------------------------------

@@ -708,6 +708,22 @@ def test_where_the_system_is_short_of_room_for_a_worker_that_is_waited_for() -> 
     assert {command.detail for command in script.all(Fail)} == {"no descriptor left"}
 
 
+def test_fork_servers_that_are_killed_are_the_fault_of_no_task() -> None:
+    script = Script(1, ready=0)
+    script.submit(*tasks(call(), 2))
+    for _ in range(3 * UNEXPLAINED_ATTEMPTS):
+        script.decide(after=10.0)
+        script.core.cut_short(script.workers[0])
+        script.core.died(script.workers[0], script.now, None)
+    assert script.failures() == []
+    for _ in range(3):
+        script.decide(after=10.0)
+        script.core.start_failed(script.workers[0], "the initializer raised")
+        script.core.died(script.workers[0], script.now, None)
+    script.decide()
+    assert {command.detail for command in script.all(Fail)} == {"the initializer raised"}
+
+
 def test_the_next_submission_tries_again() -> None:
     script = Script(1, ready=0)
     for _ in range(UNEXPLAINED_ATTEMPTS):

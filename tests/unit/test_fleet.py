@@ -28,6 +28,7 @@ class TestDeclaration:
             ({"keep_runs": 0}, ValueError, "keep_runs=0 must be at least 1"),
             ({"keep_runs": "3"}, TypeError, "keep_runs='3' must be a whole number"),
             ({"orphan_grace": -1}, ValueError, "orphan_grace=-1 must be a number of seconds"),
+            ({"reconnect_grace": -1}, ValueError, "reconnect_grace=-1 must be a number of seconds"),
             ({"orphan_grace": None}, TypeError, "orphan_grace=None must be a number of seconds"),
         ],
     )

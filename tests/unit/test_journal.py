@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from poolkeeper.journal import Journal
-from poolkeeper.journal_file import open_for_reading
+from poolkeeper.journal_file import back_up, open_for_reading, open_journal
 from poolkeeper.journal_runs import (
     Resume,
     Run,
@@ -27,6 +27,7 @@ from poolkeeper.journal_runs import (
 from poolkeeper.messages import Code
 from poolkeeper.outcomes import Columns, Outcome
 from poolkeeper.recall import Recall
+from tests.helpers import wait_until
 
 PATIENCE = 20.0
 KEY = bytes(32)
@@ -124,6 +125,52 @@ class TestCommits:
         journal.record(task)
         assert task.ended.wait(PATIENCE)
         assert sum(groups(journal)) == 2
+
+    def test_a_delivery_that_raises_is_tried_again(self, tmp_path: Path) -> None:
+        class Flaky(Task):
+            fails = 1
+
+            def done(self) -> None:
+                if self.fails:
+                    self.fails -= 1
+                    raise MemoryError
+                super().done()
+
+        journal = Journal(tmp_path, KEY)
+        journal.start(1)
+        alone, last = Flaky(outcome(0)), Flaky(outcome(1))
+        journal.record(alone)
+        assert alone.ended.wait(PATIENCE)
+        journal.record(last)
+        journal.close()
+        assert last.ended.is_set()
+
+    def test_it_is_backed_up_now_and_then(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("poolkeeper.journal.BACKUP_SECONDS", 0.01)
+        journal = Journal(tmp_path, KEY)
+        journal.start(1)
+        backup = tmp_path / "journal.db.bak"
+
+        def recorded() -> int:
+            with closing(open_for_reading(backup)) as copy:
+                return sum(count for (count,) in copy.execute("SELECT count FROM groups"))
+
+        for number in range(1, 4):
+            journal.record(Task(outcome(number)))
+            wait_until(lambda number=number: backup.exists() and recorded() == number, "the backup")
+        journal.close()
+
+    def test_a_damaged_one_does_not_replace_its_backup(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with closing(open_journal(tmp_path / "journal.db")) as connection:
+            connection.execute("INSERT INTO runs (id, state, began) VALUES (1, 'running', 1.0)")
+            back_up(connection, tmp_path / "journal.db")
+            before = (tmp_path / "journal.db.bak").read_bytes()
+            connection.execute("PRAGMA writable_schema = ON")
+            connection.execute("UPDATE sqlite_master SET rootpage = 4711 WHERE name = 'groups'")
+            with pytest.raises(sqlite3.DatabaseError):
+                back_up(connection, tmp_path / "journal.db")
+        assert (tmp_path / "journal.db.bak").read_bytes() == before
+        assert not list(tmp_path.glob("*draft*"))
 
     def test_a_large_group_is_cut(self, journal: Journal) -> None:
         gate = threading.Event()

@@ -20,7 +20,8 @@ LAYERS = {
     "service_spec replica service_commands service_groups service_exits service_handover launch_queue "
     "service_changes service_stopping service_watch service_adoption service_rolling service_replicas "
     "service_starting service_departures service_ends supervisor notification hazards loglines since "
-    "origins shapes fingerprint checkpoint_format outcomes store handover reexec_pace invocation selection",
+    "origins by_value shapes code_names fingerprint checkpoint_format outcomes store handover reexec_pace "
+    "invocation selection",
     "io": "descriptors sources limits rotation logbuffer logreader logmirror logs reporting keeper_log output "
     "process_identity filesystems places file_locking lock_file instance pidfile checkpoint startup "
     "living inheritance home page arena payload spool link postmortem process_setup orphans families "

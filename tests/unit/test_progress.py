@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from poolkeeper.model import TaskResult, TaskStatus
-from poolkeeper.progress import BatchProgress
+from poolkeeper.progress import BatchProgress, duration
 
 
 def end(progress: BatchProgress, count: int, status: TaskStatus = TaskStatus.SUCCEEDED, attempts: int = 1) -> None:
@@ -49,3 +49,23 @@ def test_nothing_remains_when_there_were_more_than_expected() -> None:
     progress = BatchProgress("load", 5, now=0.0)
     end(progress, 6)
     assert progress.remaining(1.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.0, "0 s"),
+        (1e-9, "1 µs"),
+        (2.9e-05, "29 µs"),
+        (0.001, "1 ms"),
+        (0.0044, "4.4 ms"),
+        (0.01, "0.01 s"),
+        (0.42, "0.42 s"),
+        (5.25, "5.2 s"),
+        (12.4, "12 s"),
+        (185, "3:05 min"),
+        (7389, "2:03:09 h"),
+    ],
+)
+def test_a_duration_is_said_as_people_do(seconds: float, said: str) -> None:
+    assert duration(seconds) == said

@@ -39,6 +39,23 @@ def test_what_is_reported_is_logged_as_by_who_reports_it() -> None:
     assert record["name"] == __name__
 
 
+def test_a_sink_that_raises_costs_its_lines_alone() -> None:
+    lines: list[str] = []
+
+    def sink(message: str) -> None:
+        lines.append(str(message).strip())
+        raise OSError("the log is gone")
+
+    handle = logger.add(sink, format="{message}", catch=False)
+    try:
+        report("INFO", "first")
+        report("INFO", "second")
+        flush(PATIENCE)
+    finally:
+        logger.remove(handle)
+    assert lines == ["first", "second"]
+
+
 def test_a_sink_that_blocks_costs_lines_which_are_counted_and_holds_nobody_up() -> None:
     gate, blocked = threading.Event(), threading.Event()
     lines: list[str] = []

@@ -186,6 +186,21 @@ def test_backoff_doubles_from_round_to_round() -> None:
     assert waits == pytest.approx([FIRST_BACKOFF * 2**n for n in (0, 1, 2, 3, 4, 5, 6, 7, 7, 7)])
 
 
+def test_after_a_fork_server_was_killed_once_the_next_start_does_not_wait() -> None:
+    roster = Roster(2)
+    now = 100.0
+    waits = []
+    for _ in range(4):
+        for worker in roster.recruit(2):
+            worker.cut_short = True
+            roster.start_failed(worker, now)
+            roster.move(worker, WorkerEvent.EXIT)
+        waits.append(max(0.0, roster.spawn_after - now))
+        now = max(now, roster.spawn_after)
+    assert waits == pytest.approx([0.0, FIRST_BACKOFF, 2 * FIRST_BACKOFF, 4 * FIRST_BACKOFF])
+    assert not roster.is_hopeless(explained=True)
+
+
 def test_many_that_fail_at_once_count_once() -> None:
     roster = Roster(8)
     for worker in roster.recruit(8):

@@ -262,6 +262,26 @@ def test_the_watchdog_and_the_start_have_their_time_again() -> None:
     assert other.log == "#web #slow ?slow"
 
 
+def test_what_may_have_said_that_it_is_ready_unheard_is_not_ended_for_that() -> None:
+    """Other people's programs say so once: if the keeper dies that has just heard it, nobody knows."""
+    spec: dict[str, Any] = {"name": "slow", "start_timeout": 10, "restart": PATIENT}
+    one = Driver()
+    one.slow.add("slow")
+    one.add(**spec)
+    one.start()
+    other = heir(one, spec, away=9)
+    other.supervisor.presume(other["slow"], other["slow"].attempt)
+    other.wait(9.9)
+    assert other.state("slow") is ServiceState.STARTING
+    other.wait(0.2)
+    assert other.state("slow") is ServiceState.RUNNING
+    assert "taken for ready" in other["slow"].detail
+    assert other.log == ""
+    other.end("slow")
+    other.wait(41)
+    assert "?slow" in other.log, "the next one has no such doubt"
+
+
 def test_a_group_finishes_its_restart_and_counts_on() -> None:
     group = ServiceGroup("all", strategy="one_for_all", max_restarts=1, within=1000, on_give_up="ignore")
     specs: list[dict[str, Any]] = [{"name": name, "group": group, "restart": PATIENT} for name in ("a", "b")]

@@ -33,10 +33,18 @@ def test_arguments_are_kept_as_given_once() -> None:
     assert (spec.args, spec.after) == ((1, 2), ("db", "cache"))
 
 
+@pytest.mark.parametrize("name", ["keeper-2", "my-keeper", "worker", "worker-web", "worker-1.5", "outputs"])
+def test_names_that_are_like_those_of_the_keepers_parts(name: str) -> None:
+    assert ServiceSpec(name, print).name == name
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         ({"name": "a/b"}, ValueError, "use letters"),
+        ({"name": "keeper"}, ValueError, "a part of its own"),
+        ({"name": "output"}, ValueError, "a part of its own"),
+        ({"name": "worker-12"}, ValueError, "a part of its own"),
         ({"target": 5}, TypeError, "must be callable"),
         ({"target": coroutine}, TypeError, "asyncio.run"),
         ({"target": AsyncCallable()}, TypeError, "asyncio.run"),

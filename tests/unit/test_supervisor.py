@@ -985,27 +985,32 @@ def test_kill_all_waits_for_nobody(driver: Driver) -> None:
     assert driver.log == "+db +web ?web ?db !db !web"
 
 
-@pytest.mark.soak
 def test_72_hours_leave_nothing_behind() -> None:
-    """Crashes, hangs, leaks, age, groups and people, for three days."""
+    """Crashes, hangs, leaks, age, groups and people, for three days.
+
+    What leaks is up for one hour of six: that is when memory is looked at, each second.
+    """
     random.seed(72)  # tenacity's jitter comes from there
     driver = Driver(max_starting=4)
     group = ServiceGroup("g", "rest_for_one", max_restarts=None)
     policy = RestartPolicy(wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=30))
     for number in range(20):
-        limits = WorkerPolicy(max_age=3600.0 + number, max_memory=100 if number == 3 else None)
+        limits = WorkerPolicy(max_age=3600.0 + number, max_memory=100 if number == 13 else None)
         after = [f"s{number - 1}"] if number % 5 == 4 else []
         driver.add(f"s{number}", restart=policy, worker=limits, after=after, group=group if number < 5 else None)
     driver.add("silent", restart=policy, watchdog=600)
     driver.start()
     sizes = []
     for hour in range(72):
+        (driver.stop if hour % 6 else driver.start)("s13")
         for minute in range(60):
-            driver.end(f"s{(hour * 7 + minute) % 20}", -11)
+            name = f"s{(hour * 7 + minute) % 20}"
+            if driver.state(name) is not S.STOPPED:
+                driver.end(name, -11)
             driver.wait(60)
-        driver.memory["s3"] = 500 if hour % 2 else 1
+        driver.memory["s13"] = 500 if hour % 12 else 1
         driver.wait(2)
-        driver.memory["s3"] = 1
+        driver.memory["s13"] = 1
         driver.restart("s7")
         driver.scale("s8", 1 + hour % 3)
         driver.stop("s9")
@@ -1018,9 +1023,9 @@ def test_72_hours_leave_nothing_behind() -> None:
             + len(supervisor._replicas)
             + len(supervisor._stopping._requests)
         )
-        assert set(driver.states().values()) <= {"running", "backoff", "waiting", "stopping"}, driver.states()
+        assert set(driver.states().values()) <= {"running", "backoff", "waiting", "stopping", "stopped"}
         driver.events.clear()
-    assert max(sizes[36:]) <= max(sizes[:36])
+    assert sum(sizes[48:]) <= 1.1 * sum(sizes[:24]), "one entry in six hours would make it more"
     assert len(driver["silent"].exits) == 50
     assert driver["silent"].restarts > 300
     driver.stop_all()
