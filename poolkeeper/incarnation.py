@@ -226,11 +226,12 @@ class Incarnation:
 
     def hear(self, ready: Ready) -> None:
         """Deal with what has become ready."""
-        registered = self._base.loop.selector.get_map()
-        for key, mask in ready:
-            # What came before, or another driver, may have closed this descriptor or given it another meaning.
-            if registered.get(key.fd) is key:
-                key.data(mask)
+        if ready:
+            registered = self._base.loop.selector.get_map()
+            for key, mask in ready:
+                # What came before, or another driver, may have closed this descriptor or given it another meaning.
+                if registered.get(key.fd) is key:
+                    key.data(mask)
         if self.board.deaf_until is not None:
             self.board.listen_again(time.monotonic())
 
