@@ -16,7 +16,8 @@ from tests.helpers import wait_until
 from tests.scripts import left_in, run_script, start_script
 
 PROLOGUE = """
-import pathlib, signal
+import pathlib
+import cloudpickle  # an interrupt in the midst of an import may end in one of Python's callbacks, which ignore it
 from poolkeeper import Keeper
 
 def work(n):
