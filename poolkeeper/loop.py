@@ -54,11 +54,12 @@ class Host(Protocol):
 class Loop:
     """Owns the selector, the means to wake who waits there, and the seat that says who does.
 
-    ``sleeping`` is whether somebody who has news must ``wake`` the loop.
+    ``sleeping`` is true if somebody who has news must ``wake`` the loop: a list with one entry for each sleep, which is
+    emptied by who has woken it.
     """
 
     def __init__(self, host: Host) -> None:
-        self.sleeping = False
+        self.sleeping: list[bool] = []
         self.selector = selectors.DefaultSelector()
         self._host = host
         self._seat = Seat()
@@ -77,18 +78,21 @@ class Loop:
 
     def wake(self) -> None:
         """Make the loop look around; safe in finalizers."""
-        self.sleeping = False
+        sleep = self.sleeping
         with contextlib.suppress(OSError):
             os.write(self._writer, _ONE)
+        # Afterwards, for a signal's handler may raise before, and then nobody would wake it any more. By then it may
+        # sleep again: that is another sleep.
+        sleep.clear()
 
     def step(self) -> None:
         """Wait and process once, in the keeper's own thread; while another one drives, stand back."""
         if self._seat.taken:
             self.wake()  # what the driver waits for may have been done in the step before
         self._seat.stand_back()
-        self.sleeping = True
+        self.sleeping = [True]
         ready = self.selector.select(0.0 if self._host.has_news() else self._host.timeout())
-        self.sleeping = False
+        self.sleeping = []
         self._process(ready)
 
     def _process(self, ready: Ready) -> None:
@@ -106,7 +110,7 @@ class Loop:
                     self._drive(task, None if timeout is None else time.monotonic() + timeout, guard)
                 finally:
                     # Whoever submits next must wake the keeper's thread, unless it looks by itself in a moment.
-                    self.sleeping = not self._seat.parked
+                    self.sleeping = [] if self._seat.parked else [True]
                     if self._host.has_news():
                         self.wake()
                     self._seat.leave()
@@ -135,9 +139,9 @@ class Loop:
                 guard.open()
             ready = self._spin(task, wait)
             if not ready:
-                self.sleeping = True
+                self.sleeping = [True]
                 ready = self.selector.select(0.0 if host.has_news() else wait)
-                self.sleeping = False
+                self.sleeping = []
             if guard is not None:
                 guard.critical = True
 
@@ -176,7 +180,7 @@ class Loop:
         if self._writer != self._reader:
             os.close(self._writer)
         self._writer = self._reader = -1
-        self.sleeping = True
+        self.sleeping = [True]
 
     def abandon_in_child(self) -> None:
         """In a fork of the application: close everything, for it belongs to the parent."""

@@ -1,10 +1,15 @@
-"""The keeper's loop: what it deals with at once."""
+"""The keeper's loop: what it deals with at once, and that it is woken."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import selectors
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -59,5 +64,48 @@ def test_new_tasks_are_looked_at_while_a_hundred_workers_call(pipes: list[tuple[
         os.read(reader, 1)
     loop.step()
     assert host.sizes[3:] == [0], "nothing is ready, and what is due is dealt with all the same"
+    loop.selector.close()
+    loop.close()
+
+
+@pytest.mark.parametrize("lines", range(6))
+def test_who_is_interrupted_while_waking_the_loop_leaves_it_to_be_woken(lines: int) -> None:
+    """Ctrl-C raises anywhere in there; a loop that slept on, and nobody's to wake, would never run what comes next."""
+    loop = Loop(Host())
+    loop.sleeping = [True]
+    left = lines
+
+    def step(frame: FrameType, event: str, _: object) -> Callable[..., Any]:
+        nonlocal left
+        if event == "line" and frame.f_code is Loop.wake.__code__:
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+        return step
+
+    before = sys.gettrace()
+    sys.settrace(step)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            loop.wake()
+    finally:
+        sys.settrace(before)
+    woken = bool(select.select([loop.descriptor], [], [], 0)[0])
+    assert woken or loop.sleeping
+    loop.selector.close()
+    loop.close()
+
+
+def test_who_has_woken_the_loop_late_does_not_take_its_next_sleep_for_the_one_before() -> None:
+    loop = Loop(Host())
+    loop.sleeping = [True]
+    sleep = loop.sleeping
+    loop.wake()
+    assert not sleep
+    assert not loop.sleeping
+    loop.step()
+    loop.sleeping = [True]
+    sleep.clear()
+    assert loop.sleeping
     loop.selector.close()
     loop.close()
