@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import subprocess
 
-import psutil
-
 from poolkeeper.families import descendants, end_families
-from tests.helpers import a_program, wait_until
+from tests.helpers import a_program, is_running, wait_until
 
 _TWO_SESSIONS = "setsid sleep 600 & sleep 600 & echo started; wait"
 
@@ -21,7 +19,7 @@ def test_what_has_been_seen_before_is_ended_wherever_it_is() -> None:
         leader.kill()
         end_families({leader.pid: family})
         for member in family:
-            wait_until(lambda member=member: not member.is_running() or member.status() == psutil.STATUS_ZOMBIE)  # type: ignore[misc]
+            wait_until(lambda member=member: not is_running(member.pid))  # type: ignore[misc]
 
 
 def test_of_a_session_those_who_are_left_are_ended_and_nobody_else() -> None:
@@ -33,7 +31,7 @@ def test_of_a_session_those_who_are_left_are_ended_and_nobody_else() -> None:
         (member,) = descendants(leader.pid)
         leader.kill()
         end_families({leader.pid: ()})
-        wait_until(lambda: not member.is_running() or member.status() == psutil.STATUS_ZOMBIE)
+        wait_until(lambda: not is_running(member.pid))
         assert stranger.poll() is None
 
 
