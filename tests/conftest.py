@@ -19,8 +19,10 @@ for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, default)
 
-hypothesis.settings.register_profile("poolkeeper", deadline=None)  # a busy machine is no counterexample
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None)
+# No deadline: a busy machine is no counterexample. Who has more time than `make test` may take asks for more examples.
+EXAMPLES = int(os.environ.get("POOLKEEPER_EXAMPLES", "60"))
+hypothesis.settings.register_profile("poolkeeper", deadline=None, max_examples=EXAMPLES)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=EXAMPLES, derandomize=True, database=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "poolkeeper")
 
 

@@ -261,7 +261,15 @@ def test_what_is_declared_no_more_is_stopped_in_order(start: Start, tmp_path: Pa
     assert len(other("rows()")) == 1
 
 
-@pytest.mark.parametrize("content", [None, b"", b'{"format": "poolkeeper-pidfile", "vers'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        pytest.param(b"", marks=pytest.mark.soak),
+        pytest.param(b'{"format": "poolkeeper-pidfile", "vers', marks=pytest.mark.soak),
+    ],
+    ids=["none", "empty", "torn"],
+)
 def test_without_a_pidfile_they_are_found_because_they_call(
     start: Start, tmp_path: Path, content: bytes | None
 ) -> None:
