@@ -27,7 +27,7 @@ test: .venv/.installed-dev ## the tests, but for those that take minutes (ARGS=)
 	$(BIN)/python -m pytest -m "not soak" -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 soak: .venv/.installed-dev ## the tests that take minutes (ARGS=)
-	POOLKEEPER_EXAMPLES=200 $(BIN)/python -m pytest -m soak --timeout=0 $(ARGS)
+	$(BIN)/python -m pytest -m soak --timeout=0 $(ARGS)
 
 check: style types ## what must be clean before a commit: style and types
 

@@ -19,7 +19,7 @@ for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, default)
 
-# No deadline: a busy machine is no counterexample. Who has more time than `make test` may take asks for more examples.
+# No deadline: a busy machine is no counterexample. `make test` is to take minutes; who has more time asks for more.
 EXAMPLES = int(os.environ.get("POOLKEEPER_EXAMPLES", "60"))
 hypothesis.settings.register_profile("poolkeeper", deadline=None, max_examples=EXAMPLES)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=EXAMPLES, derandomize=True, database=None)
