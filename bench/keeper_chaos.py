@@ -37,6 +37,7 @@ VICTIMS, WEIGHTS = ("first worker", "second worker", "keeper", "fork server"), (
     ],
     cases=[Case(CALM, peers=(OURS,)), Case(KILLS, peers=(OURS,))],
     references=(),
+    deadline=600,  # the 20,000 take minutes
 )
 def keeper_chaos(peer: type[Peer], case: str, full: bool) -> Measured:
     """Tasks of 5 ms while keeper, workers and fork server are killed."""
