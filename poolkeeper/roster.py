@@ -289,11 +289,14 @@ class Roster:
         self._round += 1
         if worker.cut_short:
             if self.cut_rounds:
-                self.spawn_after = now + FIRST_BACKOFF * 2 ** min(self.cut_rounds - 1, 7)
+                self._back_off(now, self.cut_rounds - 1)
             self.cut_rounds += 1
         else:
-            self.spawn_after = now + FIRST_BACKOFF * 2 ** min(self.failed_rounds, 7)
+            self._back_off(now, self.failed_rounds)
             self.failed_rounds += 1
+
+    def _back_off(self, now: float, failures: int) -> None:
+        self.spawn_after = now + FIRST_BACKOFF * 2 ** min(failures, 7)
 
     def has_worked(self, worker: Worker) -> None:
         """Take note that ``worker`` has done a task: if it was started after the last failure, starting works again."""
