@@ -1,6 +1,7 @@
 """`map` of a function that adds one, over 200,000 ints (10,000 with chunksize 1 in quick runs).
 
-With the pool's own chunksize, with chunksize 1, and with the chunksize that suits each peer best, by trial.
+With the pool's own chunksize, with chunksize 1, and with the chunksize that suits each peer best, by trial. The ints
+are a range, which poolkeeper sends as a range; the pools with a good chunksize of their own get them in a list, too.
 `multiprocessing.Pool` is asked by `map` for its own chunksize (it drains the input first), else by `imap`.
 poolkeeper takes a chunksize for a minimum and lets short items travel together anyway, so that its chunksize 1 is its
 default: each item has an outcome of its own either way.
@@ -8,6 +9,7 @@ default: each item has an outcome of its own either way.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter
 
 from bench import tasks
@@ -20,10 +22,10 @@ CHUNKSIZES = (None, 1_000, 5_000, 25_000)
 
 CHUNKING = tuple(name for name in PEERS if name != "dask")
 
-OWN, ONE, BEST = "its own chunksize", "chunksize 1", "best chunksize"
+OWN, LISTED, ONE, BEST = "its own chunksize", "a list, its own chunksize", "chunksize 1", "best chunksize"
 
 
-def timed_map(pool: Peer, items: range, chunksize: int | None) -> float:
+def timed_map(pool: Peer, items: Sequence[int], chunksize: int | None) -> float:
     """Items per second."""
     started = perf_counter()
     results = list(pool.map(tasks.increment, items, chunksize))
@@ -36,6 +38,7 @@ def timed_map(pool: Peer, items: range, chunksize: int | None) -> float:
     metrics=[Metric("rate", "items/s", "higher", "items/s")],
     cases=[
         Case(OWN, peers=("poolkeeper", "pool", "mpire", "joblib", "ray")),  # for the others it is 1
+        Case(LISTED, peers=("poolkeeper", "pool")),
         Case(ONE, slow=("loky", "joblib")),
         Case(BEST, peers=CHUNKING, slow=("pebble", "mpire", "joblib")),
     ],
@@ -48,6 +51,8 @@ def map_ints(peer: type[Peer], case: str, full: bool) -> Measured:
         timed_map(pool, range(1_000), 100)
         if case == OWN:
             return Measured({"rate": timed_map(pool, range(ITEMS), None)})
+        if case == LISTED:
+            return Measured({"rate": timed_map(pool, list(range(ITEMS)), None)})
         if case == ONE:
             count = int((ITEMS if full else ITEMS_QUICK_ONE_BY_ONE) * peer.share)
             return Measured({"rate": timed_map(pool, range(count), 1)})

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from itertools import chain, count, islice, repeat
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 from .errors import PayloadError
 from .futures import Bell
@@ -18,7 +18,9 @@ from .ledger import Call, Chunk, Segment
 from .messages import Code
 from .payload import SCALARS, is_plain, loads, loads_exception, loads_view
 
-__all__ = ["MapJob", "Mapper"]
+__all__ = ["MapJob", "MapResults", "Mapper"]
+
+T = TypeVar("T")
 
 
 class Mapper(Protocol):
@@ -74,6 +76,24 @@ class _Piece:
         return results, None
 
 
+class MapResults(chain[T]):
+    """What ``map`` returns: goes from result to result without a line of Python, and can be closed as a generator."""
+
+    _pieces: Generator[Iterator[T], None, None]
+
+    @classmethod
+    def of(cls, pieces: Generator[Iterator[T], None, None]) -> MapResults[T]:
+        """Return the results in ``pieces``, which are read as they are needed."""
+        results = cast("MapResults[T]", cls.from_iterable(pieces))  # typeshed: chain; CPython: cls
+        results._pieces = pieces  # noqa: SLF001 - of this class
+        return results
+
+    def close(self) -> None:
+        """Give up what has not been read: no more of it is started."""
+        self._pieces.close()
+        deque(self, maxlen=0)  # what is left of the piece that was being read
+
+
 class MapJob:
     """One call of ``map``: gathers pieces under the keeper's lock, hands them out in the consumer's thread."""
 
@@ -126,7 +146,13 @@ class MapJob:
     # -- the consumer's side ------------------------------------------------------------------------------------------
 
     def submit(self, items: Sequence[Any]) -> None:
-        """Give ``items`` to the keeper, pickled here and now unless they cannot change."""
+        """Give ``items`` to the keeper, pickled here and now unless they cannot change.
+
+        A range stays one, cut into ranges, to the worker that runs through it: not an int of it is pickled.
+        """
+        if type(items) is range:
+            self._submit(items, plain=True)
+            return
         values = chain.from_iterable(items) if self._starred else items
         if SCALARS.issuperset(map(type, values)) or self._all_plain(items):
             self._submit(items, plain=True)
@@ -171,8 +197,14 @@ class MapJob:
 
     def results(
         self, source: Iterator[Any] | None, buffersize: int, deadline: float | None, timeout: float | None
-    ) -> Iterator[Any]:
-        """Yield the results; pull from ``source`` so that at most ``buffersize`` are submitted and not yielded."""
+    ) -> MapResults[Any]:
+        """Iterate over the results; pull from ``source`` so that ``buffersize`` at most are submitted, not yielded."""
+        return MapResults.of(self._read(source, buffersize, deadline, timeout))
+
+    def _read(
+        self, source: Iterator[Any] | None, buffersize: int, deadline: float | None, timeout: float | None
+    ) -> Generator[Iterator[Any], None, None]:
+        """Yield the results piece by piece."""
         yielded = 0
         try:
             while True:
@@ -189,7 +221,7 @@ class MapJob:
                 results, error = piece.read(self._call.name)
                 yielded += piece.count
                 piece.values = None
-                yield from _draining(results)
+                yield iter(results) if piece.codes is None else _draining(results)
                 if error is not None:
                     raise error
         finally:

@@ -142,7 +142,7 @@ class KeeperView(Executor):
             ordered=ordered,
         )
         if buffersize is None:
-            job.submit(list(source))
+            job.submit(iterables[0] if not starred and type(iterables[0]) is range else list(source))
             return job.results(None, 0, deadline, timeout)
         results = job.results(source, buffersize, deadline, timeout)
         return _started(results, job, source, buffersize)

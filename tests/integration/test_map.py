@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
+import signal
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +46,22 @@ def test_results_come_in_the_order_of_the_items(keeper: Keeper, number: int, buf
         number = 500
     results = keeper.map(tasks.square, range(number), buffersize=buffersize)
     assert list(results) == [item * item for item in range(number)]
+
+
+@pytest.mark.parametrize("items", [range(3000), range(7, -9000, -3), range(2**70, 2**70 + 500), range(5, 5)])
+@pytest.mark.parametrize("chunksize", [1, 700])
+def test_a_range_and_its_list_are_the_same(keeper: Keeper, items: range, chunksize: int) -> None:
+    expected = [item * item for item in items]
+    assert list(keeper.map(tasks.square, items, chunksize=chunksize)) == expected
+    assert list(keeper.map(tasks.square, list(items), chunksize=chunksize)) == expected
+    assert sorted(keeper.map(tasks.square, items, ordered=False)) == sorted(expected)
+
+
+def test_a_range_is_never_written_out(keeper: Keeper) -> None:
+    results = keeper.map(tasks.square, range(10**12))  # 8 TB as a list
+    assert list(itertools.islice(results, 5000)) == [item * item for item in range(5000)]
+    results.close()  # type: ignore[attr-defined]
+    wait_until(lambda: keeper.status().queued == 0)
 
 
 @pytest.mark.parametrize("chunksize", [1, 3, 64, 100_000])
@@ -137,6 +156,21 @@ def test_an_endless_map_can_be_closed_and_dropped(keeper: Keeper) -> None:
             assert list(results) == []
     wait_until(lambda: keeper.status().queued == 0)
     assert keeper.submit(tasks.square, 3).result() == 9
+
+
+@pytest.mark.parametrize("items", [range(1000), [[item] for item in range(1000)]], ids=["plain", "pickled"])
+def test_a_map_closed_in_the_middle_of_a_piece_yields_no_more(keeper: Keeper, items: Sequence[object]) -> None:
+    results = keeper.map(tasks.echo, items, chunksize=1000)
+    assert list(itertools.islice(results, 10)) == list(items[:10])
+    results.close()  # type: ignore[attr-defined]
+    assert list(results) == []
+
+
+def test_a_result_that_was_taken_is_not_kept(keeper: Keeper) -> None:
+    results = keeper.map(tasks.filled, [10] * 50, range(50), chunksize=50)
+    first = weakref.ref(next(results))
+    assert next(results)[0] == 1
+    assert first() is None
 
 
 def test_closing_a_map_early_starts_no_more_of_its_items(tmp_path: Path) -> None:
@@ -260,6 +294,19 @@ def test_an_item_that_kills_workers_is_quarantined_and_no_other(keeper: Keeper, 
             seen.append(result)  # noqa: PERF402
     assert seen == list(range(bad))
     assert list(keeper.map(tasks.die_at, range(50), [-1] * 50, chunksize=25)) == list(range(50))
+
+
+@pytest.mark.parametrize("items", [range(300, 400), list(range(300, 400))], ids=["range", "list"])
+def test_an_item_of_a_range_that_kills_is_found_as_in_a_list(keeper: Keeper, items: Sequence[int]) -> None:
+    def fatal(item: int) -> int:
+        if item == 333:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+    results = keeper.map(fatal, items, chunksize=50)
+    assert list(itertools.islice(results, 33)) == list(range(300, 333))
+    with pytest.raises(TaskQuarantined, match="fatal has ended 3 workers"):
+        next(results)
 
 
 def test_a_worker_that_dies_once_in_a_map_costs_nothing(keeper: Keeper, tmp_path: Path) -> None:
