@@ -324,7 +324,7 @@ class Adoption:
         if self._deadline is not None and now >= self._deadline:
             self._deadline = None
             for worker in self._awaited:
-                self._core.unheard(worker)
+                self._core.succession.unheard(worker)
                 seen = self._look_at(worker)
                 if seen is not None:
                     self._executed[seen.digest] = worker, seen.task
@@ -359,7 +359,7 @@ class Adoption:
         if seen is None:
             return False
         worker, index = seen
-        self._core.executes(worker, index, task, now)
+        self._core.succession.executes(worker, index, task, now)
         return True
 
     def sift(self, tasks: list[Any], now: float) -> list[Any]:
@@ -385,7 +385,7 @@ class Adoption:
     def _is_begun(self, claim: Claim, task: TaskFuture, now: float) -> bool:
         """Whether a worker is in the midst of ``task`` with code that has changed since; it begins no more of that."""
         found = self._begun.pop(work_of(claim), None) if self._begun else None
-        if found is None or not self._core.overtake(found, task, now):
+        if found is None or not self._core.succession.overtake(found, task, now):
             return False
         was = claim_of(found.entry)
         assert was is not None
@@ -412,7 +412,7 @@ class Adoption:
                     return
             self._deliver([task], [found._result])  # noqa: SLF001 - it is our own
         else:
-            self._core.claim(found, task, now)
+            self._core.succession.claim(found, task, now)
 
     def _settle(self, task: TaskFuture, value: Any) -> None:
         futures, values = self._recorder.settle([task], [value])

@@ -15,7 +15,7 @@ def test_workers_are_called_a_few_at_a_time() -> None:
     nobody: Any = None  # neither the journal nor the application is asked
     adoption = Adoption(core, nobody, nobody, nobody, 100.0, called.append, lambda: False, lambda _: None)
     many = SUMMONED_AT_ONCE
-    workers = [core.take_over(number, number, "") for number in range(1, 2 * many + 7)]
+    workers = [core.succession.take_over(number, number, "") for number in range(1, 2 * many + 7)]
     for worker in workers:
         adoption.expect(worker)
         adoption.summon(worker)
