@@ -15,7 +15,7 @@ PACKAGE = Path(poolkeeper.__file__).parent
 # Top to bottom. A module imports only from the rows above its own, and from what stands before it in its row.
 LAYERS = {
     "words": "errors losses recovered service_model model messages",
-    "pure": "fields ratelimit strategies policy lifecycle ledger backlog roster commands timers backoff "
+    "pure": "fields ratelimit strategies policy lifecycle ledger backlog roster summons commands timers backoff "
     "connection dispatch succession blame remains core versions frames session remarks refusals holdings "
     "service_states service_spec replica service_commands service_groups service_exits service_handover launch_queue "
     "service_changes service_stopping service_watch service_adoption service_rolling service_replicas "
