@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ from .page import Executing
 from .recording import Recorder
 from .roster import Worker
 from .store import Entry, claim_of
+from .summons import Summons
 
 __all__ = ["Adoption"]
 
@@ -36,13 +36,6 @@ SETTLED_SECONDS = 30.0
 
 RECOVERY_SECONDS = 2.0
 """How long recorded tasks wait for survivors that have not called."""
-
-SUMMONED_AT_ONCE = 8
-FIRST_SUMMONS_SECONDS = 0.005
-SUMMONS_SECONDS = 0.02
-"""Busy workers are called a few at a time, for all at once would keep the machine from whoever is idle and could take
-what is new. The next ones are called as those come, or after this time, for some may be stopped; the first ones after
-those who call by themselves."""
 
 Claim = tuple[Any, ...]
 
@@ -110,11 +103,7 @@ class Adoption:
     ) -> None:
         self._awaits = awaits
         self._look_at = look_at
-        self._summon = summon
-        self._unsummoned: deque[Worker] = deque()
-        self._summoned: set[Worker] = set()
-        self._summon_at: float | None = None  # the first, or those that are left if the others do not come
-        self._has_summoned = False
+        self._summons = Summons(summon)
         self._core = core
         self._recorder = recorder
         self._keeper = keeper
@@ -151,12 +140,10 @@ class Adoption:
     ) -> None:
         """Go on with another core, which knows the same workers by the same ids; all of them are to call again."""
         self._core = core
-        self._summon = summon
+        self._summons = Summons(summon)
         self._awaits = awaits
         self._look_at = look_at
         self._known = None
-        self._unsummoned.clear()
-        self._summoned.clear()
         self._awaited.clear()
         self._executed.clear()
 
@@ -168,7 +155,7 @@ class Adoption:
 
     def summon(self, worker: Worker) -> None:
         """Have a worker call that is expected, when it is its turn."""
-        self._unsummoned.append(worker)
+        self._summons.add(worker)
 
     def gone(self, worker: Worker) -> None:
         """A worker of an earlier keeper has ended, and is to be judged; what it has not answered is nobody's."""
@@ -179,7 +166,7 @@ class Adoption:
 
     def _heard_of(self, worker: Worker) -> None:
         self._awaited.discard(worker)
-        self._summoned.discard(worker)
+        self._summons.came(worker)
         for digest in [digest for digest, (other, _) in self._executed.items() if other is worker]:
             del self._executed[digest]
 
@@ -312,37 +299,24 @@ class Adoption:
 
     def next_deadline(self) -> float | None:
         """Return when ``tend`` has to be called."""
-        if self._unsummoned:
-            return self._summon_at
+        if self._summons:
+            return self._summons.deadline
         return self._deadline if self._waiting or self._awaited else None
 
     def tend(self, now: float) -> None:
         """Let what has waited for survivors go its way, when they have all called or it has been long enough."""
         self._known = None
-        if self._unsummoned:
-            self._summon_next(now)
+        if self._summons:
+            self._summons.go_on(now, self._awaited)
         if self._deadline is not None and now >= self._deadline:
             self._deadline = None
             for worker in self._awaited:
-                self._core.unheard(worker)
+                self._core.succession.unheard(worker)
                 seen = self._look_at(worker)
                 if seen is not None:
                     self._executed[seen.digest] = worker, seen.task
         if self._waiting and not self.is_open:
             self.give_out(now)
-
-    def _summon_next(self, now: float) -> None:
-        if self._summon_at is None:
-            self._summon_at = now + FIRST_SUMMONS_SECONDS
-        if now >= self._summon_at:
-            self._has_summoned = True
-            self._summoned.clear()
-            self._summon_at = now + SUMMONS_SECONDS
-        while self._has_summoned and self._unsummoned and len(self._summoned) < SUMMONED_AT_ONCE:
-            worker = self._unsummoned.popleft()
-            if worker in self._awaited:
-                self._summoned.add(worker)
-                self._summon(worker)
 
     def give_out(self, now: float) -> None:
         """Have all that waits run."""
@@ -359,7 +333,7 @@ class Adoption:
         if seen is None:
             return False
         worker, index = seen
-        self._core.executes(worker, index, task, now)
+        self._core.succession.executes(worker, index, task, now)
         return True
 
     def sift(self, tasks: list[Any], now: float) -> list[Any]:
@@ -385,7 +359,7 @@ class Adoption:
     def _is_begun(self, claim: Claim, task: TaskFuture, now: float) -> bool:
         """Whether a worker is in the midst of ``task`` with code that has changed since; it begins no more of that."""
         found = self._begun.pop(work_of(claim), None) if self._begun else None
-        if found is None or not self._core.overtake(found, task, now):
+        if found is None or not self._core.succession.overtake(found, task, now):
             return False
         was = claim_of(found.entry)
         assert was is not None
@@ -412,7 +386,7 @@ class Adoption:
                     return
             self._deliver([task], [found._result])  # noqa: SLF001 - it is our own
         else:
-            self._core.claim(found, task, now)
+            self._core.succession.claim(found, task, now)
 
     def _settle(self, task: TaskFuture, value: Any) -> None:
         futures, values = self._recorder.settle([task], [value])

@@ -5,7 +5,7 @@ The runtime tells the core what it has seen (work submitted, a worker's hello, r
 through the ``Page`` protocol, which a test implements with three integers.
 
 Each question has a module of its own: in which order (``backlog``), who gets what (``dispatch``), who is there
-(``roster``), whose fault it was (``blame``). The core joins their answers.
+(``roster``), whose fault it was (``blame``), what was there before (``succession``). The core joins their answers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from .ledger import Segment, Task
 from .lifecycle import LEAVE_SECONDS, Absence, WorkerEvent, WorkerState
 from .messages import Code
 from .remains import Remains, gather
-from .roster import Exit, KillReason, Page, Roster, Told, Worker
+from .roster import Exit, KillReason, Roster, Worker
+from .succession import Succession
 from .timers import Timers
 
 __all__ = ["Core"]
@@ -50,6 +51,7 @@ class Core:
         self._timers = Timers()
         self._commands: list[Command] = []
         self._dispatcher = Dispatcher(self.queue, self._roster, self._timers, self._commands)
+        self.succession = Succession(self.queue, self._roster, self._timers, self._dispatcher, self._commands)
         self._mourning: dict[int, Worker] = {}
         self._deciding: dict[Task, Decide] = {}
         self._start_error = ""
@@ -71,9 +73,10 @@ class Core:
         """Withdraw ``task``; return False if it has ended, or runs and its options do not allow to kill it."""
         worker = self.workers.get(task.worker) if task.worker is not None else None
         if worker is not None and not task.withdrawn:
+            kills = task.call.options.kill_on_cancel
             if worker.revoke(task.index) is not None:
                 self.queue.cleared(task)
-            elif not task.call.options.kill_on_cancel or not self._kill(worker, KillReason.CANCELLED, task.index):
+            elif not (kills and self._dispatcher.kill(worker, KillReason.CANCELLED, task.index)):
                 return False
         task.withdrawn = True
         return True
@@ -114,7 +117,7 @@ class Core:
         return remains
 
     def resume(self, remains: Remains) -> None:
-        """Take on what another core has left, but for what its workers hold: see ``hand_over``."""
+        """Take on what another core has left, but for what its workers hold: see ``succession``."""
         self.closing = remains.closing
         self._roster.next_id = remains.next_worker
         self._deciding = {command.task: command for command in remains.commands if isinstance(command, Decide)}
@@ -130,27 +133,6 @@ class Core:
             self.queue.submit((entry,))
         self.queue.put_back(tried)
 
-    def hand_over(self, left: Worker, held: Iterable[Task | None], now: float) -> Worker:
-        """Return a worker of another core with all that it was fed; it is fed nothing more before it has called."""
-        worker = self._roster.take_over(left.id, left.slot, left.birth)
-        worker.pid, worker.page, worker.kill, worker.base = left.pid, left.page, left.kill, left.base
-        worker.inflight.extend(held)
-        worker.fed_before = worker.next_index
-        for index, task in enumerate(worker.inflight, worker.base):
-            if task is not None:
-                task.worker, task.index = worker.id, index
-                if task.deaths:
-                    self.queue.suspect_out, worker.alone = task, True
-        if left.state is WorkerState.RETIRING:
-            self._roster.move(worker, WorkerEvent.RETIRE)
-        elif left.state is WorkerState.KILLED:
-            self._roster.move(worker, WorkerEvent.KILL)
-            self._commands.append(Kill(worker))
-        if left.silent:
-            self._roster.silence(worker)
-        self._timers.set(worker.id, now)
-        return worker
-
     # -- what workers do ----------------------------------------------------------------------------------------------
 
     def hello(self, worker: Worker) -> None:
@@ -164,114 +146,6 @@ class Core:
         self._roster.move(worker, WorkerEvent.LINK_LOST)
         worker.absence = Absence(now)
         self._timers.set(worker.id, worker.absence.next_look(now, self._grace))
-
-    def take_over(self, id: int, slot: int, birth: str) -> Worker:
-        """Return a worker of an earlier keeper: it lives, and nothing is fed to it before it has called."""
-        return self._roster.take_over(id, slot, birth)
-
-    def attached(self, worker: Worker, page: Page | None, base: int, held: Iterable[Task | None]) -> None:
-        """A worker of an earlier keeper has called and told what it holds, from index ``base`` on.
-
-        None is for what nobody waits for: it is not run if it has not been started. Where we know better what it was
-        fed (``hand_over``) that counts, and what has never reached it goes elsewhere. ``page`` is None where the worker
-        has lost it; it is fed nothing more then.
-        """
-        self._roster.heard(worker)
-        tasks = [worker.task_at(at) if at < worker.fed_before else task for at, task in enumerate(held, base)]
-        self._hold(worker, page, base, tasks)
-        if page is not None:
-            for index, task in enumerate(worker.inflight, base):
-                if task is None:
-                    page.revoke(index)
-        if worker.budget is not None:
-            worker.budget -= worker.next_index - 1
-        spent = worker.budget is not None and worker.budget <= 0
-        if worker.state is WorkerState.KILLED:
-            return
-        if page is None or spent or worker.state is WorkerState.RETIRING:
-            self._replace(worker)
-        elif self._roster.alive > self._roster.max_workers:
-            self._replace(self._superfluous(worker))
-
-    def _superfluous(self, worker: Worker) -> Worker:
-        """Return who is to leave where ``worker`` is one too many: one that is idle, if there is any."""
-        return next(iter(self._roster.idle.values()), worker) if worker.inflight else worker
-
-    def _replace(self, worker: Worker) -> None:
-        """Have a worker leave; what it has not started goes elsewhere."""
-        self._dispatcher.take_back(worker)
-        self._dispatcher.retire(worker)
-
-    def unheard(self, worker: Worker) -> None:
-        """A worker of an earlier keeper has not called in time: another one may be in its place until it does."""
-        self._roster.silence(worker)
-
-    def leaving(self, worker: Worker, told: Told, begun: Iterable[Task | None]) -> None:
-        """A worker that cannot be heard has told what it has begun, from index 1 on; it leaves when that is done."""
-        self._roster.heard(worker)
-        self._hold(worker, told, 1, begun)
-        if worker.state is not WorkerState.KILLED:
-            self._roster.move(worker, WorkerEvent.RETIRE)
-
-    def executes(self, worker: Worker, index: int, task: Task, now: float) -> None:
-        """A worker of an earlier keeper has not called, and executes ``task`` as ``index``: its page says so."""
-        self._hold(worker, worker.page, index, [task])
-        self._timers.set(worker.id, now)  # it may be late already
-
-    def _hold(self, worker: Worker, page: Page | None, base: int, held: Iterable[Task | None]) -> None:
-        """Take note of all that a worker holds; what it was believed to hold, and does not, waits again."""
-        tasks = list(held)
-        unheard = [task for task in worker.inflight if task is not None and task not in tasks]
-        worker.page = page
-        worker.base = base
-        worker.inflight.clear()
-        worker.inflight.extend(tasks)
-        for index, task in enumerate(tasks, base):
-            if task is not None:
-                task.worker, task.index = worker.id, index
-        for missed in unheard:
-            self.queue.cleared(missed)
-        self.queue.put_back(unheard)
-
-    def claim(self, found: Task, task: Task, now: float) -> None:
-        """Somebody waits for what a worker of an earlier keeper holds as ``found``: from now on it is ``task``."""
-        assert found.worker is not None
-        worker = self.workers[found.worker]
-        assert worker.task_at(found.index) is found
-        worker.inflight[found.index - worker.base] = task
-        task.worker, task.index = found.worker, found.index
-        task.attempts = found.attempts
-        if task.call.options.timeout is not None:
-            self._timers.set(worker.id, now + task.call.options.timeout)
-
-    def overtake(self, found: Task, task: Task, now: float) -> bool:
-        """Somebody waits for what a worker of an earlier keeper holds as ``found``, but with the code of today.
-
-        If the worker is in the midst of it, it is ``task`` from now on; if not it does not start it, and this is False.
-        """
-        worker = self.workers.get(found.worker) if found.worker is not None else None
-        if worker is None or worker.task_at(found.index) is not found:
-            return False
-        if worker.revoke(found.index) is not None:
-            found.worker = None
-            return False
-        if worker.observe().finished >= found.index:
-            return False
-        self.claim(found, task, now)
-        return True
-
-    def tasks(self) -> Iterator[Task]:
-        """Return every task that waits or that a worker holds."""
-        yield from self.queue.tasks()
-        yield from self._deciding
-        for worker in self.workers.values():
-            yield from (task for task in worker.inflight if task is not None)
-
-    def give_up(self, found: Task) -> None:
-        """Nobody will ask for what a worker of an earlier keeper holds."""
-        worker = self.workers.get(found.worker) if found.worker is not None else None
-        if worker is not None and worker.revoke(found.index) is None:
-            self._kill(worker, KillReason.CANCELLED, found.index)
 
     def results(
         self, worker: Worker, first: int, codes: Sequence[int] | None, values: Sequence[Any], seconds: float
@@ -318,7 +192,7 @@ class Core:
     def recycle(self, worker: Worker) -> None:
         """The worker asks to be replaced (its memory has grown); what it has not started goes elsewhere."""
         if worker.state is WorkerState.READY:
-            self._replace(worker)
+            self._dispatcher.replace(worker)
 
     def start_failed(self, worker: Worker, why: str) -> None:
         """The worker cannot start, as its initializer raised; ``why`` says so to a person."""
@@ -423,13 +297,20 @@ class Core:
         """How many workers hold work."""
         return sum(1 for worker in self.workers.values() if worker.inflight)
 
+    def tasks(self) -> Iterator[Task]:
+        """Return every task that waits or that a worker holds."""
+        yield from self.queue.tasks()
+        yield from self._deciding
+        for worker in self.workers.values():
+            yield from (task for task in worker.inflight if task is not None)
+
     # -- results ------------------------------------------------------------------------------------------------------
 
     def _expect(self, worker: Worker, first: int, number: int) -> None:
         if first == worker.base and number <= len(worker.inflight):
             return
         if worker.state is not WorkerState.KILLED:
-            self._put_down(worker, KillReason.CONFUSED, 0)
+            self._dispatcher.put_down(worker, KillReason.CONFUSED, 0)
         raise ProtocolError(f"worker {worker.id} answers {first}+{number} where {worker.base} is due")
 
     def _clear(self, tasks: Sequence[Task | None]) -> None:
@@ -508,22 +389,6 @@ class Core:
         self._roster.failed_rounds = 0
         self._start_error = ""
 
-    def _kill(self, worker: Worker, reason: KillReason, index: int) -> bool:
-        """Kill ``worker`` in the midst of ``index``; return False, and kill nothing, if that has finished.
-
-        What waits behind it is taken back first, so that the signal cannot hit another task.
-        """
-        self._dispatcher.take_back(worker)
-        if worker.observe().executing != index:
-            return False
-        self._put_down(worker, reason, index)
-        return True
-
-    def _put_down(self, worker: Worker, reason: KillReason, index: int) -> None:
-        worker.kill = (reason, index)
-        self._roster.move(worker, WorkerEvent.KILL)
-        self._commands.append(Kill(worker))
-
     # -- the course of time -------------------------------------------------------------------------------------------
 
     def _check(self, worker: Worker, now: float) -> None:
@@ -538,7 +403,7 @@ class Core:
             ends = progress.started_at + task.call.options.timeout
             if ends > now:
                 self._timers.set(worker.id, ends)
-            elif self._kill(worker, KillReason.TIMEOUT, task.index):
+            elif self._dispatcher.kill(worker, KillReason.TIMEOUT, task.index):
                 return
         if progress.finished >= worker.base:
             self._commands.append(Nudge(worker))
@@ -560,7 +425,7 @@ class Core:
         self._dispatcher.take_back(worker)
         at_work = worker.page is None or worker.observe().executing is not None  # without a page that cannot be seen
         if absence.is_too_long(now, self._grace, at_work=at_work):
-            self._put_down(worker, KillReason.UNREACHABLE, 0)
+            self._dispatcher.put_down(worker, KillReason.UNREACHABLE, 0)
             return True
         self._commands.append(Nudge(worker))
         self._timers.set(worker.id, absence.next_look(now, self._grace))

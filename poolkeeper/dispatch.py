@@ -9,11 +9,11 @@ from __future__ import annotations
 from itertools import islice
 
 from .backlog import Backlog
-from .commands import Command, Feed, Retire, Spawn
+from .commands import Command, Feed, Kill, Retire, Spawn
 from .ledger import CHUNK_SECONDS, Call, Task
 from .lifecycle import WorkerEvent, WorkerState
 from .messages import Progress
-from .roster import Roster, Worker
+from .roster import KillReason, Roster, Worker
 from .timers import Timers
 
 __all__ = ["Dispatcher"]
@@ -149,6 +149,28 @@ class Dispatcher:
         """Have ``worker`` leave when it has done what it holds."""
         self._roster.move(worker, WorkerEvent.RETIRE)
         self._commands.append(Retire(worker))
+
+    def replace(self, worker: Worker) -> None:
+        """Have a worker leave; what it has not started goes elsewhere."""
+        self.take_back(worker)
+        self.retire(worker)
+
+    def kill(self, worker: Worker, reason: KillReason, index: int) -> bool:
+        """Kill ``worker`` in the midst of ``index``; return False, and kill nothing, if that has finished.
+
+        What waits behind it is taken back first, so that the signal cannot hit another task.
+        """
+        self.take_back(worker)
+        if worker.observe().executing != index:
+            return False
+        self.put_down(worker, reason, index)
+        return True
+
+    def put_down(self, worker: Worker, reason: KillReason, index: int) -> None:
+        """Kill ``worker``, whatever it is doing."""
+        worker.kill = (reason, index)
+        self._roster.move(worker, WorkerEvent.KILL)
+        self._commands.append(Kill(worker))
 
     # -- fed-ahead work that is better off elsewhere ------------------------------------------------------------------
 

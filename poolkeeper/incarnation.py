@@ -211,7 +211,7 @@ class Incarnation:
                 remains.recall(worker)
         self.core.resume(remains)
         for worker, held in remains.held.items():
-            self.workforce.hand_over(found[worker], self.core.hand_over(worker, held, now))
+            self.workforce.hand_over(found[worker], self.core.succession.hand_over(worker, held, now))
         for peer in fallen.workers:
             if peer.pid is None:
                 self.workforce.await_unseen(peer)
@@ -287,7 +287,7 @@ class Incarnation:
         self.core.close()
         if self.adoption is not None:
             for found in self.adoption.abandon():
-                self.core.give_up(found)
+                self.core.succession.give_up(found)
         if self._supervision is not None:
             self._supervision.stop_all("the keeper ends")
 

@@ -9,7 +9,6 @@ the signal's handler sends what is held. The handler runs between two bytecodes 
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import math
 import os
@@ -29,14 +28,16 @@ from .holdings import Digests
 from .messages import Code, Kind, Progress, pack
 from .output import flush_c_output
 from .page import CANCEL, FINISHED, ITEM, MARKS, STARTED, STARTED_AT, WorkerPage, new_page
-from .payload import dumps, dumps_exception, dumps_in_band, is_plain, loads, to_arena
+from .payload import dumps_exception, dumps_in_band, loads
 from .process_setup import handle, settle_in, unblock_signals
 from .session import Session
 from .sources import Sources, loaded_sources
-from .task_context import NoService, wants_context
+from .task_context import NoService
 from .timers import old_age
+from .worker_call import Call
 from .worker_config import WorkerConfig
 from .worker_line import Retired
+from .worker_results import encode, encode_items, without_frames_of
 from .worker_session import Mapped, WorkerSession
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 __all__ = ["leave", "main", "prepare", "rehearse"]
 
 FLUSH_SECONDS = 0.0005
-HELD_BYTES = 1 << 16
 PROGRESS_SECONDS = 0.1
 MEMORY_CHECK_SECONDS = 0.05
 LOAD_SECONDS = 30.0
@@ -53,31 +53,6 @@ LOAD_SECONDS = 30.0
 
 _PLAIN = frozenset({int, float, bool, complex, type(None)})
 _SIGURG = int(signal.SIGURG)
-
-
-class _Call:
-    """A callable as the keeper has defined it; unpickled when its first task runs, so that blame falls right."""
-
-    def __init__(self, name: str, blob: bytes) -> None:
-        self.name = name
-        self.blob = blob
-        self.module = ""
-        self.function: Callable[..., Any] | None = None
-        self.expected = 1.0
-
-    def load(self) -> Callable[..., Any]:
-        if self.function is None:
-            try:
-                function = loads(self.blob)
-            except PayloadError as error:
-                raise PayloadError(
-                    f"the callable {self.name} {error}; a worker must be able to import the module that defines it"
-                ) from error.__cause__
-            self.module = getattr(function, "__module__", None) or ""
-            if wants_context(function):
-                function = functools.partial(function, task_context.context())
-            self.function = function
-        return self.function
 
 
 class _Worker(NoService):
@@ -99,7 +74,7 @@ class _Worker(NoService):
         self.origin: str | None = None
         self.index = 0
         self.resumptions: list[Resumption] = []
-        self._call: _Call | None = None
+        self._call: Call | None = None
         self._digests = Digests()
         self._items: tuple[str, int, list[Any]] | None = None
         self._page_fd = -1
@@ -109,7 +84,7 @@ class _Worker(NoService):
         self.out.begin_nothing = self._begin_nothing
         self._started = config.initializer is None
         self._sources: Sources = {}
-        self.calls: dict[int, _Call] = {}
+        self.calls: dict[int, Call] = {}
         self._wake = -1
         self._progress_at = 0.0
         self._memory_at = 0.0
@@ -266,7 +241,7 @@ class _Worker(NoService):
             self._run_chunk(message)
         elif kind == Kind.DEFINE:
             _, id, name, blob, path = message
-            self.calls[id] = _Call(name, blob)
+            self.calls[id] = Call(name, blob)
             if path is not None:
                 sys.path[:] = path
         elif kind == Kind.RELEASE:
@@ -275,7 +250,7 @@ class _Worker(NoService):
         elif kind == Kind.RETIRE:
             self.out.retire()
 
-    def _load_function(self, call: _Call) -> Callable[..., Any]:
+    def _load_function(self, call: Call) -> Callable[..., Any]:
         """Return the callable; what it takes to import it the first time does not count against a task's timeout."""
         if call.function is None:
             times = self.page.times
@@ -295,7 +270,7 @@ class _Worker(NoService):
             raise PayloadError(f"an argument of {self.name} {error}") from error.__cause__
 
     def _run_tasks(  # noqa: C901, PLR0912, PLR0915 - the hot loop; a call less per task is worth the length
-        self, first: int, call: _Call, payloads: list[Any], infos: Any
+        self, first: int, call: Call, payloads: list[Any], infos: Any
     ) -> None:
         out, page = self.out, self.page
         words, times, marks = page.words, page.times, page.marks
@@ -343,7 +318,7 @@ class _Worker(NoService):
                     words[FINISHED] = index
                     values.append(value)
                 else:
-                    encoded, code = self._encode(value)
+                    encoded, code = encode(value, call.name, out.arenas)
                     value = None  # what its destruction does is still the task's
                     words[FINISHED] = index
                     out.hold(index, encoded, code)
@@ -369,22 +344,8 @@ class _Worker(NoService):
         self.page.words[FINISHED] = index
         self.out.hold(index, None, Code.SKIPPED)
 
-    def _encode(self, value: Any) -> tuple[Any, int]:
-        if is_plain(value):
-            return value, Code.VALUE
-        try:
-            data, buffers = dumps(value)
-        except PayloadError as error:
-            raise PayloadError(f"the result of {self.name} {error}") from error.__cause__
-        if buffers or len(data) > HELD_BYTES:
-            try:
-                return to_arena(data, buffers, self.out.arenas), Code.ARENA
-            except OSError as error:
-                raise PayloadError(f"no memory to send the result of {self.name}: {error}") from error
-        return data, Code.PICKLED
-
     def _hold_exception(self, index: int, error: BaseException) -> None:
-        data = dumps_exception(_without_our_frames(error), self.name)
+        data = dumps_exception(without_frames_of(__file__, error), self.name)
         self.page.words[FINISHED] = index
         self.out.hold(index, data, Code.EXCEPTION)
 
@@ -417,7 +378,7 @@ class _Worker(NoService):
             codes, sent = None, values
             beside: tuple[Arena, ...] = ()
         else:
-            codes, sent, beside = self._encode_items(values, failed)
+            codes, sent, beside = encode_items(values, failed, call.name, self.out.arenas)
             values.clear()  # what their destruction does is still the chunk's
         words[FINISHED] = index
         self.index = 0
@@ -428,7 +389,7 @@ class _Worker(NoService):
 
     def _run_items(
         self,
-        call: _Call,
+        call: Call,
         arguments: Iterator[Any],
         number: int,
         starred: bool,
@@ -455,33 +416,8 @@ class _Worker(NoService):
                     if len(values) < number:
                         raise RuntimeError(f"{call.name} raised StopIteration")  # PEP 479: it must not end the map
             except BaseException as error:
-                failed[len(values)] = dumps_exception(_without_our_frames(error), call.name)
+                failed[len(values)] = dumps_exception(without_frames_of(__file__, error), call.name)
                 values.append(None)
-
-    def _encode_items(self, values: list[Any], failed: dict[int, bytes]) -> tuple[Any, Any, tuple[Arena, ...]]:
-        if not failed:
-            try:
-                encoded, code = self._encode(values)
-            except PayloadError:
-                pass  # one of them spoils it: item by item, then
-            else:
-                if code != Code.ARENA:
-                    return [code], encoded, ()
-                return [code], encoded.wire(), (encoded.arena,)
-        codes: list[int] = []
-        sent: list[Any] = []
-        for position, value in enumerate(values):
-            if position in failed:
-                sent.append(failed[position])
-                codes.append(Code.EXCEPTION)
-                continue
-            try:
-                sent.append(dumps_in_band(value))
-                codes.append(Code.PICKLED)
-            except PayloadError as error:
-                sent.append(dumps_exception(PayloadError(f"the result of {self.name} {error}"), self.name))
-                codes.append(Code.EXCEPTION)
-        return codes, sent, ()
 
     # -- recycling ----------------------------------------------------------------------------------------------
 
@@ -501,14 +437,6 @@ class _Worker(NoService):
     def _recycle(self, why: str) -> None:
         self._recycling = True
         self.out.send((Kind.RECYCLE, why))
-
-
-def _without_our_frames(error: BaseException) -> BaseException:
-    """Drop the frames of this module from the top of the traceback: the user's code is what matters."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__ and trace.tb_next is not None:
-        trace = trace.tb_next
-    return error.with_traceback(trace)
 
 
 def main(config: WorkerConfig, id: int, slot: int, birth: str, page: int | str, link: int) -> None:

@@ -202,7 +202,7 @@ class Workforce:
             self.adoption.expect(peer.worker)
 
     def _take_over(self, id: int, slot: int, tag: str, pid: int) -> WorkerPeer:
-        worker = self._core.take_over(id, slot, "")
+        worker = self._core.succession.take_over(id, slot, "")
         peer = self._survivors[pid] = self._peers[worker.id] = WorkerPeer(self, worker)
         peer.attached = False
         peer.tag = tag
@@ -281,7 +281,7 @@ class Workforce:
         held: list[Task | None] = [None] * len(claims)
         if self.adoption is not None:
             held = self.adoption.take_in(worker, content["base"], claims, peer.revoked_behind)
-        self._core.attached(worker, peer.page, content["base"], held)
+        self._core.succession.attached(worker, peer.page, content["base"], held)
         if peer.page is not None:
             peer.page.allow(worker.next_index)
         if content["started"]:
@@ -309,7 +309,7 @@ class Workforce:
         progress = Progress(len(held), len(held) - bool(content.get("executing")), 0, float(content.get("since", 0.0)))
         worker.page = told = Told(progress)
         begun = [None] * len(held) if self.adoption is None else self.adoption.take_in(worker, 1, held, None)
-        self._core.leaving(worker, told, begun)
+        self._core.succession.leaving(worker, told, begun)
 
     def connected(self, peer: WorkerPeer, hello: dict[str, Any]) -> None:
         """A worker has called again."""

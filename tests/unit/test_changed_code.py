@@ -53,7 +53,7 @@ class Taken:
 
     def __init__(self) -> None:
         self.core = Core(2)
-        self.worker = self.core.take_over(1, 0, "")
+        self.worker = self.core.succession.take_over(1, 0, "")
         recorder: Any = Shelves()
         self.seen: Executing | None = None
         self.adoption = Adoption(
@@ -66,7 +66,7 @@ class Taken:
     def calls(self, kin: str = "m.f") -> None:
         self.worker.page = self.page
         tasks = self.adoption.take_in(self.worker, FIRST, held(kin))
-        self.core.attached(self.worker, self.page, FIRST, tasks)
+        self.core.succession.attached(self.worker, self.page, FIRST, tasks)
 
     def asks(self, *wanted: TaskFuture, early: bool, kin: str = "m.f") -> list[TaskFuture]:
         """Return what is to run elsewhere."""
@@ -153,10 +153,10 @@ def test_it_is_no_different_for_a_silent_one() -> None:
 
 def test_workers_that_run_old_code_have_their_place_until_they_leave() -> None:
     core = Core(1)
-    worker: Worker = core.take_over(1, 0, "")
+    worker: Worker = core.succession.take_over(1, 0, "")
     page = Page()
     page.started = 1
-    core.attached(worker, page, 1, [task("a")])
+    core.succession.attached(worker, page, 1, [task("a")])
     core.hello(worker)
     core.recycle(worker)
     core.submit([task("b")])

@@ -511,10 +511,10 @@ def test_a_verdict_is_passed_whoever_is_taken_over_meanwhile() -> None:
     script = Script(2, ready=0)
     task = one_task(deaths=1)
     for held in ([task], []):  # two of one id, as two keepers have given it
-        worker = script.core.take_over(1, 0, "")
+        worker = script.core.succession.take_over(1, 0, "")
         page = script.pages[worker.id] = Page()
         page.started = len(held)
-        script.core.attached(worker, page, 1, held)
+        script.core.succession.attached(worker, page, 1, held)
         script.die(worker, None)
     script.decide(after=REPORT_WAIT)
     assert script.failures() == [("0", "quarantined")]
@@ -523,10 +523,10 @@ def test_a_verdict_is_passed_whoever_is_taken_over_meanwhile() -> None:
 
 def silent(script: Script, task: Task, index: int = 5) -> Worker:
     """A worker of an earlier keeper that has not called, and whose page says that it executes ``task``."""
-    worker = script.core.take_over(1, 0, "")
+    worker = script.core.succession.take_over(1, 0, "")
     page = script.pages[worker.id] = worker.page = Page()
     page.started, page.finished, page.started_at = index, index - 1, script.now
-    script.core.executes(worker, index, task, script.now)
+    script.core.succession.executes(worker, index, task, script.now)
     script.decide()
     return worker
 
@@ -562,7 +562,7 @@ def test_who_was_silent_and_calls_tells_more_than_its_page(right: bool) -> None:
     task, behind = one_task(), one_task()
     worker = silent(script, task)
     held = [None, task if right else None, behind]
-    script.core.attached(worker, worker.page, 4, held)
+    script.core.succession.attached(worker, worker.page, 4, held)
     assert list(worker.inflight) == held
     assert script.pages[worker.id].revoked == set()
     assert (task.worker, behind.worker) == (worker.id if right else None, worker.id)
@@ -576,15 +576,15 @@ def test_who_was_silent_and_calls_tells_more_than_its_page(right: bool) -> None:
 @pytest.mark.parametrize("busy", [True, False])
 def test_another_worker_is_in_the_place_of_a_silent_one_until_that_calls(busy: bool) -> None:
     script = Script(1, ready=0)
-    worker = script.core.take_over(1, 0, "")
+    worker = script.core.succession.take_over(1, 0, "")
     page = script.pages[worker.id] = Page()
     assert script.submit(one_task()) == []
-    script.core.unheard(worker)
+    script.core.succession.unheard(worker)
     other = script.replace(script.decide())
     script.run(other)
     script.answer(other)
     page.started = busy
-    script.core.attached(worker, page, 1, [one_task()] * busy)
+    script.core.succession.attached(worker, page, 1, [one_task()] * busy)
     script.hello(worker)
     assert [command.worker for command in script.all(Retire)] == [other if busy else worker]
 
@@ -994,8 +994,8 @@ def test_at_most_once_holds_for_what_one_that_is_given_up_had_finished() -> None
 
 def leaving(script: Script, *held: Task | None, executing: bool) -> Worker:
     """A worker of an earlier keeper says what it has begun."""
-    worker = script.core.take_over(7, 0, "before")
-    script.core.leaving(worker, Told(Progress(len(held), len(held) - executing, 0, script.now)), held)
+    worker = script.core.succession.take_over(7, 0, "before")
+    script.core.succession.leaving(worker, Told(Progress(len(held), len(held) - executing, 0, script.now)), held)
     script.decide()
     return worker
 
@@ -1027,7 +1027,7 @@ def test_the_timeout_of_what_a_leaving_worker_executes_counts() -> None:
     script = Script(1, ready=0)
     task, found = one_task(timeout=3.0), one_task()
     worker = leaving(script, found, executing=True)
-    script.core.claim(found, task, script.now)
+    script.core.succession.claim(found, task, script.now)
     assert look_until(script, script.killed) == pytest.approx(3.0)
     script.die(worker)
     assert script.failures() == [("0", "timeout")]

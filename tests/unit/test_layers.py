@@ -15,9 +15,9 @@ PACKAGE = Path(poolkeeper.__file__).parent
 # Top to bottom. A module imports only from the rows above its own, and from what stands before it in its row.
 LAYERS = {
     "words": "errors losses recovered service_model model messages",
-    "pure": "fields ratelimit strategies policy lifecycle ledger backlog roster commands timers backoff "
-    "connection dispatch blame remains core versions frames session remarks refusals holdings service_states "
-    "service_spec replica service_commands service_groups service_exits service_handover launch_queue "
+    "pure": "fields ratelimit strategies policy lifecycle ledger backlog roster summons commands timers backoff "
+    "connection dispatch succession blame remains core versions frames session remarks refusals holdings "
+    "service_states service_spec replica service_commands service_groups service_exits service_handover launch_queue "
     "service_changes service_stopping service_watch service_adoption service_rolling service_replicas "
     "service_starting service_departures service_ends supervisor notification hazards loglines since "
     "origins by_value shapes code_names fingerprint checkpoint_format outcomes store handover reexec_pace "
@@ -29,9 +29,9 @@ LAYERS = {
     "logprocess logwriter event_log register control_client homes journal_file journal_runs run_outcome "
     "sealed_file result_files left_behind journal recall",
     "runtime": "settings cancellation interrupts init_process resumption task_context program worker_config belonging "
-    "worker_line worker_session worker service_line service_context service_worker forking keeper_line "
-    "forkserver delivery retrying peer reception switchboard futures settlement calls recording launching "
-    "service_preflight children nursery adoption workforce recovery traffic driving loop status "
+    "worker_line worker_session worker_call worker_results worker service_line service_context service_worker "
+    "forking keeper_line forkserver delivery retrying peer reception switchboard futures settlement calls "
+    "recording launching service_preflight children nursery adoption workforce recovery traffic driving loop status "
     "program_notices service_peer service_restart control service_news service_policies service_survivors "
     "service_processes supervision foundation incarnation departure mainloop keeper configuration inline",
     "faces": "services mapping feed batch fleet loading fleet_services runner progress bars summary view pool "

@@ -25,14 +25,14 @@ def heir(script: Script, remains: Remains) -> Script:
     later = Script(len(script.pages), ready=0)
     later.core.resume(remains)
     for worker, held in remains.held.items():
-        new = later.core.hand_over(worker, held, later.now)
+        new = later.core.succession.hand_over(worker, held, later.now)
         later.pages[new.id] = script.pages[worker.id]
     return later
 
 
 def attach(script: Script, worker: Worker, received: int) -> None:
     """A worker calls that has received so many of the tasks it was fed."""
-    script.core.attached(worker, worker.page, worker.base, [None] * received)
+    script.core.succession.attached(worker, worker.page, worker.base, [None] * received)
     script.hello(worker)
 
 
@@ -80,7 +80,7 @@ def test_an_answer_that_comes_once_more_is_nobody_s() -> None:
     script.answer(worker)
     later = heir(script, remains_of(script))
     (same,) = later.workers
-    later.core.attached(same, same.page, same.base - 1, [None, None])
+    later.core.succession.attached(same, same.page, same.base - 1, [None, None])
     later.hello(same)
     later.core.results(same, same.base, None, ["again"], 0.0)
     settled = [command for command in later.decide() if isinstance(command, Settle)]

@@ -37,7 +37,7 @@ class Silence:
 
     def __init__(self, task: TaskFuture) -> None:
         self.core = Core(2)
-        self.worker = self.core.take_over(1, 0, "")
+        self.worker = self.core.succession.take_over(1, 0, "")
         self.adoption = Adoption(self.core, NOBODY, NOBODY, NOBODY, 100.0, lambda _: None, lambda: False, self.look_at)
         self.adoption.expect(self.worker)
         self.digest = digest_of(claim(task))
@@ -90,10 +90,10 @@ def test_what_it_tells_then_is_the_same_task(drains: bool) -> None:
     held = [Held("f", 3, claim(task)), Held("f", 1, claim(behind))]
     if drains:
         tasks = silence.adoption.take_in(silence.worker, 1, held[:1])
-        silence.core.leaving(silence.worker, Told(Progress(1, 0, 0, 0.0)), tasks)
+        silence.core.succession.leaving(silence.worker, Told(Progress(1, 0, 0, 0.0)), tasks)
     else:
         tasks = silence.adoption.take_in(silence.worker, 5, held, revoked_behind=5)
-        silence.core.attached(silence.worker, silence.worker.page, 5, tasks)
+        silence.core.succession.attached(silence.worker, silence.worker.page, 5, tasks)
     assert list(silence.worker.inflight) == [task, None][: len(tasks)]
     assert task.attempts == 3
     assert silence.queued == [behind], "it runs elsewhere"
