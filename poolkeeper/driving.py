@@ -6,7 +6,8 @@ once.
 
 The main thread must not be interrupted in the midst of the keeper's state by a signal handler that raises
 (``KeyboardInterrupt``). While it drives, Python's default SIGINT handler is replaced by one that waits for the end of
-the critical section; where the application has handlers of its own, the main thread does not drive.
+the critical section; where the application has handlers of its own, the main thread does not drive. A SIGINT that is
+ignored, as in what a shell runs in the background, or that ends the process, interrupts no Python code.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ GRACE_LIMIT = 0.002
 
 _SIGINT = int(signal.SIGINT)
 _NUMBERS = tuple(sorted(int(number) for number in signal.valid_signals() if number != signal.SIGINT))
+_ALL = (_SIGINT, *_NUMBERS)
 _PASSIVE = frozenset({int(signal.SIG_DFL), int(signal.SIG_IGN), None})
 
 
@@ -37,18 +39,21 @@ class SignalGuard:
     def __init__(self) -> None:
         self.critical = False
         self._pending = False
+        self._holds = False
 
     def enter(self) -> bool:
         """Hold SIGINT back from now on; return False where the application's own handlers forbid to drive."""
         getsignal = _signal.getsignal  # signal's own converts to enums, which takes thirty times as long
+        self._holds = getsignal(_SIGINT) is signal.default_int_handler
         try:
-            passive = _PASSIVE.issuperset(map(getsignal, _NUMBERS))
+            passive = _PASSIVE.issuperset(map(getsignal, _NUMBERS if self._holds else _ALL))
         except TypeError:  # a handler that cannot be hashed is a handler
             passive = False
-        if not passive or getsignal(_SIGINT) is not signal.default_int_handler:
+        if not passive:
             return False
         self.critical = True
-        _signal.signal(_SIGINT, self._interrupt)
+        if self._holds:
+            _signal.signal(_SIGINT, self._interrupt)
         return True
 
     def open(self) -> None:
@@ -60,8 +65,9 @@ class SignalGuard:
             raise KeyboardInterrupt
 
     def leave(self) -> None:
-        """Restore the default handler; raises the KeyboardInterrupt that was held back."""
-        _signal.signal(_SIGINT, signal.default_int_handler)
+        """Restore what ``enter`` has found; raises the KeyboardInterrupt that was held back."""
+        if self._holds:
+            _signal.signal(_SIGINT, signal.default_int_handler)
         self.open()
 
     def _interrupt(self, number: int, frame: FrameType | None) -> Any:

@@ -55,11 +55,13 @@ class Loop:
     """Owns the selector, the means to wake who waits there, and the seat that says who does.
 
     ``sleeping`` is true if somebody who has news must ``wake`` the loop: a list with one entry for each sleep, which is
-    emptied by who has woken it.
+    emptied by who has woken it. What is no news to the host, and yet to be seen to (a future that another thread has
+    settled), is to be ``nudged`` before that look at ``sleeping``, for the loop may be on its way to bed.
     """
 
     def __init__(self, host: Host) -> None:
         self.sleeping: list[bool] = []
+        self.nudged = False
         self.selector = selectors.DefaultSelector()
         self._host = host
         self._seat = Seat()
@@ -90,12 +92,16 @@ class Loop:
         if self._seat.taken:
             self.wake()  # what the driver waits for may have been done in the step before
         self._seat.stand_back()
+        self._process(self._sleep(self._host.timeout()))
+
+    def _sleep(self, wait: float | None) -> Ready:
         self.sleeping = [True]
-        ready = self.selector.select(0.0 if self._host.has_news() else self._host.timeout())
+        ready = self.selector.select(0.0 if self.nudged or self._host.has_news() else wait)
         self.sleeping = []
-        self._process(ready)
+        return ready
 
     def _process(self, ready: Ready) -> None:
+        self.nudged = False
         for first in range(0, len(ready) or 1, AT_ONCE):
             self._host.process(ready[first : first + AT_ONCE])
 
@@ -111,7 +117,7 @@ class Loop:
                 finally:
                     # Whoever submits next must wake the keeper's thread, unless it looks by itself in a moment.
                     self.sleeping = [] if self._seat.parked else [True]
-                    if self._host.has_news():
+                    if self.nudged or self._host.has_news():
                         self.wake()
                     self._seat.leave()
         finally:
@@ -139,9 +145,7 @@ class Loop:
                 guard.open()
             ready = self._spin(task, wait)
             if not ready:
-                self.sleeping = [True]
-                ready = self.selector.select(0.0 if host.has_news() else wait)
-                self.sleeping = []
+                ready = self._sleep(wait)
             if guard is not None:
                 guard.critical = True
 
@@ -154,7 +158,7 @@ class Loop:
         select = self.selector.select
         while time.monotonic() < end:
             ready = select(0)
-            if ready or self._host.has_news():
+            if ready or self.nudged or self._host.has_news():
                 return ready
         return []
 

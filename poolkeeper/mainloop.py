@@ -91,6 +91,7 @@ class Mainloop:
 
     def wake_if_sleeping(self) -> None:
         """Make the keeper's thread look around if it would not by itself; safe in finalizers."""
+        self._loop.nudged = True
         if self._loop.sleeping:
             self.wake()
 

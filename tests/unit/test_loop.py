@@ -7,6 +7,7 @@ import os
 import select
 import selectors
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -108,4 +109,47 @@ def test_who_has_woken_the_loop_late_does_not_take_its_next_sleep_for_the_one_be
     sleep.clear()
     assert loop.sleeping
     loop.selector.close()
+    loop.close()
+
+
+class Settling(Host):
+    """Another thread settles the future that is waited for just before the loop goes to sleep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = Loop(self)
+        self.done = False
+
+    def timeout(self) -> float | None:
+        if not self.done:
+            self.done = self.loop.nudged = True
+            if self.loop.sleeping:
+                self.loop.wake()
+        return None
+
+
+@pytest.mark.parametrize("driven", [True, False])
+def test_what_another_thread_has_done_on_the_way_to_bed_is_seen(driven: bool) -> None:
+    host = Settling()
+    loop = host.loop
+    waits: list[float | None] = []
+
+    class Selector:
+        def select(self, wait: float | None) -> Ready:
+            waits.append(wait)
+            return []
+
+    class Future:
+        def done(self) -> bool:
+            return host.done
+
+    whole, loop.selector = loop.selector, Selector()  # type: ignore[assignment]
+    if driven:
+        thread = threading.Thread(target=loop.drive, args=(Future(), None))  # whatever handlers the main thread has
+        thread.start()
+        thread.join()
+    else:
+        loop.step()
+    assert waits == [0.0]
+    whole.close()
     loop.close()

@@ -155,7 +155,7 @@ def test_who_was_killed_is_killed_again_and_who_was_leaving_leaves() -> None:
     (killed,) = [worker for worker in script.workers if worker.inflight]
     (leaving,) = [worker for worker in script.workers if not worker.inflight]
     script.start(killed)
-    script.core._put_down(killed, KillReason.TIMEOUT, task.index)
+    script.core._dispatcher.put_down(killed, KillReason.TIMEOUT, task.index)
     script.core.recycle(leaving)
     later = heir(script, remains_of(script))
     assert {worker.id: worker.state for worker in later.workers} == {
