@@ -14,8 +14,13 @@ from tests.helpers import MARK, children, leftovers
 
 os.environ[MARK] = uuid.uuid4().hex
 
-# A shell's script has what it runs by "&" ignore both: the tests' own programs could not be interrupted.
-for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+# What a shell's script runs by "&" ignores the first two, and what nohup runs the last: so would the tests' programs.
+_DEFAULTS = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGQUIT: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+}
+for number, default in _DEFAULTS.items():
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, default)
 
