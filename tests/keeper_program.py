@@ -13,7 +13,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,21 +117,22 @@ def keepers(home: Path) -> Iterator[Callable[..., KeeperProgram]]:
         for keeper in started:
             if keeper.process.poll() is None:
                 keeper.kill()
-        end_all(home)
+        end_all()
 
 
-def end_all(home: Path) -> None:
-    """Kill all processes that belong to a home, fork servers first, for they end what they have made."""
+def end_all() -> None:
+    """Have all fork servers of this test end with what they have made, which may have lower pids than their maker."""
     mark = f"{MARK}={os.environ[MARK]}".encode()
+    found: dict[int, int] = {}
     for process in psutil.process_iter():
-        try:
-            words = process.cmdline()
+        with suppress(psutil.Error, OSError):
             ours = mark in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
-        except (psutil.Error, OSError):
-            continue
-        if ours and any("poolkeeper.forkserver" in word for word in words):
-            process.send_signal(signal.SIGTERM)
-            wait_until(lambda pid=process.pid: not is_running(pid))
+            if ours and any("poolkeeper.forkserver" in word for word in process.cmdline()):
+                found[process.pid] = process.ppid()
+    for pid in [pid for pid, parent in found.items() if parent not in found]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        wait_until(lambda pid=pid: not is_running(pid))
 
 
 def main() -> None:

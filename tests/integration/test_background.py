@@ -69,7 +69,7 @@ def cli(tmp_path: Path, environment: dict[str, str]) -> Iterator[Run]:
         keeper = read_pidfile(path).keeper
         keeper.signal(signal.SIGKILL)
         wait_for_exit(keeper.pid)
-    end_all(tmp_path / "home")
+    end_all()
 
 
 def home_in(folder: Path) -> KeeperHome:

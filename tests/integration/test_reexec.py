@@ -104,7 +104,7 @@ Start = Callable[..., Any]
 def _what_survives_ends(tmp_path: Path) -> Iterator[None]:
     """Kill what a program leaves for another one, which these tests do not start."""
     yield
-    end_all(tmp_path / "home")  # the pidfile may not tell of all of them yet
+    end_all()  # the pidfile may not tell of all of them yet
 
 
 @pytest.fixture

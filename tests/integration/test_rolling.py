@@ -136,7 +136,7 @@ class Shop:
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
-        end_all(self.folder / "home")
+        end_all()
 
 
 @pytest.fixture

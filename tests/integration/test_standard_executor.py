@@ -149,6 +149,7 @@ class InPlace(suite["ExecutorMixin"]):
                 replaced = lambda *args, original=original: _assert_python_ok(original, *args)  # noqa: E731
                 self.enterContext(mock.patch.object(module, "assert_python_ok", replaced))
         self.enterContext(mock.patch("concurrent.futures.process._RemoteTraceback", RemoteTraceback))
+        suite["support"].reap_children()  # which other tests have left to themselves, as by ``detach``
         suite["support"].environment_altered = False
         super().setUp()
 

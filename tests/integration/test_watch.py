@@ -48,7 +48,7 @@ def shop(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         process.kill()
         process.wait()
-        end_all(tmp_path / "home")
+        end_all()
 
 
 def test_what_is_changed_is_loaded(shop: subprocess.Popen[bytes], tmp_path: Path) -> None:
