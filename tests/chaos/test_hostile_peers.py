@@ -18,6 +18,7 @@ from poolkeeper import Keeper
 from poolkeeper.errors import ProtocolError
 from poolkeeper.frames import HANDSHAKE_LIMIT, Frame, FrameKind, FrameReader, decode_json, encode, encode_json, proof
 from poolkeeper.link import call_keeper
+from poolkeeper.reception import STRANGERS
 from poolkeeper.session import Session
 from tests import tasks
 from tests.helpers import PATIENCE, wait_until
@@ -106,6 +107,17 @@ def test_garbage_is_refused(keeper: Keeper, name: str) -> None:
             if name in ("zeros", "random"):
                 sock.shutdown(socket.SHUT_WR)
         assert is_refused(sock)
+
+
+def test_of_many_who_say_nothing_the_first_have_to_go(keeper: Keeper) -> None:
+    silent = [connect(keeper) for _ in range(STRANGERS + 10)]
+    try:
+        for sock in silent[:10]:
+            assert is_refused(sock)
+        assert keeper.submit(tasks.square, 3).result(PATIENCE) == 9
+    finally:
+        for sock in silent:
+            sock.close()
 
 
 def test_a_pickle_before_authentication_is_never_unpickled(keeper: Keeper, tmp_path: Path) -> None:

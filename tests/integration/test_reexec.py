@@ -28,7 +28,7 @@ from poolkeeper.control_client import ControlClient
 from poolkeeper.handover import VARIABLE
 from poolkeeper.homes import KeeperHome
 from poolkeeper.steering import reload_keeper
-from tests.helpers import PATIENCE, wait_until
+from tests.helpers import PATIENCE, wait_for_exit, wait_until
 from tests.keeper_program import end_all
 
 ROOT = Path(poolkeeper.__file__).parent.parent
@@ -622,6 +622,20 @@ def test_reload_refuses_what_does_not_load(shop: Shop, new: str | None, why: str
     assert done.returncode == 1
     assert why in done.stderr
     assert shop.started() == before
+    assert shop.is_up(1)
+
+
+def test_what_refused_code_has_started_ends_with_its_trial(shop: Shop, tmp_path: Path) -> None:
+    shop.file.write_text(
+        "import subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))\n"
+        "raise RuntimeError('not like this')\n"
+    )
+    done = shop.command("reload")
+    assert done.returncode == 1
+    assert "not like this" in done.stdout + done.stderr
+    wait_for_exit(int((tmp_path / "pid").read_text()))
     assert shop.is_up(1)
 
 
