@@ -27,6 +27,7 @@ from .service_model import ExitReason
 from .task_context import wants_context
 from .worker import leave
 from .worker_config import WorkerConfig
+from .worker_results import without_frames_of
 
 __all__ = ["main", "rehearse"]
 
@@ -178,10 +179,7 @@ def _exited(error: SystemExit) -> tuple[int, Words]:
 
 
 def _raised(error: BaseException) -> Words:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__ and trace.tb_next is not None:
-        trace = trace.tb_next
-    text = "".join(traceback.format_exception(error.with_traceback(trace)))
+    text = "".join(traceback.format_exception(without_frames_of(__file__, error)))
     with contextlib.suppress(Exception):
         sys.stderr.write(text)
     try:

@@ -28,7 +28,7 @@ from .holdings import Digests
 from .messages import Code, Kind, Progress, pack
 from .output import flush_c_output
 from .page import CANCEL, FINISHED, ITEM, MARKS, STARTED, STARTED_AT, WorkerPage, new_page
-from .payload import dumps_exception, dumps_in_band, loads
+from .payload import SCALARS, dumps_exception, dumps_in_band, loads
 from .process_setup import handle, settle_in, unblock_signals
 from .session import Session
 from .sources import Sources, loaded_sources
@@ -51,7 +51,6 @@ MEMORY_CHECK_SECONDS = 0.05
 LOAD_SECONDS = 30.0
 """How much longer than its timeout the first task of a callable may take, while the callable is imported."""
 
-_PLAIN = frozenset({int, float, bool, complex, type(None)})
 _SIGURG = int(signal.SIGURG)
 
 
@@ -276,7 +275,7 @@ class _Worker(NoService):
         words, times, marks = page.words, page.times, page.marks
         values = out.values
         clock = time.monotonic
-        plain = _PLAIN
+        plain = SCALARS
         self.name = call.name
         self.attempt, self.key, self.origin = 1, None, None
         self._call = call
@@ -374,7 +373,7 @@ class _Worker(NoService):
         self._run_items(call, arguments, len(items), starred, careful, values, failed)
         if self.out.forked:
             os._exit(0)
-        if not failed and _PLAIN.issuperset(map(type, values)):
+        if not failed and SCALARS.issuperset(map(type, values)):
             codes, sent = None, values
             beside: tuple[Arena, ...] = ()
         else:
