@@ -224,10 +224,12 @@ def echo_or_close(value: Any) -> Any:
     return value
 
 
-def close_all_and_open(folder: Path) -> None:
+def close_all_and_open(folder: Path, content: bytes = b"") -> None:
     """Take every number that the worker had."""
     close_all_descriptors()
-    globals()["_files"] = [open(folder / str(number), "wb", buffering=0) for number in range(64)]  # noqa: SIM115
+    globals()["_files"] = files = [open(folder / str(number), "w+b", buffering=0) for number in range(64)]  # noqa: SIM115
+    for file in files:
+        file.write(content)
 
 
 def leave_children(folder: Path) -> None:

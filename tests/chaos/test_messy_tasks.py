@@ -82,6 +82,22 @@ def test_a_worker_never_writes_into_files_that_a_task_has_opened_in_the_place_of
     assert {path.stat().st_size for path in tmp_path.iterdir()} == {0}
 
 
+def test_a_keeper_never_takes_a_file_for_a_page_that_a_task_has_opened_in_its_place(tmp_path: Path) -> None:
+    """Whoever takes over is sent the worker's page, and writes into it."""
+    (tmp_path / "files").mkdir()
+    content = bytes(1 << 16)
+    with Keeper(1, name="messy", home=tmp_path / "home", preload=["tests.tasks", "tests.messes"]) as keeper:
+        keeper.submit(messes.close_all_and_open, tmp_path / "files", content).result(PATIENCE)
+        keeper.detach()
+    with Keeper(1, name="messy", home=tmp_path / "home", preload=["tests.tasks", "tests.messes"]) as keeper:
+        assert keeper.recovered is not None
+        results = [keeper.submit(tasks.square, number).result(PATIENCE) for number in range(20)]
+        assert results == [number * number for number in range(20)]
+    files = list((tmp_path / "files").iterdir())
+    assert len(files) == 64
+    assert {path.read_bytes() for path in files} == {content}
+
+
 def test_children_that_tasks_leave_behind_end_with_the_worker_and_daemons_hold_nobody_up(tmp_path: Path) -> None:
     with Keeper(1, preload=["tests.tasks", "tests.messes"]) as keeper:
         keeper.submit(messes.leave_children, tmp_path).result(PATIENCE)
