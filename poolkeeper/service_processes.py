@@ -138,7 +138,9 @@ class ServiceProcesses:
             self._supervisor.ready(replica, attempt, now)
         if isinstance(status, str):
             replica.detail = status
-        if peer.refusal or changed_sources(peer.content.get("sources", {})):
+        if peer.refusal:
+            self._supervisor.muted(replica, attempt)
+        elif changed_sources(peer.content.get("sources", {})):
             self._supervisor.outdated(replica, attempt)
 
     def connected(self, peer: ServicePeer, hello: dict[str, Any]) -> None:
@@ -155,7 +157,7 @@ class ServiceProcesses:
         """A process of another version has called."""
         report_refusal(peer, why)
         self.here(peer, int(hello["pid"]))
-        self._supervisor.outdated(peer.replica, peer.attempt)
+        self._supervisor.muted(peer.replica, peer.attempt)
 
     def leaving(self, peer: ServicePeer, content: dict[str, Any]) -> None:
         """It need not say so."""

@@ -75,8 +75,8 @@ class Rolling:
 
     def _is_free(self, replica: Replica) -> bool:
         """Whether a replica can be replaced now; it will be heard of if that changes."""
-        running = replica.state is ServiceState.RUNNING
-        return running and not self._stopping.requested(replica) and not self._obstacle(replica)
+        runs = replica.state is ServiceState.RUNNING or (replica.mute and replica.state is ServiceState.STARTING)
+        return runs and not self._stopping.requested(replica) and not self._obstacle(replica)
 
     def _replace(self, replica: Replica, now: float) -> None:
         del self._outdated[replica]

@@ -39,7 +39,7 @@ class Watch:
     def launched(self, replica: Replica, now: float) -> None:
         """Watch a process that is asked for."""
         replica.launched = now
-        replica.told_ready = replica.presumed = False
+        replica.told_ready = replica.presumed = replica.mute = False
         self._watch_start(replica, now)
 
     def ready(self, replica: Replica, now: float) -> None:
@@ -111,7 +111,7 @@ class Watch:
         return False
 
     def _is_silent(self, replica: Replica, now: float) -> bool:
-        watchdog = replica.spec.watchdog
+        watchdog = _watchdog(replica)
         if watchdog is None:
             return False
         late = now - (_last_sign(replica) + watchdog)
@@ -122,11 +122,15 @@ class Watch:
 
     def _set(self, replica: Replica) -> None:
         """Set the timer of a replica that runs."""
-        spec = replica.spec
-        if spec.watchdog is not None:
-            self._timers.set(replica.id, _last_sign(replica) + spec.watchdog)
+        spec, watchdog = replica.spec, _watchdog(replica)
+        if watchdog is not None:
+            self._timers.set(replica.id, _last_sign(replica) + watchdog)
         if spec.worker.max_age is not None and self._stopping.requested(replica) is None:
             self._timers.set(replica.id, _old_at(replica, spec.worker.max_age))
+
+
+def _watchdog(replica: Replica) -> float | None:
+    return None if replica.mute else replica.spec.watchdog
 
 
 def _limits_memory(limits: WorkerPolicy) -> bool:

@@ -305,6 +305,16 @@ class Supervisor:
         if attempt == replica.attempt and replica.state.has_process:
             self._rolling.add(replica)
 
+    def muted(self, replica: Replica, attempt: int) -> None:
+        """The process is of another version, and nothing that it says will be heard: it is replaced in its turn.
+
+        Until then neither heartbeats nor readiness are expected of it.
+        """
+        if attempt == replica.attempt and replica.state.has_process:
+            replica.mute = True
+            self.presume(replica, attempt)
+            self._rolling.add(replica)
+
     def found(self, service: Service, number: int, attempt: int, now: float) -> Replica | None:
         """A process of an earlier keeper exists that nobody knew of; return whose it is, None if it is one too many."""
         replica = self.replica(service, number)

@@ -78,7 +78,10 @@ class KeeperProgram:
             settled = row and row["state"] == state and (row["pid"] or state not in ("starting", "running"))
             return row if settled and (but is None or row["pid"] != but) else None
 
-        found = wait_until(there, f"{name} {state}: {self('rows()')}")
+        try:
+            found = wait_until(there)
+        except AssertionError as error:
+            raise AssertionError(f"{name} is not {state}, and no process but {but}: {self('rows()')}") from error
         assert found is not None
         return found
 

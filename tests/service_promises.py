@@ -162,8 +162,9 @@ class Promises:
             return
         for service in supervisor.services.values():
             for replica in service.replicas:
-                outdated = replica.code and replica.code != service.code
-                free = replica.state is ServiceState.RUNNING and replica.up and not replica.removed
+                outdated = replica.mute or (replica.code and replica.code != service.code)
+                runs = replica.state is ServiceState.RUNNING or (replica.mute and replica.state is ServiceState.STARTING)
+                free = runs and replica.up and not replica.removed
                 if not outdated or not free or supervisor._stopping.requested(replica):
                     continue
                 obstacle = supervisor._obstacle(replica)
@@ -176,7 +177,7 @@ class Promises:
         if replica.state is ServiceState.STARTING and spec.start_timeout is not None:
             late = now - max(replica.launched, self.woke) - spec.start_timeout
             self._hold(late < spec.start_timeout + 2.0, f"{replica.name} starts for ever")
-        if replica.state is ServiceState.RUNNING and spec.watchdog is not None:
+        if replica.state is ServiceState.RUNNING and spec.watchdog is not None and not replica.mute:
             process, ready_at = self.processes[replica], replica.ready_at
             assert ready_at is not None
             late = now - max(process.silent_from, ready_at, self.woke) - spec.watchdog

@@ -61,7 +61,7 @@ class Process:
         self.tag = (replica.service.name, replica.number, attempt)
         self.code = replica.code
         self.pid = next(world.pids)
-        self.exists = self.ended = False
+        self.exists = self.ended = self.mute = False
         self.waiting_signals: list[Callable[[], None]] = []
         self.words: LastWords | None = None
         self.said: list[str] = []
@@ -170,6 +170,7 @@ class ServiceSimulation(Promises):
             }.items()
         }
         self._odds["upgrade"] = rng.choice([0.0, 0.1, 0.4])
+        self._odds["other version"] = rng.choice([0.0, 0.2, 0.8])
         self._records: dict[str, ServiceRecord] = {}
         self._declare()
         self._plan()
@@ -396,6 +397,7 @@ class ServiceSimulation(Promises):
     def _say(self, process: Process, word: str) -> None:
         if not process.ended:
             process.said.append(word)
+        if not (process.ended or process.mute):
             self.hear_of(process, lambda: getattr(self.supervisor, word)(process.replica, process.attempt, self.now))
 
     def _crash(self, process: Process) -> None:
@@ -488,7 +490,7 @@ class ServiceSimulation(Promises):
     def _ask(self, replica: Replica) -> None:
         process = self.processes.get(replica)
         if process is not None and replica.ending is Ending.UPGRADE and replica not in self.again:
-            replaced = process.code != self.codes[replica.service.name]
+            replaced = process.mute or process.code != self.codes[replica.service.name]
             self._hold(replaced, f"{process} is replaced, and runs the newest code")
         self._signal(replica, Process.asked)
 
@@ -588,6 +590,11 @@ class ServiceSimulation(Promises):
         for process in self.all.values():
             self._spawn(process)  # what was asked for is done
         living = {tag: process for tag, process in self.all.items() if not process.ended}
+        if self.happens("other version"):
+            self.seen.add("other version")
+            self.told("it is of another version")
+            for process in living.values():
+                process.mute = True
         self.processes, self.not_before, self.may_start, self.consulted = {}, {}, set(), {}
         self.again = set()
         self.restarts = {}  # what has been written down is compared with what is restored
@@ -634,8 +641,11 @@ class ServiceSimulation(Promises):
         """An earlier keeper's process is this replica's: it tells how it fares."""
         process.replica = replica
         self.processes[replica] = process
-        replica.pulse = process
+        replica.pulse = None if process.mute else process
         self.hear(lambda: self.supervisor.spawned(replica, process.attempt, process.pid))
+        if process.mute:
+            self.hear(lambda: self.supervisor.muted(replica, process.attempt))
+            return
         for word in process.said:
             self.hear(lambda word=word: getattr(self.supervisor, word)(replica, process.attempt, self.now))  # type: ignore[misc]
         if process.code != self.codes[replica.service.name]:

@@ -191,7 +191,8 @@ def test_a_crowd_with_half_a_handshake_each_keeps_no_worker_out(tmp_path: Path, 
 def test_slow_bytes_are_no_reason_to_wait(keeper: Keeper) -> None:
     with connect(keeper) as sock:
         for byte in encode(FrameKind.HELLO, encode_json({"role": "worker"}))[:-1]:
-            sock.sendall(bytes([byte]))
+            with suppress(ConnectionError):  # on a slow machine it is shown the door before it has come to its end
+                sock.sendall(bytes([byte]))
             assert keeper.submit(tasks.square, 2).result(PATIENCE) == 4
 
 

@@ -161,6 +161,24 @@ def test_services_are_stopped_and_started_anew(start: Start, other: Path) -> Non
     keeper.end()
 
 
+def test_a_service_that_still_starts_is_replaced_though_it_can_never_say_that_it_is_ready(
+    start: Start, other: Path, tmp_path: Path
+) -> None:
+    """So is one of which the pidfile says so because its keeper was killed before it could write more."""
+    keeper = start()
+    keeper.service("serve_when_ready", tmp_path, ready="'notify'", start_timeout=600.0)
+    before = keeper.reach("starting")["pid"]
+    wait_until(lambda: pids(keeper, "service") == [before])
+    keeper.kill()
+    keeper = start(version=other)
+    (tmp_path / "ready").touch()
+    keeper.service("serve_when_ready", tmp_path, ready="'notify'", start_timeout=600.0)
+    keeper.reach("running", but=before)
+    assert not is_running(before)
+    assert [exit[0] for exit in keeper.row()["exits"]] == ["upgraded"]
+    keeper.end()
+
+
 @pytest.mark.parametrize("start_method", ["forkserver", "loky"])
 def test_who_replaces_poolkeeper_under_a_running_program_is_told_so(
     start: Start, tmp_path: Path, start_method: str

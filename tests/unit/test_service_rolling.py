@@ -27,6 +27,13 @@ def fleet(*names: str, slow: bool = True, **declared: object) -> Driver:
     return driver
 
 
+def mute(driver: Driver, *names: str) -> None:
+    """The processes turn out to be of another version."""
+    for name in names:
+        driver.supervisor.muted(driver[name], driver[name].attempt)
+    turn(driver)
+
+
 def outdate(driver: Driver) -> None:
     for service in driver.supervisor.services.values():
         for replica in service.replicas:
@@ -246,3 +253,45 @@ def test_a_declaration_that_has_changed_is_known_by_its_fingerprint(code: str, l
     driver, service = heir(code, left)
     assert driver.log == ("?web +web" if replaced else "")
     assert service.replicas[0].code == (code if replaced else left)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_one_that_can_never_say_that_it_is_ready_is_replaced_all_the_same(*, overlap: bool) -> None:
+    driver = Driver()
+    driver.slow = {"web"}
+    driver.add("web", ready="notify", start_timeout=600.0, overlap=overlap)
+    driver.start()
+    old = driver["web"]
+    mute(driver, "web")
+    if overlap:
+        ready(driver, successor(driver, "web"))
+        driver.slow.clear()
+    else:
+        ready(driver, driver["web"])
+    assert (driver.state("web").value, driver["web"].attempt) == ("running", 2)
+    assert old.exits[-1].reason is ExitReason.UPGRADED
+    assert upgrades(driver) == [("upgrade.completed", "")]
+
+
+def test_one_that_cannot_be_heard_is_not_taken_for_hung_while_it_waits_for_its_turn() -> None:
+    driver = fleet("base", "web", watchdog=1.0)
+    mute(driver, "base", "web")
+    assert driver["base"].attempt == 2
+    driver.wait(20.0)
+    assert (driver.state("web").value, driver["web"].attempt) == ("running", 1)
+    ready(driver, driver["base"])
+    assert driver["web"].attempt == 2
+    assert driver["web"].exits[-1].reason is ExitReason.UPGRADED
+
+
+def test_one_that_may_have_got_ready_unheard_is_not_ended_for_its_start_timeout() -> None:
+    driver = fleet("base")
+    driver.slow = {"base", "web"}
+    driver.add("web", ready="notify", start_timeout=5.0, after=["base"])
+    driver.start()
+    assert driver.state("web").value == "starting"
+    mute(driver, "base", "web")
+    driver.wait(10.0)
+    assert (driver.state("web").value, driver["web"].attempt) == ("running", 1)
+    ready(driver, driver["base"])
+    assert driver["web"].attempt == 2

@@ -35,7 +35,7 @@ def test_the_faults_happen() -> None:
         assert any(what.endswith(f"-> {state.value}") for what in seen)
     assert {"collapse", "group.failed", "starting -> waiting", "stopping -> waiting", "stopping -> backoff"} <= seen
     assert {"upgrade", "upgrade.completed", "upgrade.failed"} <= seen
-    assert {"the keeper dies", "found"} | {f" -> {state.value}" for state in ServiceState} <= seen
+    assert {"the keeper dies", "found", "other version"} | {f" -> {state.value}" for state in ServiceState} <= seen
 
 
 def test_a_seed_tells_the_same_story_again() -> None:
