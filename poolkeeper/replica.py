@@ -71,8 +71,9 @@ class Replica:
 
     __slots__ = (
         "attempt", "code", "detail", "due", "ending", "exits", "force", "force_at", "healthy", "hold", "id",
-        "incumbent", "launched", "mute", "number", "pid", "presumed", "pulse", "ready_at", "record", "removed", "restarts",
-        "resumes", "service", "state", "successor", "told_ready", "up", "used", "waiting_since", "watched_from", "why",
+        "incumbent", "launched", "mute", "number", "pid", "presumed", "pulse", "ready_at", "record", "removed",
+        "restarts", "resumes", "service", "state", "successor", "told_ready", "up", "used", "waiting_since",
+        "watched_from", "why",
     )  # fmt: skip
 
     def __init__(self, id: int, service: Service, number: int) -> None:

@@ -163,8 +163,8 @@ class Promises:
         for service in supervisor.services.values():
             for replica in service.replicas:
                 outdated = replica.mute or (replica.code and replica.code != service.code)
-                runs = replica.state is ServiceState.RUNNING or (replica.mute and replica.state is ServiceState.STARTING)
-                free = runs and replica.up and not replica.removed
+                replaceable = (ServiceState.RUNNING, *([ServiceState.STARTING] if replica.mute else []))
+                free = replica.state in replaceable and replica.up and not replica.removed
                 if not outdated or not free or supervisor._stopping.requested(replica):
                     continue
                 obstacle = supervisor._obstacle(replica)
