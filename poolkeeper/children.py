@@ -98,8 +98,8 @@ class Child(Peer):
         if self._pidfd >= 0:
             with contextlib.suppress(KeyError):  # of a loop that has failed nothing is watched any more
                 selector.unregister(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
+            pidfd, self._pidfd = self._pidfd, -1
+            os.close(pidfd)
 
     def let_go(self) -> None:
         """Close what only a process that is being made needs."""

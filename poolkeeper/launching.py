@@ -194,8 +194,8 @@ class Launched:
 
     def _close(self) -> None:
         if self.watch_fd is not None:
-            os.close(self.watch_fd)
-            self.watch_fd = None
+            fd, self.watch_fd = self.watch_fd, None
+            os.close(fd)
 
 
 class Inherited:
@@ -226,8 +226,8 @@ class Inherited:
     def leave(self) -> None:
         """Let go of it; it lives on."""
         if self.watch_fd is not None:
-            os.close(self.watch_fd)
-            self.watch_fd = None
+            fd, self.watch_fd = self.watch_fd, None
+            os.close(fd)
 
     def dismiss(self) -> None:
         """Tell it to end, with all that it has made."""

@@ -52,8 +52,8 @@ class LogPipe:
         """Close what is still open of it."""
         self.close_write_end()
         if self.read_end >= 0:
-            os.close(self.read_end)
-            self.read_end = -1
+            fd, self.read_end = self.read_end, -1
+            os.close(fd)
 
     def take(self) -> int:
         """In the child: return the write end and close the other."""
@@ -63,8 +63,8 @@ class LogPipe:
     def close_write_end(self) -> None:
         """In the parent: leave the write end to the child."""
         if self.write_end >= 0:
-            os.close(self.write_end)
-            self.write_end = -1
+            fd, self.write_end = self.write_end, -1
+            os.close(fd)
 
 
 class LogWriter:

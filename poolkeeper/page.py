@@ -146,8 +146,8 @@ class KeeperPage(WorkerPage):
     def close_fd(self) -> None:
         """Close the descriptor once the worker has its own; the mapping stays."""
         if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+            fd, self.fd = self.fd, -1  # in this order nothing can have a number closed that is another file's by then
+            os.close(fd)
 
 
 def find_page(pid: int, worker: str) -> KeeperPage | None:

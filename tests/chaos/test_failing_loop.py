@@ -19,6 +19,9 @@ from poolkeeper import Keeper, RetryPolicy
 from tests import tasks
 from tests.helpers import PATIENCE
 
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+"""A socket that a function holds when it fails is closed with it, and Python says so."""
+
 PACKAGE = str(Path(poolkeeper.__file__).parent)
 SPARED = ("loop.py", "driving.py")
 """What decides that the loop goes on at all."""
