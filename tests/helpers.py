@@ -66,6 +66,16 @@ def a_program(**options: Any) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
+@contextmanager
+def standing_still(keeper: Any) -> Iterator[None]:
+    """Have the loop of ``keeper`` wait, and then see in one moment all that has been submitted meanwhile.
+
+    What comes bit by bit may not all be fed ahead: nothing more is, once the first task has run for a while.
+    """
+    with keeper._runtime._lock:
+        yield
+
+
 def is_running(pid: int) -> bool:
     """Whether process ``pid`` exists and is no zombie."""
     try:

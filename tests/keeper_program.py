@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from tests.helpers import MARK, PATIENCE, is_running, wait_until
+from tests.helpers import MARK, PATIENCE, is_running, standing_still, wait_until
 
 NAME = "etl"
 ROOT = Path(__file__).parents[1]
@@ -162,8 +162,13 @@ def main() -> None:
                 for row in keeper.status().services
             ]
 
+        def at_once(submit: Callable[[], Any]) -> None:
+            with standing_still(keeper):
+                submit()
+
         names = {
             "keeper": keeper,
+            "at_once": at_once,
             "futures": [],
             "services": services,
             "tasks": tasks,

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, wait
+from concurrent.futures import CancelledError, Future, wait
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from poolkeeper import Keeper
-from poolkeeper.keeper import KeeperRuntime
+from poolkeeper.view import KeeperView
 from tests import tasks
 from tests.helpers import PATIENCE, is_running, wait_until
 
@@ -82,18 +82,37 @@ def test_a_running_task_sees_that_it_is_asked_to_stop(
     assert keeper.submit(tasks.describe_context).result()[4] is False  # the next task is not asked
 
 
+def feed_more_than_there_is_room_for(
+    keeper: Keeper, view: KeeperView, folder: Path
+) -> tuple[Future[str], list[Future[str]]]:
+    """Return a task that runs, and many behind it with which the link is blocked.
+
+    On a slow machine the keeper may see that the first one takes long before it has fed so many: then once more.
+    """
+    runtime: Any = keeper._runtime
+    payload = os.urandom(60_000)
+    for attempt in range(100):
+        for _ in range(5):
+            wait([view.submit(tasks.hold_until_cancelled_if, None, b"") for _ in range(200)], PATIENCE)
+        (folder / str(attempt)).mkdir()
+        future = view.submit(tasks.hold_until_cancelled_if, folder / str(attempt), b"")
+        behind = [view.submit(tasks.hold_until_cancelled_if, None, payload) for _ in range(300)]
+        started(folder / str(attempt))
+        (peer,) = runtime.incarnation.workforce._peers.values()
+        (worker,) = runtime.incarnation.core.workers.values()
+        wait_until(lambda peer=peer, worker=worker: peer.link.blocked or worker.stuck)  # type: ignore[misc]
+        if peer.link.blocked:
+            return future, behind
+        future.cancel()
+        wait([future, *behind], PATIENCE)
+    raise AssertionError("the keeper never feeds enough")
+
+
 @pytest.mark.parametrize("how", ["queued", "kill"])
 def test_a_cancellation_overtakes_what_the_link_has_no_room_for(tmp_path: Path, how: Literal["queued", "kill"]) -> None:
     with Keeper(1) as keeper:
         view = keeper.options(cancel=how)
-        for _ in range(5):
-            wait([view.submit(tasks.hold_until_cancelled_if, None, b"") for _ in range(200)], PATIENCE)
-        future = view.submit(tasks.hold_until_cancelled_if, tmp_path, b"")
-        behind = [view.submit(tasks.hold_until_cancelled_if, None, os.urandom(60_000)) for _ in range(300)]
-        started(tmp_path)
-        assert isinstance(keeper._runtime, KeeperRuntime)
-        (peer,) = keeper._runtime.incarnation.workforce._peers.values()
-        wait_until(lambda: peer.link is not None and peer.link.blocked, "more to be fed than there is room for")
+        future, behind = feed_more_than_there_is_room_for(keeper, view, tmp_path)
         if how == "kill":
             assert future.cancel()
             with pytest.raises(CancelledError):

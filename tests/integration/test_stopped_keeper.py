@@ -44,7 +44,7 @@ def test_a_worker_goes_on_with_what_it_has_and_keeps_what_is_not_read(
     window = f"min(future.result() and future.call.window() for future in {warm})"
     wait_until(lambda: keeper(window) >= number, "they are found to be short")
     gate = f"{{0: 'gate', {number - 1}: 'end'}}.get(number)"
-    keeper(f"futures.extend({make}, number, {size}, {gate}) for number in range({number}))")
+    keeper(f"at_once(lambda: futures.extend({make}, number, {size}, {gate}) for number in range({number})))")
     wait_until((tmp_path / "begun-0").exists, "the first task runs")
     wait_until(lambda: keeper("len(keeper._runtime.incarnation.core.queue)") == 0, "all are fed")
     with stopped(keeper):
