@@ -23,8 +23,9 @@ demo: .venv/.installed ## three services under supervision, jobs/demo_services.p
 pipeline: .venv/.installed ## effects that happen once whatever is killed, and the proof, jobs/pipeline.py (ARGS=)
 	$(BIN)/poolkeeper run jobs/pipeline.py $(ARGS)
 
+# Most of their time tests wait for processes: two cores are busy only with more of them than cores.
 test: .venv/.installed-dev ## the tests, but for those that take minutes (ARGS=)
-	$(BIN)/python -m pytest -m "not soak" -n auto --maxprocesses 4 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -m "not soak" -n 4 --dist worksteal $(ARGS)
 
 soak: .venv/.installed-dev ## the tests that take minutes (ARGS=)
 	$(BIN)/python -m pytest -m soak --timeout=0 $(ARGS)
