@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import subprocess
 import threading
 import time
@@ -36,6 +37,16 @@ def wait_until(condition: Callable[[], T], what: str = "", timeout: float = PATI
         time.sleep(pause)
         pause = min(2 * pause, 0.05)
     return answer
+
+
+def remove_in_use(folder: Path) -> None:
+    """Remove a folder in which others may make files meanwhile."""
+
+    def removed() -> bool:
+        shutil.rmtree(folder, ignore_errors=True)
+        return not folder.exists()
+
+    wait_until(removed, f"{folder} is gone")
 
 
 def wait_for_exit(pid: int, timeout: float = PATIENCE) -> None:

@@ -16,7 +16,7 @@ import pytest
 from poolkeeper import Keeper, TaskQuarantined
 from tests import tasks
 from tests.disks import small_disk
-from tests.helpers import PATIENCE, children, wait_until
+from tests.helpers import PATIENCE, children, remove_in_use, wait_until
 from tests.scripts import run_script
 
 
@@ -149,11 +149,9 @@ def test_a_full_disk_from_the_start_hinders_only_what_needs_it(tmp_path: Path) -
 
 
 def test_a_home_that_is_removed_under_a_running_keeper(tmp_path: Path) -> None:
-    import shutil
-
     with Keeper(2, home=tmp_path, name="gone", preload=["tests.tasks"]) as keeper:
         assert keeper.submit(tasks.square, 3).result(PATIENCE) == 9
-        shutil.rmtree(keeper.home)
+        remove_in_use(keeper.home)
         assert keeper.submit(tasks.square, 4).result(PATIENCE) == 16
         with pytest.raises(TaskQuarantined):
             keeper.submit(tasks.die).result(PATIENCE)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import operator
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -34,7 +33,7 @@ from poolkeeper import (
 from poolkeeper.program import Program
 from poolkeeper.reporting import flush
 from tests.disks import fill, small_disk
-from tests.helpers import wait_until
+from tests.helpers import remove_in_use, wait_until
 
 
 class Notes:
@@ -482,7 +481,7 @@ class TestTrouble:
     def test_a_home_that_is_gone(self, open_keeper: Any, said: list[str]) -> None:
         with open_keeper() as keeper:
             keeper.options(key="before").submit(abs, 1).result()
-            shutil.rmtree(keeper.home)
+            remove_in_use(keeper.home)
             assert [keeper.options(key=str(number)).submit(abs, number).result() for number in range(100)] == list(
                 range(100)
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from poolkeeper.pidfile import read_pidfile
-from tests.helpers import is_running, wait_for_exit, wait_until
+from tests.helpers import is_running, remove_in_use, wait_for_exit, wait_until
 from tests.keeper_program import KeeperProgram, keepers
 from tests.services import LAST_NOTE
 from tests.survivors import survivors_in
@@ -358,7 +357,7 @@ def test_who_has_lost_keeper_and_home_ends_in_order(start: Start, tmp_path: Path
     roles = {"forkserver", "worker", "service", "program"}
     wait_until(lambda: {child.role for child in survivors_in(keeper.folder)} >= roles, "the pidfile says so")
     pids = {child.identity.pid: child.role for child in survivors_in(keeper.folder)}
-    shutil.rmtree(keeper.home)
+    remove_in_use(keeper.home)
     keeper.kill()
     for pid, role in pids.items():
         if role in ("service", "program"):
