@@ -93,6 +93,7 @@ class Runs:
     def run_until(self, halted: tuple[int, ...], *options: str) -> subprocess.Popen[str]:
         """Start the fleet and return when it has recorded all that comes before two tasks that stop where they are."""
         self.halt(halted)
+        before = self.recorded()
         process = self.start(*options)
 
         def is_there() -> bool:
@@ -100,7 +101,7 @@ class Runs:
             return all((self.folder / f"halted-{item}").exists() for item in halted)
 
         wait_until(is_there, f"the tasks {halted}")
-        expected = len(self.executed) - len(halted)
+        expected = before + len(self.executed) - len(halted)
         wait_until(lambda: self.recorded() >= expected, f"{expected} recorded outcomes")
         return process
 
@@ -111,7 +112,9 @@ class Runs:
 
     def recorded(self) -> int:
         """How many outcomes the journal has."""
-        (path,) = self.folder.glob("home/*/default/journal.db")
+        path = next(self.folder.glob("home/*/default/journal.db"), None)
+        if path is None:
+            return 0
         with closing(sqlite3.connect(path)) as connection:
             return int(connection.execute("SELECT coalesce(sum(count), 0) FROM groups").fetchone()[0])
 
