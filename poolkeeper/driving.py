@@ -5,9 +5,10 @@ stands back as long as the seat is taken, and a moment longer, for in a series o
 once.
 
 The main thread must not be interrupted in the midst of the keeper's state by a signal handler that raises
-(``KeyboardInterrupt``). While it drives, Python's default SIGINT handler is replaced by one that waits for the end of
-the critical section; where the application has handlers of its own, the main thread does not drive. A SIGINT that is
-ignored, as in what a shell runs in the background, or that ends the process, interrupts no Python code.
+(``KeyboardInterrupt``). While it drives, or cancels a task, Python's default SIGINT handler is replaced by one that
+waits for the end of the critical section; where the application has handlers of its own, the main thread does not
+drive. A SIGINT that is ignored, as in what a shell runs in the background, or that ends the process, interrupts no
+Python code.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _PASSIVE = frozenset({int(signal.SIG_DFL), int(signal.SIG_IGN), None})
 
 
 class SignalGuard:
-    """Holds SIGINT back in the main thread while ``critical``, between ``enter`` and ``leave``."""
+    """Holds SIGINT back in the main thread while ``critical``, between ``enter`` or ``hold`` and ``leave``."""
 
     def __init__(self) -> None:
         self.critical = False
@@ -54,6 +55,14 @@ class SignalGuard:
         self.critical = True
         if self._holds:
             _signal.signal(_SIGINT, self._interrupt)
+        return True
+
+    def hold(self) -> bool:
+        """Hold SIGINT back from now on if it would raise; return whether it has to be let through by ``leave``."""
+        if _signal.getsignal(_SIGINT) is not signal.default_int_handler:
+            return False
+        self._holds = self.critical = True
+        _signal.signal(_SIGINT, self._interrupt)
         return True
 
     def open(self) -> None:

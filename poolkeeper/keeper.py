@@ -59,7 +59,7 @@ class KeeperRuntime(Mainloop):
         """Withdraw a task; see ``TaskFuture.cancel``."""
         try:
             return self._cancel(task)
-        except BaseException:  # as by Ctrl-C: what is withdrawn is in no table any more, and its end must be told
+        except BaseException:  # of a signal handler: what is withdrawn is in no table any more, its end must be told
             with self._lock:
                 if task.withdrawn:
                     self._settlement.withdraw(task)
@@ -67,7 +67,7 @@ class KeeperRuntime(Mainloop):
             raise
 
     def _cancel(self, task: TaskFuture) -> bool:
-        with self._lock:
+        with self._loop.uninterrupted(), self._lock:
             if task.done():
                 return task.cancelled()
             if task.answered:

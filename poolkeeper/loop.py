@@ -11,6 +11,7 @@ import os
 import selectors
 import threading
 import time
+from collections.abc import Iterator
 from typing import Protocol
 
 from .driving import Seat, SignalGuard
@@ -122,6 +123,17 @@ class Loop:
                     self._seat.leave()
         finally:
             if guard is not None:
+                guard.leave()
+
+    @contextlib.contextmanager
+    def uninterrupted(self) -> Iterator[None]:
+        """Hold back meanwhile the KeyboardInterrupt that would end what the calling thread does half-way."""
+        guard = self._guard
+        holds = threading.current_thread() is threading.main_thread() and guard.hold()
+        try:
+            yield
+        finally:
+            if holds:
                 guard.leave()
 
     def _drive(self, task: TaskFuture, deadline: float | None, guard: SignalGuard | None) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import linecache
 import os
+import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import CancelledError, Future, wait
 from pathlib import Path
 from types import FrameType
@@ -15,10 +16,11 @@ from typing import Any, Literal
 import psutil
 import pytest
 
+import poolkeeper
 from poolkeeper import Keeper
 from poolkeeper.view import KeeperView
 from tests import tasks
-from tests.helpers import PATIENCE, is_running, wait_until
+from tests.helpers import PATIENCE, is_running, standing_still, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -175,12 +177,24 @@ SPARED = ("with ", "try:", "except ", "self._untold.pop()", "callback(self)")
 """Where no handler runs; and what is left of a callback that has been cut short is not made up for."""
 
 
-def interrupted(call: Callable[[], object], line: int) -> bool:
-    """Run ``call``, with a KeyboardInterrupt at the ``line``-th line that cancels; return whether it came to that."""
+def cut_in() -> None:
+    """What a signal handler of the application's may do."""
+    raise KeyboardInterrupt
+
+
+def press_ctrl_c() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def interrupted(
+    call: Callable[[], object], line: int, modules: Container[str], interrupt: Callable[[], None] = cut_in
+) -> bool:
+    """Run ``call``, with a KeyboardInterrupt at the ``line``-th line of ``modules``; return whether it came to that."""
     left = line
 
     def enter(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
-        return step if Path(frame.f_code.co_filename).stem in ("keeper", "futures", "settlement") else None
+        file = Path(frame.f_code.co_filename)
+        return step if file.parent.name == "poolkeeper" and file.stem in modules else None
 
     def step(frame: FrameType, event: str, argument: object) -> Callable[..., Any]:
         nonlocal left
@@ -189,7 +203,7 @@ def interrupted(call: Callable[[], object], line: int) -> bool:
             left -= 1
             if left == 0:
                 sys.settrace(None)
-                raise KeyboardInterrupt
+                interrupt()
         return step
 
     sys.settrace(enter)
@@ -211,7 +225,7 @@ def test_what_ctrl_c_cuts_short_is_cancelled_or_runs(keeper: Keeper, tmp_path: P
         line += 1
         future = keeper.submit(tasks.square, 3)
         future.add_done_callback(called.append)
-        cut = interrupted(future.cancel, line)
+        cut = interrupted(future.cancel, line, {"keeper", "futures", "settlement"})
         futures.append(future)
     (tmp_path / "go").touch()
     running.result(PATIENCE)
@@ -220,6 +234,26 @@ def test_what_ctrl_c_cuts_short_is_cancelled_or_runs(keeper: Keeper, tmp_path: P
     wait_until(lambda: len(called) >= len(futures), "the callbacks")
     assert set(called) == set(futures)
     assert len(called) == len(futures)
+
+
+def test_ctrl_c_at_any_line_of_a_cancellation_loses_no_task(tmp_path: Path) -> None:
+    """Python's own handler waits until the keeper's tables agree with each other again."""
+    modules = {file.stem for file in Path(poolkeeper.__file__).parent.glob("*.py")} - {"driving", "loop"}
+    with Keeper(1, preload=["tests.tasks"]) as keeper:
+        wait([keeper.submit(tasks.hold_if, None) for _ in range(1000)], PATIENCE)  # short: they will be fed ahead
+        with standing_still(keeper):
+            running = keeper.submit(tasks.hold_if, tmp_path)
+            futures = [keeper.submit(tasks.hold_if, None) for _ in range(300)]
+        started(tmp_path)
+        lines = 0
+        while interrupted(futures[lines].cancel, lines + 1, modules, press_ctrl_c):
+            lines += 1
+        assert lines > 20
+        (tmp_path / "go").touch()
+        assert running.result(PATIENCE) == "ran"
+        assert not wait(futures, PATIENCE).not_done
+        assert all(future.cancelled() or future.result() == "ran" for future in futures)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_many_threads_cancel_the_same_future(keeper: Keeper, tmp_path: Path) -> None:

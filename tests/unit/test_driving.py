@@ -60,6 +60,32 @@ def test_an_interrupt_waits_for_the_end_of_what_is_critical() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_an_interrupt_waits_for_the_end_of_what_is_held_together() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    guard = SignalGuard()
+    assert guard.hold()
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        guard.leave()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_who_drives_holds_it_back_already() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    guard = SignalGuard()
+    guard.enter()
+    assert not guard.hold()
+    guard.leave()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_handler_of_the_application_is_not_held_back() -> None:
+    signal.signal(signal.SIGINT, handler := lambda *_: None)
+    guard = SignalGuard()
+    assert not guard.hold()
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
 def test_an_interrupt_that_is_ignored_stays_so() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     guard = SignalGuard()
