@@ -16,7 +16,7 @@ import socket
 import stat
 import struct
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -101,9 +101,12 @@ class NotifySocket:
         """Return the descriptor to watch."""
         return self._socket.fileno()
 
-    def receive(self) -> list[Notification]:
-        """Return what has been said since the last time, at most ``BURST`` messages; does not block."""
-        notifications = []
+    def receive(self) -> Iterator[Notification]:
+        """Yield what has been said since the last time, at most ``BURST`` messages; does not block.
+
+        Each is to be dealt with before the next is asked for: with that it may be that its sender is told, by
+        sd_notify_barrier(3), that it need not wait any longer, and ends.
+        """
         for _ in range(BURST):
             try:
                 data, ancillary, flags, _ = self._socket.recvmsg(
@@ -120,8 +123,7 @@ class NotifySocket:
             if notification is None:
                 self.ignored += 1
             else:
-                notifications.append(notification)
-        return notifications
+                yield notification
 
     def close(self) -> None:
         """Close the socket and remove its file, and the directory in /tmp if it has one."""

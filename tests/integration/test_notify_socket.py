@@ -33,12 +33,12 @@ def say(path: str, data: bytes) -> None:
 
 
 def test_what_is_said_comes_with_the_pid_of_who_has_said_it(heard: NotifySocket) -> None:
-    assert heard.receive() == []
+    assert list(heard.receive()) == []
     say(heard.path, b"READY=1")
     child = subprocess.Popen([sys.executable, "-c", SAY.format(data=b"STATUS=hello", path=heard.path)])
     assert child.wait(PATIENCE) == 0
-    assert heard.receive() == [Notification(os.getpid(), ready=True), Notification(child.pid, status="hello")]
-    assert heard.receive() == []
+    assert list(heard.receive()) == [Notification(os.getpid(), ready=True), Notification(child.pid, status="hello")]
+    assert list(heard.receive()) == []
     assert heard.ignored == 0
 
 
@@ -51,7 +51,7 @@ def test_garbage_is_counted_and_the_rest_is_heard(heard: NotifySocket) -> None:
     for data in (b"", b"\0\1\2", b"\xff" * 10, b"nonsense", b"STATUS=" + b"x" * 5000, os.urandom(20_000)):
         say(heard.path, data)
         say(heard.path, b"WATCHDOG=1")
-        assert heard.receive() == [Notification(os.getpid(), watchdog=True)]
+        assert list(heard.receive()) == [Notification(os.getpid(), watchdog=True)]
     assert heard.ignored == 6
 
 
@@ -63,7 +63,7 @@ def test_descriptors_that_come_along_are_closed(heard: NotifySocket) -> None:
         socket.send_fds(sender, [b"FDSTORE=1\nFDNAME=mine"], [writer] * 20)
         socket.send_fds(sender, [b"garbage"], [writer])
     os.close(writer)
-    assert heard.receive() == [Notification(os.getpid())]
+    assert list(heard.receive()) == [Notification(os.getpid())]
     assert os.read(reader, 1) == b""  # nobody has the other end any more
     os.close(reader)
     assert len(os.listdir("/proc/self/fd")) == before
@@ -77,7 +77,7 @@ def test_another_user_is_not_believed(heard: NotifySocket) -> None:
         f"s.connect({heard.path!r}); os.setuid(65534); s.send(b'READY=1')"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
-    assert heard.receive() == []
+    assert list(heard.receive()) == []
     assert heard.ignored == 1
 
 
@@ -86,7 +86,7 @@ def test_a_flood_is_taken_in_portions(heard: NotifySocket, monkeypatch: pytest.M
     monkeypatch.setattr("poolkeeper.notify_socket.BURST", 2)
     for _ in range(5):
         say(heard.path, b"WATCHDOG=1")
-    assert [len(heard.receive()) for _ in range(4)] == [2, 2, 1, 0]
+    assert [len(list(heard.receive())) for _ in range(4)] == [2, 2, 1, 0]
 
 
 def test_the_socket_of_a_dead_keeper_is_replaced(tmp_path: Path) -> None:
@@ -94,8 +94,8 @@ def test_the_socket_of_a_dead_keeper_is_replaced(tmp_path: Path) -> None:
     second = NotifySocket.open(tmp_path)
     assert second.path == first.path == str(tmp_path / "notify.sock")
     say(second.path, b"READY=1")
-    assert first.receive() == []
-    assert len(second.receive()) == 1
+    assert list(first.receive()) == []
+    assert len(list(second.receive())) == 1
     second.close()
     first.close()
     assert not os.path.exists(second.path)
@@ -111,7 +111,7 @@ def test_a_long_home_gets_a_short_address_that_a_later_keeper_has_too(tmp_path: 
     folder = os.path.dirname(first.path)
     assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
     say(second.path, b"READY=1")
-    assert len(second.receive()) == 1
+    assert len(list(second.receive())) == 1
     os.chmod(folder, 0o777)
     third = NotifySocket.open(home)
     assert os.path.dirname(third.path) != folder
@@ -126,7 +126,7 @@ def test_it_passes_through_a_reexec_with_what_has_not_been_read(heard: NotifySoc
     say(heard.path, b"READY=1")
     adopted = NotifySocket.adopt(os.dup(heard.fileno()))
     assert adopted.path == heard.path
-    assert adopted.receive() == [Notification(os.getpid(), ready=True)]
+    assert list(adopted.receive()) == [Notification(os.getpid(), ready=True)]
     adopted.close()
 
 
@@ -138,13 +138,40 @@ def test_only_a_notification_socket_is_adopted(tmp_path: Path) -> None:
         NotifySocket.adopt(file.fileno())
 
 
+def test_who_waits_for_a_barrier_is_there_until_what_it_has_said_is_dealt_with(heard: NotifySocket) -> None:
+    said, said_it = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            say(heard.path, b"READY=1")
+            until_closed, barrier = os.pipe()
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                sender.connect(heard.path)
+                socket.send_fds(sender, [b"BARRIER=1"], [barrier])
+            os.close(barrier)
+            os.write(said_it, b"!")
+            os.read(until_closed, 1)
+        finally:
+            os._exit(0)
+    assert os.read(said, 1)
+    received = heard.receive()
+    assert next(received) == Notification(child, ready=True)
+    assert os.waitpid(child, os.WNOHANG) == (0, 0), "it waits"
+    assert belongs_to(child, {os.getpid(): "ours"}) == "ours"
+    assert list(received) == [Notification(child)]
+    os.waitpid(child, 0)
+    os.close(said)
+    os.close(said_it)
+
+
 @pytest.mark.skipif(shutil.which("systemd-notify") is None, reason="systemd-notify is not installed")
 def test_systemd_notify_itself_is_understood(heard: NotifySocket) -> None:
     command = ["systemd-notify", "--ready", "--status=as systemd says it"]
     child = subprocess.Popen(command, env={**os.environ, "NOTIFY_SOCKET": heard.path})
     # it waits until its message has been taken in: sd_notify_barrier(3)
-    first = wait_until(heard.receive)[0]
-    wait_until(lambda: (heard.receive(), child.poll() is not None)[1])
+    first = wait_until(lambda: next(heard.receive(), None))
+    assert first is not None
+    wait_until(lambda: (list(heard.receive()), child.poll() is not None)[1])
     assert child.returncode == 0
     assert (first.ready, first.status) == (True, "as systemd says it")
 

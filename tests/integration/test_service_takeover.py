@@ -130,7 +130,14 @@ def say(text):
         out.settimeout(5)
         out.sendto(text.encode(), os.environ["NOTIFY_SOCKET"])
 if sys.argv[2:] == ["child"]:
-    sys.exit(say("READY=1"))
+    say("READY=1")
+    until_closed, barrier = os.pipe()  # as systemd-notify does, for nobody could tell whose child it was
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
+        out.connect(os.environ["NOTIFY_SOCKET"])
+        socket.send_fds(out, [b"BARRIER=1"], [barrier])
+    os.close(barrier)
+    os.read(until_closed, 1)
+    sys.exit()
 open(os.path.join(folder, "runs"), "w").close()
 while not os.path.exists(os.path.join(folder, "speak")):
     time.sleep(0.01)
