@@ -76,6 +76,7 @@ def test_a_loop_that_is_rebuilt_finds_what_the_one_before_it_had(tmp_path: Path)
         assert register.has_services
         register.gone("web#1")  # it was let go of, and lives
         register.born("worker-2", "worker", "worker 2", os.getpid(), 0)
+        wait_until(path.exists, "the writer has begun")
         wait_until(lambda: {child.id for child in read_pidfile(path).children} == {"web#1", "worker-2"})
         register.lost(lives.pid)
     register.close()
