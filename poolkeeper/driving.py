@@ -45,16 +45,15 @@ class SignalGuard:
     def enter(self) -> bool:
         """Hold SIGINT back from now on; return False where the application's own handlers forbid to drive."""
         getsignal = _signal.getsignal  # signal's own converts to enums, which takes thirty times as long
-        self._holds = getsignal(_SIGINT) is signal.default_int_handler
+        raises = getsignal(_SIGINT) is signal.default_int_handler
         try:
-            passive = _PASSIVE.issuperset(map(getsignal, _NUMBERS if self._holds else _ALL))
+            passive = _PASSIVE.issuperset(map(getsignal, _NUMBERS if raises else _ALL))
         except TypeError:  # a handler that cannot be hashed is a handler
             passive = False
         if not passive:
             return False
-        self.critical = True
-        if self._holds:
-            _signal.signal(_SIGINT, self._interrupt)
+        if not self.hold():
+            self.critical = True
         return True
 
     def hold(self) -> bool:
@@ -76,6 +75,7 @@ class SignalGuard:
     def leave(self) -> None:
         """Restore what ``enter`` has found; raises the KeyboardInterrupt that was held back."""
         if self._holds:
+            self._holds = False
             _signal.signal(_SIGINT, signal.default_int_handler)
         self.open()
 

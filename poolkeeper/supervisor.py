@@ -313,7 +313,7 @@ class Supervisor:
         if attempt == replica.attempt and replica.state.has_process:
             replica.mute = True
             self.presume(replica, attempt)
-            self._rolling.add(replica)
+            self.outdated(replica, attempt)
 
     def found(self, service: Service, number: int, attempt: int, now: float) -> Replica | None:
         """A process of an earlier keeper exists that nobody knew of; return whose it is, None if it is one too many."""

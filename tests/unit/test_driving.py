@@ -50,20 +50,11 @@ def test_it_does_not_where_the_application_has_a_handler(number: signal.Signals,
     assert signal.getsignal(number) is handler
 
 
-def test_an_interrupt_waits_for_the_end_of_what_is_critical() -> None:
+@pytest.mark.parametrize("begin", [SignalGuard.enter, SignalGuard.hold])
+def test_an_interrupt_waits_for_the_end_of_what_is_critical(begin: Callable[[SignalGuard], bool]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     guard = SignalGuard()
-    guard.enter()
-    os.kill(os.getpid(), signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        guard.leave()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_an_interrupt_waits_for_the_end_of_what_is_held_together() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    guard = SignalGuard()
-    assert guard.hold()
+    assert begin(guard)
     os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         guard.leave()
