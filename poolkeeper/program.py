@@ -23,6 +23,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from .errors import CommandFailed, signal_name
+from .held_signals import HeldSignals
 from .task_context import context
 
 __all__ = ["Program", "command"]
@@ -93,14 +94,13 @@ class Program:
         """
         argv = self._filled(items)
         _flush()
-        process = _start(argv, self.cwd, {**os.environ, **self.env})
-        try:
-            cancelled = not _wait(process)
-        except BaseException:
-            _end(process)
-            raise
-        if cancelled:
-            _end(process)
+        with HeldSignals() as signals:  # they may interrupt our waiting, but come between us and the program nowhere
+            process = _start(argv, self.cwd, {**os.environ, **self.env})
+            try:
+                cancelled = not _wait(process, signals)
+            finally:
+                if process.returncode is None:
+                    _end(process)
         code = process.returncode
         if cancelled or code != 0:
             why = "was told to end, for its task was cancelled; it " if cancelled else ""
@@ -195,14 +195,18 @@ def _interruptible_children() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _wait(process: subprocess.Popen[bytes]) -> bool:
+def _wait(process: subprocess.Popen[bytes], signals: HeldSignals) -> bool:
     """Wait for the end of ``process``; return False as soon as the task is asked to stop."""
     task = context()
     with _alarm(process) as alarm:
         while process.poll() is None:
             if task.cancelled:
                 return False
-            alarm(math.inf)
+            try:
+                signals.open()
+                alarm(math.inf)
+            finally:
+                signals.hold()
     return True
 
 

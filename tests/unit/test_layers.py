@@ -28,12 +28,13 @@ LAYERS = {
     "sdnotify preflight_answer preflight preflight_program reexec notify_socket stand_in survey "
     "logprocess logwriter event_log register control_client homes journal_file journal_runs run_outcome "
     "sealed_file result_files left_behind journal recall",
-    "runtime": "settings cancellation interrupts init_process resumption task_context program worker_config belonging "
-    "worker_line worker_session worker_call worker_results worker service_line service_context service_worker "
-    "forking keeper_line forkserver delivery retrying peer reception switchboard futures settlement calls "
-    "recording launching service_preflight children nursery adoption workforce recovery traffic driving loop status "
-    "program_notices service_peer service_restart control service_news service_policies service_survivors "
-    "service_processes supervision foundation incarnation departure mainloop keeper configuration inline",
+    "runtime": "settings cancellation interrupts held_signals init_process resumption task_context program "
+    "worker_config belonging worker_line worker_session worker_call worker_results worker service_line "
+    "service_context service_worker forking keeper_line forkserver delivery retrying peer reception switchboard "
+    "futures settlement calls recording launching service_preflight children nursery adoption workforce recovery "
+    "traffic driving loop status program_notices service_peer service_restart control service_news service_policies "
+    "service_survivors service_processes supervision foundation incarnation departure mainloop keeper configuration "
+    "inline",
     "faces": "services mapping feed batch fleet loading fleet_services runner progress bars summary view pool "
     "display steering tables attachment background watching cli_control fleet_run cli __main__",
 }

@@ -7,8 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -182,6 +186,67 @@ def test_an_exception_in_the_worker_ends_the_program(tmp_path: Path) -> None:
         signal.signal(signal.SIGALRM, before)
     assert not is_running(int((tmp_path / "pid").read_text()))
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_an_exception_at_any_line_leaves_no_process() -> None:
+    """Whatever interrupts us, the program is ended and awaited; a process that is forgotten would stay as a zombie."""
+    before = signal.signal(signal.SIGALRM, _interrupt)
+    try:
+        line, cut = 0, True
+        while cut:
+            line += 1
+            cut = _interrupted(command("true"), line)
+            assert psutil.Process().children() == [], f"interrupted at line {line}"
+            assert signal.set_wakeup_fd(-1) == -1
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert line > 100
+
+
+def test_a_second_exception_does_not_keep_the_first_from_ending_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("poolkeeper.program.TERM_SECONDS", 0.5)
+    again = "trap 'kill -ALRM $PPID' TERM; echo $$ > pid.new; mv pid.new pid; while :; do sleep 0.01; done"
+    before = signal.signal(signal.SIGALRM, _interrupt)
+    try:
+        threading.Thread(target=_alarm_when_there, args=(tmp_path / "pid",)).start()
+        with pytest.raises(KeyboardInterrupt) as caught:
+            command("sh", "-c", again, cwd=tmp_path)()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert isinstance(caught.value.__context__, KeyboardInterrupt)
+    assert not is_running(int((tmp_path / "pid").read_text()))
+
+
+MODULES = {"program", "held_signals", "subprocess"}
+
+
+def _interrupted(call: Callable[[], object], line: int) -> bool:
+    """Run ``call``, with a signal at the ``line``-th line of what it runs; return whether it came to that."""
+    left = line
+
+    def trace(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
+        nonlocal left
+        names = {frame.f_code.co_name, frame.f_back and frame.f_back.f_code.co_name}
+        if (
+            Path(frame.f_code.co_filename).stem not in MODULES or "__del__" in names
+        ):  # Python drops what is raised there
+            return None
+        left -= event == "line"
+        if left == 0:
+            sys.settrace(None)
+            signal.raise_signal(signal.SIGALRM)
+        return trace
+
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
 
 
 def _interrupt(*_: object) -> None:
