@@ -147,7 +147,7 @@ class Adoption:
         replica.attempt, replica.code = attempt, ""
         replica.up = True  # for somebody has started it since
         replica.due = replica.hold = replica.ready_at = None
-        replica.told_ready = replica.mute = False
+        replica.told_ready = replica.presumed = replica.mute = False
         replica.launched = now
         self._changes.restore(replica, ServiceState.STARTING, now)
         self._watch.resumed(replica, now)

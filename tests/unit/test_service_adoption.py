@@ -282,6 +282,21 @@ def test_what_may_have_said_that_it_is_ready_unheard_is_not_ended_for_that() -> 
     assert "?slow" in other.log, "the next one has no such doubt"
 
 
+def test_a_doubt_about_one_process_is_none_about_a_later_one_that_is_found() -> None:
+    spec: dict[str, Any] = {"name": "slow", "start_timeout": 10, "restart": PATIENT}
+    one = Driver()
+    one.slow.add("slow")
+    one.add(**spec)
+    one.start()
+    other = heir(one, spec)
+    other.supervisor.presume(other["slow"], other["slow"].attempt)
+    other.end("slow")
+    later = other["slow"].attempt + 1
+    assert other.supervisor.found(other.supervisor.services["slow"], 0, later, other.now) is other["slow"]
+    other.wait(11)
+    assert "?slow" in other.log
+
+
 def test_a_group_finishes_its_restart_and_counts_on() -> None:
     group = ServiceGroup("all", strategy="one_for_all", max_restarts=1, within=1000, on_give_up="ignore")
     specs: list[dict[str, Any]] = [{"name": name, "group": group, "restart": PATIENT} for name in ("a", "b")]
