@@ -497,7 +497,7 @@ def test_services_of_a_named_keeper_write_into_logs_of_their_own(tmp_path: Path)
         first, second = (line for line in log.read_text().splitlines() if "hello there" in line)
         assert "chatty" in first
         assert str(chatty.exits[0].pid) in first
-        assert str(chatty.pid) in second
+        assert str(reach(chatty).pid) in second
         failing = keeper.service(services.fail, name="failing", restart="never")
         reach(failing, "failed")
         log = keeper.home / "logs" / "failing.log"
