@@ -116,6 +116,7 @@ def test_a_fork_that_returns_into_the_worker_ends_there(keeper: Keeper, tmp_path
     parent = keeper.submit(messes.fork_and_return, tmp_path).result(PATIENCE)
     assert parent == keeper.submit(tasks.pid).result(PATIENCE)
     assert [keeper.submit(tasks.square, n).result(PATIENCE) for n in range(100)] == [n * n for n in range(100)]
+    wait_until(lambda: len(tasks.notes(tmp_path, "forked")) == 2, "both have come to it")
     (child,) = set(tasks.notes(tmp_path, "forked")) - {parent}
     wait_until(lambda: not is_running(child), "the forked child to end")
 
