@@ -121,6 +121,14 @@ class Shop:
         assert found is not None
         return found
 
+    def counts(self, **numbers: int) -> None:
+        """Wait until these are the numbers of tasks."""
+        try:
+            wait_until(lambda: numbers.items() <= self.status().items(), f"{numbers}")
+        except AssertionError as error:
+            error.add_note(f"{self.status()}\n{self.notes()}\n{(self.folder / 'errors').read_text()}")
+            raise
+
     def events(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.home.path / "events.jsonl").read_text().splitlines()]
 
@@ -208,7 +216,7 @@ def test_what_runs_ends_on_its_code_and_what_waits_runs_on_the_new(mill: Shop) -
     wait_until(lambda: len(mill.notes()) == 4, "one has ended, two run")
     mill.write(MILL.replace("VERSION = 1", "VERSION = 2"))
     reload_keeper(mill.home)
-    wait_until(lambda: mill.status()["queued"] == 2, "it has asked for four, and knows who is at what")
+    mill.counts(running=2, queued=2)  # it has asked for four, and knows who is at what
     gate(1, 3, 4)
     wait_until(lambda: "4 ends" in mill.notes(), "what is not at work any more makes room")
     assert not [line for line in mill.notes() if line.startswith("2 by 2")]
