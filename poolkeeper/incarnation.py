@@ -407,7 +407,7 @@ class Incarnation:
             worker = peer.worker
             task = peer.executing()
             running += task is not None
-            queued += len(worker.inflight) - (task is not None)
+            queued += len(worker.inflight) - worker.inflight.count(None) - (task is not None)
             state = "busy" if task is not None else worker.state.value
             rows.append(WorkerRow(worker.id, worker.pid, state, task, peer.started, peer.born))
         return queued, running, rows

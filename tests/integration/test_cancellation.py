@@ -236,6 +236,23 @@ def test_what_ctrl_c_cuts_short_is_cancelled_or_runs(keeper: Keeper, tmp_path: P
     assert len(called) == len(futures)
 
 
+def test_what_was_fed_ahead_and_is_cancelled_waits_no_more(tmp_path: Path) -> None:
+    with Keeper(1, preload=["tests.tasks"]) as keeper:
+        wait([keeper.submit(tasks.hold_if, None) for _ in range(1000)], PATIENCE)  # short: they will be fed ahead
+        with standing_still(keeper):
+            running = keeper.submit(tasks.hold_if, tmp_path)
+            futures = [keeper.submit(tasks.hold_if, None) for _ in range(20)]
+        started(tmp_path)
+        before = keeper.status()
+        cancelled = [future.cancel() for future in futures]
+        after = keeper.status()
+        (tmp_path / "go").touch()
+        assert running.result(PATIENCE) == "ran"
+    assert (before.running, before.queued) == (1, 20)
+    assert all(cancelled)
+    assert (after.running, after.queued) == (1, 0)
+
+
 def test_ctrl_c_at_any_line_of_a_cancellation_loses_no_task(tmp_path: Path) -> None:
     """Python's own handler waits until the keeper's tables agree with each other again."""
     modules = {file.stem for file in Path(poolkeeper.__file__).parent.glob("*.py")} - {"driving", "loop"}
