@@ -10,7 +10,7 @@ Each question has a module of its own: in which order (``backlog``), who gets wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 from itertools import islice
 from typing import Any
 
@@ -256,8 +256,8 @@ class Core:
 
     # -- time and decisions -------------------------------------------------------------------------------------------
 
-    def decide(self, now: float) -> list[Command]:
-        """Return what is to be done now."""
+    def decide(self, now: float, due: MutableSequence[Command]) -> None:
+        """Add to ``due`` what is to be done now. At any moment each command is there or still here, whatever fails."""
         self._overdue = False
         for number in self._timers.take(now):
             worker = self.workers.get(number)
@@ -269,9 +269,8 @@ class Core:
         self._dispatcher.distribute(now)
         if self.closing and not self.queue and not self._deciding:
             self._retire_idle()
-        commands = self._commands.copy()
+        due.extend(self._commands)
         self._commands.clear()
-        return commands
 
     def next_deadline(self) -> float | None:
         """Return when ``decide`` must be called next even if nothing happens, None if never.

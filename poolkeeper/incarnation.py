@@ -253,7 +253,7 @@ class Incarnation:
         if self.adoption is not None:
             self.adoption.tend(now)
         due = self._due
-        due.extend(self.core.decide(now))
+        self.core.decide(now, due)
         while due:
             command = due[0]
             self._actions[type(command)](command)

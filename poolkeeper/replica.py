@@ -63,7 +63,8 @@ class Replica:
     many seconds its last process was ready. All moments are in seconds of the monotonic clock: ``watched_from`` is when
     it was launched or got ready, or when the keeper last woke from a sleep; ``hold`` is when its group allows it to
     start again, None unless it is restarted along with others. ``presumed`` is whether its process may have said that
-    it is ready when nobody was there to hear it, ``mute`` whether nothing that it says will be heard.
+    it is ready when nobody was there to hear it, ``mute`` whether nothing that it says will be heard, ``listened``
+    whether one that has not called has had a moment more before it is taken for silent.
 
     Where processes may overlap, a ``successor`` of the same number, whose ``incumbent`` this one is, may be about to
     take its place; ``used`` is the last attempt that it had.
@@ -71,8 +72,8 @@ class Replica:
 
     __slots__ = (
         "attempt", "code", "detail", "due", "ending", "exits", "force", "force_at", "healthy", "hold", "id",
-        "incumbent", "launched", "mute", "number", "pid", "presumed", "pulse", "ready_at", "record", "removed",
-        "restarts", "resumes", "service", "state", "successor", "told_ready", "up", "used", "waiting_since",
+        "incumbent", "launched", "listened", "mute", "number", "pid", "presumed", "pulse", "ready_at", "record",
+        "removed", "restarts", "resumes", "service", "state", "successor", "told_ready", "up", "used", "waiting_since",
         "watched_from", "why",
     )  # fmt: skip
 
@@ -101,7 +102,7 @@ class Replica:
         self.ready_at: float | None = None
         self.healthy = 0.0
         self.told_ready = False
-        self.presumed = self.mute = False
+        self.presumed = self.mute = self.listened = False
         self.due: float | None = None
         self.hold: float | None = None
         self.why = ""

@@ -39,7 +39,7 @@ class Watch:
     def launched(self, replica: Replica, now: float) -> None:
         """Watch a process that is asked for."""
         replica.launched = now
-        replica.told_ready = replica.presumed = replica.mute = False
+        replica.told_ready = replica.presumed = replica.mute = replica.listened = False
         self._watch_start(replica, now)
 
     def ready(self, replica: Replica, now: float) -> None:
@@ -50,6 +50,7 @@ class Watch:
 
     def resumed(self, replica: Replica, now: float) -> None:
         """Watch a process that was launched by an earlier keeper; it has as much time as if that were now."""
+        replica.listened = False
         self._watch_start(replica, now)
         if replica.state is ServiceState.RUNNING:
             self._timers.cancel(replica.id)
@@ -117,6 +118,11 @@ class Watch:
         late = now - (_last_sign(replica) + watchdog)
         if _slept(late, watchdog):
             replica.watched_from = now
+            return False
+        if late >= 0 and replica.pulse is None and not replica.listened:
+            # It has not called yet; to a keeper that has slept, it may have been calling all the time.
+            replica.listened = True
+            replica.watched_from = now - watchdog + LATE_SECONDS
             return False
         return late >= 0
 

@@ -99,7 +99,8 @@ class Script:
 
     def decide(self, after: float = 0.0) -> list[Command]:
         self.now += after
-        commands = self.core.decide(self.now)
+        commands: list[Command] = []
+        self.core.decide(self.now, commands)
         for command in commands:
             if isinstance(command, Spawn):
                 page = self.pages[command.worker.id] = Page()

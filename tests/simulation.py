@@ -294,7 +294,8 @@ class Simulation:
             if self.now > BEGINNING + TIME_LIMIT:
                 break
             self._hear()
-            commands = core.decide(self.now)
+            commands: list[Command] = []
+            core.decide(self.now, commands)
             self._look_around()
             self._carry_out(commands)
         raise Violation("there is no end to it")

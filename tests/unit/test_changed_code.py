@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from poolkeeper.adoption import Adoption
-from poolkeeper.commands import Retire, Spawn
+from poolkeeper.commands import Command, Retire, Spawn
 from poolkeeper.core import Core
 from poolkeeper.futures import TaskFuture
 from poolkeeper.holdings import Held, digest_of
@@ -151,6 +151,13 @@ def test_it_is_no_different_for_a_silent_one() -> None:
     assert claim(running) == claim(task("b", "old"))
 
 
+def decided(core: Core, now: float) -> list[Command]:
+    """Return what is to be done."""
+    due: list[Command] = []
+    core.decide(now, due)
+    return due
+
+
 def test_workers_that_run_old_code_have_their_place_until_they_leave() -> None:
     core = Core(1)
     worker: Worker = core.succession.take_over(1, 0, "")
@@ -160,11 +167,11 @@ def test_workers_that_run_old_code_have_their_place_until_they_leave() -> None:
     core.hello(worker)
     core.recycle(worker)
     core.submit([task("b")])
-    retire, spawn = core.decide(1.0)
+    retire, spawn = decided(core, 1.0)
     assert isinstance(retire, Retire)
     assert isinstance(spawn, Spawn), "its successor starts while it works"
     core.hello(spawn.worker)
-    assert core.decide(1.0) == []
+    assert decided(core, 1.0) == []
     page.finished = 1
     core.results(worker, 1, None, ["result"], 1.0)
-    assert "Feed" in [type(command).__name__ for command in core.decide(2.0)]
+    assert "Feed" in [type(command).__name__ for command in decided(core, 2.0)]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 
-from poolkeeper.commands import Decide, Fail, Feed, Kill, Nudge, Retire, Settle, Spawn
+from poolkeeper.commands import Command, Decide, Fail, Feed, Kill, Nudge, Retire, Settle, Spawn
 from poolkeeper.core import REPORT_WAIT
 from poolkeeper.dispatch import LATE
 from poolkeeper.errors import ProtocolError
@@ -66,6 +66,19 @@ def test_results_settle_their_tasks_in_order() -> None:
     assert (keys(settle.tasks), settle.values) == (["0", "1", "2"], ["result 0", "result 1", "result 2"])
     assert settle.seconds == pytest.approx(1e-5)
     assert not script.core.outstanding
+
+
+def test_what_cannot_be_handed_over_is_not_lost() -> None:
+    class Full(list[Command]):
+        def extend(self, commands: Iterable[Command]) -> None:
+            raise MemoryError
+
+    script = Script(1)
+    script.core.submit([one_task()])
+    with pytest.raises(MemoryError):
+        script.core.decide(script.now, Full())
+    (feed,) = script.decide()
+    assert isinstance(feed, Feed)
 
 
 def test_results_teach_the_call_and_skipped_tasks_do_not() -> None:

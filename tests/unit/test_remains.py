@@ -220,5 +220,5 @@ def test_ids_are_not_given_twice() -> None:
     later = Core(4)
     later.resume(first)
     later.submit(tasks(call(LONG), 1))
-    later.decide(0.0)
+    later.decide(0.0, [])
     assert set(later.workers).isdisjoint(script.core.workers)

@@ -12,7 +12,7 @@ from poolkeeper.policy import RestartPolicy, stop_after_burst
 from poolkeeper.service_handover import Handover, ServiceRecord
 from poolkeeper.service_model import ExitReason, ServiceState
 from poolkeeper.service_spec import ServiceGroup
-from tests.service_driver import Driver
+from tests.service_driver import Driver, Heart
 
 PATIENT = RestartPolicy(wait=tenacity.wait_fixed(30))
 
@@ -259,7 +259,23 @@ def test_the_watchdog_and_the_start_have_their_time_again() -> None:
     other.wait(9.9)
     assert other.log == ""
     other.wait(0.2)
-    assert other.log == "#web #slow ?slow"
+    assert other.log == "#slow ?slow"
+    other.wait(1)
+    assert other.log == "#web", "it has not called, and had a moment more"
+
+
+def test_a_keeper_that_has_slept_hears_first_who_has_called_meanwhile() -> None:
+    one = Driver()
+    one.add("web", watchdog=10)
+    one.start()
+    other = heir(one, {"name": "web", "watchdog": 10})
+    other.now += 10.9  # not so late that it can tell from being busy
+    other.settle()
+    assert other.log == ""
+    other["web"].pulse = heart = Heart()
+    heart.last = other.now
+    other.wait(9)
+    assert other.log == ""
 
 
 def test_what_may_have_said_that_it_is_ready_unheard_is_not_ended_for_that() -> None:
