@@ -27,8 +27,9 @@ pipeline: .venv/.installed ## effects that happen once whatever is killed, and t
 test: .venv/.installed-dev ## the tests, but for those that take minutes (ARGS=)
 	$(BIN)/python -m pytest -m "not soak" -n 4 --dist worksteal $(ARGS)
 
+# No dumps of the stacks of what is meant to run for long: now and then one crashes the interpreter that it is taken of.
 soak: .venv/.installed-dev ## the tests that take minutes (ARGS=)
-	$(BIN)/python -m pytest -m soak --timeout=0 $(ARGS)
+	$(BIN)/python -m pytest -m soak --timeout=0 -o faulthandler_timeout=0 $(ARGS)
 
 check: style types ## what must be clean before a commit: style and types
 
