@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import linecache
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Container, Iterator
 from concurrent.futures import CancelledError, Future, wait
@@ -21,6 +19,7 @@ from poolkeeper import Keeper
 from poolkeeper.view import KeeperView
 from tests import tasks
 from tests.helpers import PATIENCE, is_running, standing_still, wait_until
+from tests.interruption import interrupted
 
 
 @pytest.fixture(scope="module")
@@ -186,34 +185,24 @@ def press_ctrl_c() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-def interrupted(
-    call: Callable[[], object], line: int, modules: Container[str], interrupt: Callable[[], None] = cut_in
-) -> bool:
-    """Run ``call``, with a KeyboardInterrupt at the ``line``-th line of ``modules``; return whether it came to that."""
-    left = line
+def of(modules: Container[str]) -> Callable[[FrameType], bool]:
+    """Return whether a frame is one of these modules of the package."""
 
-    def enter(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
+    def counts(frame: FrameType) -> bool:
         file = Path(frame.f_code.co_filename)
-        return step if file.parent.name == "poolkeeper" and file.stem in modules else None
+        return file.parent.name == "poolkeeper" and file.stem in modules
 
-    def step(frame: FrameType, event: str, argument: object) -> Callable[..., Any]:
-        nonlocal left
-        source = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-        if event == "line" and not source.startswith(SPARED):
-            left -= 1
-            if left == 0:
-                sys.settrace(None)
-                interrupt()
-        return step
+    return counts
 
-    sys.settrace(enter)
-    try:
-        call()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(None)
-    return False
+
+def fed_ahead(keeper: Keeper, folder: Path, number: int) -> tuple[Future[str], list[Future[str]]]:
+    """Return a task that runs until there is ``go`` in ``folder``, and so many that its worker holds already."""
+    wait([keeper.submit(tasks.hold_if, None) for _ in range(1000)], PATIENCE)  # short: they will be fed ahead
+    with standing_still(keeper):
+        running = keeper.submit(tasks.hold_if, folder)
+        futures = [keeper.submit(tasks.hold_if, None) for _ in range(number)]
+    started(folder)
+    return running, futures
 
 
 def test_what_ctrl_c_cuts_short_is_cancelled_or_runs(keeper: Keeper, tmp_path: Path) -> None:
@@ -225,7 +214,7 @@ def test_what_ctrl_c_cuts_short_is_cancelled_or_runs(keeper: Keeper, tmp_path: P
         line += 1
         future = keeper.submit(tasks.square, 3)
         future.add_done_callback(called.append)
-        cut = interrupted(future.cancel, line, {"keeper", "futures", "settlement"})
+        cut = interrupted(future.cancel, line, of({"keeper", "futures", "settlement"}), cut_in, spared=SPARED)
         futures.append(future)
     (tmp_path / "go").touch()
     running.result(PATIENCE)
@@ -238,11 +227,7 @@ def test_what_ctrl_c_cuts_short_is_cancelled_or_runs(keeper: Keeper, tmp_path: P
 
 def test_what_was_fed_ahead_and_is_cancelled_waits_no_more(tmp_path: Path) -> None:
     with Keeper(1, preload=["tests.tasks"]) as keeper:
-        wait([keeper.submit(tasks.hold_if, None) for _ in range(1000)], PATIENCE)  # short: they will be fed ahead
-        with standing_still(keeper):
-            running = keeper.submit(tasks.hold_if, tmp_path)
-            futures = [keeper.submit(tasks.hold_if, None) for _ in range(20)]
-        started(tmp_path)
+        running, futures = fed_ahead(keeper, tmp_path, 20)
         before = keeper.status()
         cancelled = [future.cancel() for future in futures]
         after = keeper.status()
@@ -257,13 +242,9 @@ def test_ctrl_c_at_any_line_of_a_cancellation_loses_no_task(tmp_path: Path) -> N
     """Python's own handler waits until the keeper's tables agree with each other again."""
     modules = {file.stem for file in Path(poolkeeper.__file__).parent.glob("*.py")} - {"driving", "loop"}
     with Keeper(1, preload=["tests.tasks"]) as keeper:
-        wait([keeper.submit(tasks.hold_if, None) for _ in range(1000)], PATIENCE)  # short: they will be fed ahead
-        with standing_still(keeper):
-            running = keeper.submit(tasks.hold_if, tmp_path)
-            futures = [keeper.submit(tasks.hold_if, None) for _ in range(300)]
-        started(tmp_path)
+        running, futures = fed_ahead(keeper, tmp_path, 300)
         lines = 0
-        while interrupted(futures[lines].cancel, lines + 1, modules, press_ctrl_c):
+        while interrupted(futures[lines].cancel, lines + 1, of(modules), press_ctrl_c, spared=SPARED):
             lines += 1
         assert lines > 20
         (tmp_path / "go").touch()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -15,6 +14,7 @@ import pytest
 
 from poolkeeper.held_signals import HeldSignals
 from tests.helpers import PATIENCE
+from tests.interruption import interrupted
 
 ALARM, FIRST, SECOND = signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2
 
@@ -147,38 +147,22 @@ def test_one_interruption_at_any_line_leaves_all_handlers_in_their_places(handle
     handle(SECOND, lambda number, frame: heard.append(number))
     handle(ALARM, raising)
     before = {number: signal.getsignal(number) for number in signal.valid_signals()}
-    line, cut = 0, True
-    while cut:
-        line += 1
-        cut = _interrupted(line, sent)
-        assert {number: signal.getsignal(number) for number in signal.valid_signals()} == before, line
-        assert heard == sent, line
-    assert line > 20
 
-
-def _interrupted(line: int, sent: list[int]) -> bool:
-    """Hold signals, with one whose handler raises at the ``line``-th line; return whether it came to that."""
-    left = line
-
-    def trace(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
-        nonlocal left
-        if not frame.f_code.co_filename.endswith("held_signals.py"):
-            return None
-        left -= event == "line"
-        if left == 0:
-            sys.settrace(None)
-            signal.raise_signal(ALARM)
-        return trace
-
-    sys.settrace(trace)
-    try:
+    def use() -> None:
         with HeldSignals() as signals:
             sent.append(SECOND)
             signal.raise_signal(SECOND)
             signals.open()
             signals.hold()
-    except Raised:
-        return True
-    finally:
-        sys.settrace(None)
-    return False
+
+    line, cut = 0, True
+    while cut:
+        line += 1
+        cut = interrupted(use, line, _counts, lambda: signal.raise_signal(ALARM), raises=Raised)
+        assert {number: signal.getsignal(number) for number in signal.valid_signals()} == before, line
+        assert heard == sent, line
+    assert line > 20
+
+
+def _counts(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.endswith("held_signals.py") and frame.f_code.co_name != "use"

@@ -7,10 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import psutil
 import pytest
@@ -21,6 +19,7 @@ from poolkeeper import CommandFailed, command
 from poolkeeper.calls import callable_name
 from poolkeeper.program import Program
 from tests.helpers import PATIENCE, is_running, wait_until
+from tests.interruption import interrupted
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=10)
 
@@ -195,7 +194,7 @@ def test_an_exception_at_any_line_leaves_no_process() -> None:
         line, cut = 0, True
         while cut:
             line += 1
-            cut = _interrupted(command("true"), line)
+            cut = interrupted(command("true"), line, _counts, _ring)
             assert psutil.Process().children() == [], f"interrupted at line {line}"
             assert signal.set_wakeup_fd(-1) == -1
     finally:
@@ -222,31 +221,15 @@ def test_a_second_exception_does_not_keep_the_first_from_ending_the_program(
 MODULES = {"program", "held_signals", "subprocess"}
 
 
-def _interrupted(call: Callable[[], object], line: int) -> bool:
-    """Run ``call``, with a signal at the ``line``-th line of what it runs; return whether it came to that."""
-    left = line
+def _counts(frame: FrameType) -> bool:
+    names = {frame.f_code.co_name, frame.f_back and frame.f_back.f_code.co_name}
+    return (
+        Path(frame.f_code.co_filename).stem in MODULES and "__del__" not in names
+    )  # Python drops what is raised there
 
-    def trace(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
-        nonlocal left
-        names = {frame.f_code.co_name, frame.f_back and frame.f_back.f_code.co_name}
-        if (
-            Path(frame.f_code.co_filename).stem not in MODULES or "__del__" in names
-        ):  # Python drops what is raised there
-            return None
-        left -= event == "line"
-        if left == 0:
-            sys.settrace(None)
-            signal.raise_signal(signal.SIGALRM)
-        return trace
 
-    sys.settrace(trace)
-    try:
-        call()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(None)
-    return False
+def _ring() -> None:
+    signal.raise_signal(signal.SIGALRM)
 
 
 def _interrupt(*_: object) -> None:
